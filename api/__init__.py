@@ -1,0 +1,1 @@
+"""The REST API: accepts jobs, shows them, and never does model work."""

@@ -1,0 +1,37 @@
+"""Engines for PostgreSQL: one kind of pool, sync for workers and async for the API."""
+
+from sqlalchemy import URL, Engine, create_engine, make_url
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+from shared.settings import DatabaseSettings
+
+
+def _url(settings: DatabaseSettings) -> URL:
+    """The URL with our driver, whichever PostgreSQL driver it named."""
+    return make_url(settings.url.get_secret_value()).set(drivername="postgresql+psycopg")
+
+
+def _options(settings: DatabaseSettings, application: str) -> dict[str, object]:
+    timeout = int(settings.statement_timeout.total_seconds() * 1000)
+    return {
+        "pool_size": settings.pool_size,
+        "max_overflow": 0,
+        "pool_timeout": settings.pool_timeout.total_seconds(),
+        "pool_pre_ping": True,
+        "pool_use_lifo": True,
+        "connect_args": {
+            "application_name": application,
+            "connect_timeout": 5,
+            "options": f"-c statement_timeout={timeout} -c idle_in_transaction_session_timeout=60000 -c lock_timeout={timeout}",
+        },
+    }
+
+
+def make_engine(settings: DatabaseSettings, application: str) -> Engine:
+    """A pooled engine for threads."""
+    return create_engine(_url(settings), **_options(settings, application))
+
+
+def make_async_engine(settings: DatabaseSettings, application: str) -> AsyncEngine:
+    """A pooled engine for asyncio."""
+    return create_async_engine(_url(settings), **_options(settings, application))

@@ -1,0 +1,157 @@
+"""Everything that can go wrong, as one tree. The class is the decision; no HTTP status appears here.
+
+* NoisemillError
+  - RequestRefused           what a client asked for cannot be done
+    - NotFound               no such thing for this tenant
+    - Gone                   it was deleted
+    - IllegalMove            the job is not in a state that allows this
+    - InvalidSpec            the request can never work (names the field)
+    - IdempotencyConflict    same key, other body, or still in flight
+    - Unauthorized, Forbidden
+    - TooLarge, UnsupportedMedia
+  - JobError                 ends an attempt, with a code that clients may match on
+    - DatasetInvalid, ModelLoadFailed, NanLoss, OutOfMemory, UploadFailed, TimeLimitExceeded, WorkerLost, InternalError
+  - LeaseLost                this attempt is no longer the current one
+  - StorageError             S3 said no, or said nothing
+"""
+
+from typing import ClassVar
+
+
+class NoisemillError(Exception):
+    """Base of all of our errors."""
+
+    code: ClassVar[str] = "internal"
+
+
+class RequestRefused(NoisemillError):
+    """A client asked for something that cannot be done; ``pointer`` names the field (RFC 6901)."""
+
+    code = "invalid_request"
+
+    def __init__(self, detail: str, *, pointer: str | None = None) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.pointer = pointer
+
+
+class NotFound(RequestRefused):
+    """No such thing, or it belongs to another tenant."""
+
+    code = "not_found"
+
+
+class Gone(RequestRefused):
+    """It existed and was deleted."""
+
+    code = "gone"
+
+
+class IllegalMove(RequestRefused):
+    """The job is not in a state that allows this."""
+
+    code = "invalid_state"
+
+
+class InvalidSpec(RequestRefused):
+    """The request is well formed and can never work."""
+
+    code = "validation_failed"
+
+
+class IdempotencyMismatch(RequestRefused):
+    """The idempotency key was used before with another body."""
+
+    code = "idempotency_key_reuse"
+
+
+class IdempotencyInProgress(RequestRefused):
+    """The first request with this idempotency key has not ended yet."""
+
+    code = "idempotency_in_progress"
+
+
+class Unauthorized(RequestRefused):
+    """No key, or not one of ours."""
+
+    code = "unauthorized"
+
+
+class Forbidden(RequestRefused):
+    """The key lacks the scope."""
+
+    code = "forbidden"
+
+
+class TooLarge(RequestRefused):
+    """The body is above the limit."""
+
+    code = "payload_too_large"
+
+
+class UnsupportedMedia(RequestRefused):
+    """The content type is not one we read."""
+
+    code = "unsupported_media_type"
+
+
+class JobError(NoisemillError):
+    """Ends an attempt. ``retryable`` decides whether another one may follow."""
+
+    retryable: ClassVar[bool] = False
+
+
+class InternalError(JobError):
+    """A bug of ours."""
+
+
+class DatasetInvalid(JobError):
+    """The uploaded data cannot be made into a dataset; the message says which file and why."""
+
+    code = "dataset_invalid"
+
+
+class ModelLoadFailed(JobError):
+    """The weights do not fit their description."""
+
+    code = "model_load_failed"
+
+
+class NanLoss(JobError):
+    """The loss stopped being a number."""
+
+    code = "nan_loss"
+
+
+class OutOfMemory(JobError):
+    """Not even the smallest batch fits."""
+
+    code = "out_of_memory"
+
+
+class TimeLimitExceeded(JobError):
+    """The attempt ran longer than it may, or made no step for too long."""
+
+    code = "timeout"
+
+
+class UploadFailed(JobError):
+    """Storage refused the result after several tries."""
+
+    code = "upload_failed"
+    retryable = True
+
+
+class WorkerLost(JobError):
+    """The process that ran the attempt is gone."""
+
+    code = "worker_lost"
+    retryable = True
+
+
+class LeaseLost(NoisemillError):
+    """This attempt is no longer the current one; nothing it does can count."""
+
+
+class StorageError(NoisemillError):
+    """Storage failed, or returned something else than what was stored."""

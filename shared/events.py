@@ -1,0 +1,53 @@
+"""The bell of the event log: tells listeners that a job has news. The news itself is read from SQL.
+
+A lost ring costs a listener one poll interval, never an event.
+"""
+
+import logging
+from typing import Any, Final
+from uuid import UUID
+
+import redis
+import redis.asyncio
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from shared.settings import BrokerSettings
+
+logger = logging.getLogger(__name__)
+
+_OPTIONS: Final[dict[str, Any]] = {
+    "socket_timeout": 5,
+    "socket_connect_timeout": 2,
+    "socket_keepalive": True,
+    "health_check_interval": 5,
+}
+
+
+def channel(settings: BrokerSettings, job_id: UUID) -> str:
+    """Where the bell of a job rings."""
+    return f"{settings.prefix}events:{job_id.hex}"
+
+
+def connect(settings: BrokerSettings) -> "redis.Redis":
+    """A client for rings and health checks; connects on first use."""
+    return redis.Redis.from_url(settings.url.get_secret_value(), retry=Retry(NoBackoff(), 0), **_OPTIONS)  # pyright: ignore[reportUnknownMemberType]
+
+
+def connect_async(settings: BrokerSettings) -> "redis.asyncio.Redis":
+    """The same for asyncio."""
+    return redis.asyncio.Redis.from_url(settings.url.get_secret_value(), **_OPTIONS)  # pyright: ignore[reportUnknownMemberType]
+
+
+class EventBell:
+    """Rings after a commit. Never raises, never blocks for long: SQL has the event already."""
+
+    def __init__(self, settings: BrokerSettings) -> None:
+        self._settings = settings
+        self._client = connect(settings)
+
+    def ring(self, job_id: UUID) -> None:
+        try:
+            self._client.publish(channel(self._settings, job_id), "1")  # pyright: ignore[reportUnknownMemberType]
+        except (redis.RedisError, OSError) as error:
+            logger.debug("bell of job %s not rung: %s", job_id, error)

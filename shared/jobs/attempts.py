@@ -1,0 +1,267 @@
+"""What a worker may do with a job: claim, heartbeat, report, record, and end its attempt.
+
+Every function takes the caller's session and never commits; every write is guarded by the fence.
+Times are the database's (``clock_timestamp()``): no worker's clock decides anything.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import ColumnElement, Text, bindparam, case, func, literal, text, update
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
+from sqlmodel import Session, col, select
+
+from shared.errors import JobError, LeaseLost
+from shared.jobs import products
+from shared.jobs.moves import append_event, move, move_by_case
+from shared.jobs.rows import Artifact, Attempt, Job
+from shared.jobs.state import HELD, AttemptOutcome, JobState, JobType
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """One attempt, as its worker holds it."""
+
+    job_id: UUID
+    fence: int
+    tenant_id: UUID
+    type: JobType
+    spec: Mapping[str, Any]
+    inputs: Mapping[str, Any]
+    """What the references in the spec stand for (``shared/jobs/products.py``)."""
+    timeout: timedelta | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class NewArtifact:
+    """An object that lies in storage already and wants its row."""
+
+    kind: str
+    name: str
+    key: str
+    size_bytes: int
+    sha256: str
+    media_type: str
+    details: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+
+# SKIP LOCKED may answer "none" while rows are merely locked, so nobody stops polling on one empty
+# answer. MATERIALIZED: the locking scan must run once, never inside a join.
+_CLAIM = text("""
+WITH candidate AS MATERIALIZED (
+    SELECT id, state_version FROM jobs
+    WHERE state = 'queued' AND queue = ANY(:queues) AND (not_before IS NULL OR not_before <= clock_timestamp())
+        AND (start_deadline IS NULL OR start_deadline > clock_timestamp())
+    ORDER BY priority DESC, queued_at, id
+    LIMIT :limit FOR UPDATE SKIP LOCKED
+), claimed AS (
+    UPDATE jobs SET
+        state = 'running', fence = fence + 1, worker = :worker, phase = 'starting',
+        lease_until = clock_timestamp() + :lease, started_at = coalesce(started_at, clock_timestamp()),
+        not_before = NULL, state_version = jobs.state_version + 1, event_seq = event_seq + 1,
+        timings = timings || jsonb_build_object('queue_ms', coalesce((timings->>'queue_ms')::float8, 0)
+            + round(extract(epoch FROM clock_timestamp() - queued_at) * 1000))
+    FROM candidate WHERE jobs.id = candidate.id AND jobs.state = 'queued'
+    RETURNING jobs.*
+), attempt AS (
+    INSERT INTO attempts (job_id, fence, worker) SELECT id, fence, :worker FROM claimed
+), event AS (
+    INSERT INTO events (job_id, seq, type, data)
+    SELECT id, event_seq, 'job.state', jsonb_build_object(
+        'state', state, 'state_version', state_version, 'attempt', fence, 'worker', worker) FROM claimed
+)
+SELECT id, fence, tenant_id, type, spec, inputs, timeout_seconds FROM claimed
+""").bindparams(bindparam("queues", type_=ARRAY(Text)))
+
+
+def claim(session: Session, *, worker: str, queues: Sequence[str], lease: timedelta, limit: int = 1) -> list[Claim]:
+    """Take the best waiting jobs of these queues, each with a fence of its own; maybe none."""
+    found = session.execute(_CLAIM, {"worker": worker, "queues": list(queues), "lease": lease, "limit": limit})
+    return [_claim(session, row) for row in found.mappings().all()]
+
+
+def _claim(session: Session, row: Mapping[str, Any]) -> Claim:
+    seconds = row["timeout_seconds"]
+    kind = JobType(row["type"])
+    return Claim(
+        job_id=row["id"],
+        fence=row["fence"],
+        tenant_id=row["tenant_id"],
+        type=kind,
+        spec=row["spec"],
+        inputs=products.resolve(session, row["id"], kind, row["inputs"]),
+        timeout=None if seconds is None else timedelta(seconds=seconds),
+    )
+
+
+def _current(job_id: UUID, fence: int) -> tuple[ColumnElement[bool], ...]:
+    return col(Job.id) == job_id, col(Job.fence) == fence, col(Job.state).in_(HELD)
+
+
+def heartbeat(session: Session, job_id: UUID, fence: int, *, lease: timedelta) -> JobState:
+    """Hold the job for another ``lease``; returns its state, which may ask the attempt to stop.
+
+    Raises:
+        LeaseLost: the attempt is over; nothing it does from now on counts.
+    """
+    statement = (
+        update(Job)
+        .where(*_current(job_id, fence))
+        .values(lease_until=func.clock_timestamp() + literal(lease))
+        .returning(col(Job.state))
+    )
+    return _held(session.execute(statement).scalar_one_or_none(), job_id, fence)
+
+
+def progress(
+    session: Session, job_id: UUID, fence: int, *, step: int, steps: int, phase: str | None, figures: Mapping[str, Any], lease: timedelta
+) -> JobState:
+    """``heartbeat`` that also reports where the attempt is, with a ``job.progress`` event."""
+    data = {"step": step, "steps": steps, "phase": phase, "attempt": fence, "value": step / steps if steps else 0.0, **figures}
+    values = {"step": step, "steps": steps, "phase": phase, "figures": dict(figures)}
+    statement = append_event(
+        job_id,
+        "job.progress",
+        data,
+        *_current(job_id, fence)[1:],
+        lease_until=func.clock_timestamp() + literal(lease),
+        **values,
+    )
+    return _held(session.execute(statement).scalars(2).one_or_none(), job_id, fence)
+
+
+def _held(state: JobState | None, job_id: UUID, fence: int) -> JobState:
+    if state is None:
+        raise LeaseLost(f"job {job_id}: attempt {fence} is over")
+    return state
+
+
+def note(session: Session, job_id: UUID, fence: int, kind: str, data: Mapping[str, Any]) -> None:
+    """Add a ``job.metric`` or ``job.log`` event.
+
+    Raises:
+        LeaseLost: the attempt is over.
+    """
+    statement = append_event(job_id, kind, {**data, "attempt": fence}, *_current(job_id, fence)[1:])
+    _held(session.execute(statement).scalars(2).one_or_none(), job_id, fence)
+
+
+def record(session: Session, claim: Claim, artifact: NewArtifact) -> None:
+    """Make an object visible while its job still runs (previews, checkpoints).
+
+    Raises:
+        LeaseLost: the attempt is over.
+    """
+    row = _artifact(claim, artifact)
+    event = f"job.{artifact.kind}" if artifact.kind in ("preview", "checkpoint") else "job.artifact"
+    data = {"id": f"art_{row.id.hex}", "kind": row.kind, "name": row.name, "details": dict(artifact.details)}
+    note(session, claim.job_id, claim.fence, event, data)
+    session.add(row)
+    session.flush()
+
+
+def _artifact(claim: Claim, artifact: NewArtifact) -> Artifact:
+    return Artifact(
+        tenant_id=claim.tenant_id,
+        job_id=claim.job_id,
+        fence=claim.fence,
+        kind=artifact.kind,
+        name=artifact.name,
+        key=artifact.key,
+        size_bytes=artifact.size_bytes,
+        sha256=artifact.sha256,
+        media_type=artifact.media_type,
+        details=dict(artifact.details),
+    )
+
+
+def succeed(
+    session: Session, claim: Claim, *, result: Mapping[str, Any], artifacts: Sequence[NewArtifact], timings: Mapping[str, float]
+) -> JobState | None:
+    """End the attempt well: state, artifacts and what the job made become visible together.
+
+    Returns:
+        ``succeeded``, or None: a cancel came first or the attempt is over, and nothing changed.
+    """
+    where = _current(claim.job_id, claim.fence)
+    moved = session.execute(
+        move(
+            JobState.SUCCEEDED,
+            *where,
+            outcome=AttemptOutcome.SUCCEEDED,
+            step=Job.steps,
+            timings=col(Job.timings).op("||")(literal(dict(timings), JSONB)),
+        )
+    ).mappings().one_or_none()
+    if moved is None:
+        return None
+    session.add_all(_artifact(claim, artifact) for artifact in artifacts)
+    complete = products.publish(session, claim.tenant_id, claim.job_id, claim.type, claim.spec, claim.inputs, result)
+    session.execute(update(Job).where(col(Job.id) == claim.job_id).values(result=complete))
+    session.flush()
+    return JobState.SUCCEEDED
+
+
+def fail(session: Session, job_id: UUID, fence: int, error: JobError, *, backoff: timedelta) -> JobState | None:
+    """End the attempt badly: queued again if the error may pass and attempts are left, else failed.
+
+    Returns:
+        The state the job is in now, or None: the attempt was over already.
+    """
+    spent = Job.failures + Job.losses + 1
+    again = col(Job.state) == JobState.RUNNING
+    if not error.retryable:
+        again &= literal(False)  # noqa: FBT003
+    statement = move_by_case(
+        [
+            (JobState.CANCELED, col(Job.state) == JobState.CANCELING),
+            (JobState.QUEUED, again & (spent < Job.max_attempts)),
+            (JobState.FAILED, literal(True)),  # noqa: FBT003
+        ],
+        *_current(job_id, fence),
+        outcome={
+            JobState.CANCELED: AttemptOutcome.CANCELED,
+            JobState.QUEUED: AttemptOutcome.FAILED,
+            JobState.FAILED: AttemptOutcome.FAILED,
+        },
+        error=error,
+        failures=Job.failures + 1,
+        not_before=func.clock_timestamp() + literal(backoff) * func.power(2, Job.failures),
+    )
+    moved = session.execute(statement).mappings().one_or_none()
+    if moved is None:
+        return None
+    return JobState(moved["state"])
+
+
+def hand_back(session: Session, job_id: UUID, fence: int) -> JobState | None:
+    """End an attempt that stopped when it was told to: canceled, paused, or queued for the next worker.
+
+    Returns:
+        The state the job is in now, or None: the attempt was over already.
+    """
+    statement = move_by_case(
+        [
+            (JobState.CANCELED, col(Job.state) == JobState.CANCELING),
+            (JobState.PAUSED, col(Job.state) == JobState.PAUSING),
+            (JobState.QUEUED, col(Job.state) == JobState.RUNNING),
+        ],
+        *_current(job_id, fence),
+        outcome={
+            JobState.CANCELED: AttemptOutcome.CANCELED,
+            JobState.PAUSED: AttemptOutcome.PAUSED,
+            JobState.QUEUED: AttemptOutcome.INTERRUPTED,
+        },
+        interruptions=Job.interruptions + case((col(Job.state) == JobState.RUNNING, 1), else_=0),
+    )
+    moved = session.execute(statement).mappings().one_or_none()
+    return None if moved is None else JobState(moved["state"])
+
+
+def outcome_of(session: Session, job_id: UUID, fence: int) -> AttemptOutcome | None:
+    """How the attempt ended, for a worker whose commit was answered by an error; None: it has not."""
+    statement = select(Attempt.outcome).where(Attempt.job_id == job_id, Attempt.fence == fence)
+    return session.exec(statement).one_or_none()

@@ -1,0 +1,81 @@
+"""A client's promise that two requests are one: same key and body, same answer, one job.
+
+The key's row is written in the transaction of the job itself, so that key and job exist together or
+not at all. A second request with the key waits for that transaction, then replays its answer.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import delete, func, literal, select, text, update
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlmodel import col
+
+from shared.errors import IdempotencyInProgress, IdempotencyMismatch
+from shared.jobs.rows import IdempotencyKey
+
+_LOCK_NOT_AVAILABLE = "55P03"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the first request was answered."""
+
+    status: int
+    body: str
+
+
+def digest(body: Mapping[str, Any]) -> str:
+    """SHA-256 of a JSON body, whatever the order of its keys."""
+    canonical = json.dumps(body, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+async def begin(
+    session: AsyncSession, tenant_id: UUID, key: str, request_sha256: str, *, lifetime: timedelta, wait: timedelta = timedelta(seconds=2)
+) -> Answer | None:
+    """Take the key for this transaction; returns the stored answer if it was used before.
+
+    Raises:
+        IdempotencyMismatch: it was used with another body.
+        IdempotencyInProgress: the first request did not end within ``wait``.
+    """
+    mine = (col(IdempotencyKey.tenant_id) == tenant_id, col(IdempotencyKey.key) == key)
+    expired = col(IdempotencyKey.created_at) < func.clock_timestamp() - literal(lifetime)
+    await session.execute(text(f"SET LOCAL lock_timeout = {int(wait.total_seconds() * 1000)}"))
+    try:
+        await session.execute(delete(IdempotencyKey).where(*mine, expired))
+        taken = await session.scalar(
+            insert(IdempotencyKey)
+            .values(tenant_id=tenant_id, key=key, request_sha256=request_sha256)
+            .on_conflict_do_nothing()
+            .returning(col(IdempotencyKey.key))
+        )
+    except DBAPIError as error:
+        if getattr(error.orig, "sqlstate", None) == _LOCK_NOT_AVAILABLE:
+            raise IdempotencyInProgress("the first request with this Idempotency-Key has not ended yet") from error
+        raise
+    if taken is not None:
+        return None
+    stored = (await session.execute(select(IdempotencyKey).where(*mine))).scalar_one()
+    if stored.request_sha256 != request_sha256:
+        raise IdempotencyMismatch("this Idempotency-Key was used before with another body")
+    if stored.status is None or stored.body is None:
+        raise IdempotencyInProgress("the first request with this Idempotency-Key has not ended yet")
+    return Answer(stored.status, stored.body)
+
+
+async def complete(session: AsyncSession, tenant_id: UUID, key: str, answer: Answer) -> None:
+    """Keep the answer for replays."""
+    await session.execute(
+        update(IdempotencyKey)
+        .where(col(IdempotencyKey.tenant_id) == tenant_id, col(IdempotencyKey.key) == key)
+        .values(status=answer.status, body=answer.body)
+    )

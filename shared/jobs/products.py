@@ -1,0 +1,142 @@
+"""What jobs read and what they make: datasets and model versions, resolved and published in SQL.
+
+``resolve`` turns the references of a job into what its runner needs to fetch them; ``publish``
+turns a finished job's result into rows, inside the transaction that makes it succeed.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import update
+from sqlalchemy.dialects.postgresql import insert
+from sqlmodel import Session, col, select
+
+from shared.errors import NotFound
+from shared.ids import public
+from shared.jobs.rows import Artifact, Dataset, DatasetState, Job, Model, ModelVersion
+from shared.jobs.state import JobType
+
+
+def resolve(session: Session, job_id: UUID, kind: JobType, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """The ``inputs`` of an assignment, as ``worker/run.py`` describes them."""
+    match kind:
+        case JobType.INGEST:
+            return {"source": _dataset(session, inputs["dataset_id"]).source}
+        case JobType.TRAIN:
+            return {"dataset": _dataset_input(session, inputs), "resume": _last_checkpoint(session, job_id)}
+        case JobType.GENERATE:
+            return {"model": _model_input(session, inputs["version_id"]), "dataset": _dataset_input(session, inputs)}
+        case _:
+            return {}
+
+
+def _dataset(session: Session, dataset_id: str) -> Dataset:
+    dataset = session.get(Dataset, UUID(dataset_id))
+    if dataset is None:
+        raise NotFound(f"dataset {dataset_id} is gone")
+    return dataset
+
+
+def _dataset_input(session: Session, inputs: Mapping[str, Any]) -> dict[str, Any] | None:
+    if "dataset_id" not in inputs:
+        return None
+    row = _dataset(session, inputs["dataset_id"])
+    return {"id": public("ds", row.id), "modality": row.modality, "digest": row.digest, "info": row.info, "files": row.files}
+
+
+def _last_checkpoint(session: Session, job_id: UUID) -> dict[str, Any] | None:
+    newest = (
+        select(Artifact)
+        .where(Artifact.job_id == job_id, Artifact.kind == "checkpoint")
+        .order_by(col(Artifact.details)["step"].as_integer().desc(), col(Artifact.id).desc())
+        .limit(1)
+    )
+    row = session.exec(newest).one_or_none()
+    if row is None:
+        return None
+    return {"key": row.key, "sha256": row.sha256, "size_bytes": row.size_bytes, "step": row.details["step"]}
+
+
+def _model_input(session: Session, version_id: str) -> dict[str, Any]:
+    found = session.exec(
+        select(ModelVersion, Model).join(Model).where(ModelVersion.id == UUID(version_id))
+    ).one_or_none()
+    if found is None:
+        raise NotFound(f"model version {version_id} is gone")
+    version, model = found
+    return {
+        "id": public("mdl", model.id),
+        "name": model.name,
+        "version": version.version,
+        "family": version.family,
+        "spec": version.spec,
+        "info": version.info,
+        "weights": version.weights,
+    }
+
+
+def publish(
+    session: Session,
+    tenant_id: UUID,
+    job_id: UUID,
+    kind: JobType,
+    spec: Mapping[str, Any],
+    inputs: Mapping[str, Any],
+    result: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Write the rows that a finished job's result stands for; returns the result to show."""
+    match kind:
+        case JobType.INGEST:
+            return _publish_dataset(session, job_id, result)
+        case JobType.TRAIN:
+            return _publish_version(session, tenant_id, job_id, spec, inputs, result)
+        case _:
+            return dict(result)
+
+
+def _publish_dataset(session: Session, job_id: UUID, result: Mapping[str, Any]) -> dict[str, Any]:
+    ready = (
+        update(Dataset)
+        .where(col(Dataset.job_id) == job_id)
+        .values(
+            state=DatasetState.READY,
+            error=None,
+            **{name: result[name] for name in ("modality", "count", "digest", "info", "files")},
+        )
+        .returning(col(Dataset.id))
+    )
+    dataset_id = session.execute(ready).scalar_one()
+    shown = {name: value for name, value in result.items() if name != "files"}
+    return {"dataset": public("ds", dataset_id), **shown}
+
+
+def _publish_version(
+    session: Session, tenant_id: UUID, job_id: UUID, spec: Mapping[str, Any], inputs: Mapping[str, Any], result: Mapping[str, Any]
+) -> dict[str, Any]:
+    # The upsert locks the name's row, so versions of one name are numbered without a gap or a tie.
+    named = (
+        insert(Model)
+        .values(tenant_id=tenant_id, name=spec["model"], latest=1)
+        .on_conflict_do_update(index_elements=["tenant_id", "name"], set_={"latest": Model.latest + 1})
+        .returning(col(Model.id), col(Model.latest))
+    )
+    model_id, version = session.execute(named).one()
+    dataset = session.execute(select(Job.inputs).where(Job.id == job_id)).scalar_one().get("dataset_id")
+    session.add(
+        ModelVersion(
+            model_id=model_id,
+            version=version,
+            family=spec["family"],
+            spec=dict(spec),
+            info=result["info"],
+            metrics=result["metrics"],
+            weights=result["weights"],
+            job_id=job_id,
+            dataset_id=None if dataset is None else UUID(dataset),
+        )
+    )
+    shown = {name: value for name, value in result.items() if name not in ("weights", "info")}
+    return {"model": f"{spec['model']}@{version}", "model_id": public("mdl", model_id), "version": version, **shown}
+
+

@@ -1,0 +1,319 @@
+"""The tables. Wire formats are elsewhere (``shared/wire.py``): rows are never validated input."""
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    Column,
+    DateTime,
+    Enum,
+    ForeignKey,
+    Identity,
+    Index,
+    Integer,
+    LargeBinary,
+    SmallInteger,
+    Text,
+    UniqueConstraint,
+    func,
+    text,
+)
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
+from sqlmodel import Field, SQLModel
+
+from shared.ids import uuid7
+from shared.jobs.state import AttemptOutcome, JobState, JobType
+
+JsonObject = dict[str, Any]
+
+NAMING = {
+    "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+    "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+    "ck": "ck_%(table_name)s_%(constraint_name)s",
+    "fk": "fk_%(table_name)s_%(column_0_name)s",
+    "pk": "pk_%(table_name)s",
+}
+SQLModel.metadata.naming_convention = NAMING
+
+
+def _enum(kind: type[StrEnum], name: str) -> Enum:
+    return Enum(
+        kind, native_enum=False, length=16, name=name, create_constraint=True, values_callable=lambda e: [m.value for m in e]
+    )
+
+
+def _time(*, default: bool = False, nullable: bool = True) -> Any:
+    return Column(
+        DateTime(timezone=True),
+        server_default=func.clock_timestamp() if default else None,
+        nullable=nullable and not default,
+    )
+
+
+def _json(default: str | None = None) -> Any:
+    return Column(JSONB, server_default=text(f"'{default}'::jsonb") if default else None, nullable=default is None)
+
+
+def _counter() -> Any:
+    return Column(BigInteger, nullable=False, server_default=text("0"))
+
+
+def _owner(*, primary_key: bool = False) -> Any:
+    return Column(ForeignKey("tenants.id"), nullable=False, primary_key=primary_key)
+
+
+class Tenant(SQLModel, table=True):
+    """Owner of jobs, datasets and models."""
+
+    __tablename__ = "tenants"
+
+    id: UUID = Field(default_factory=uuid7, primary_key=True)
+    name: str = Field(sa_column=Column(Text, nullable=False, unique=True))
+    created_at: datetime | None = Field(default=None, sa_column=_time(default=True))
+
+
+class ApiKey(SQLModel, table=True):
+    """A bearer key, of which only the SHA-256 is kept."""
+
+    __tablename__ = "api_keys"
+
+    id: UUID = Field(default_factory=uuid7, primary_key=True)
+    tenant_id: UUID = Field(sa_column=_owner())
+    digest: bytes = Field(sa_column=Column(LargeBinary, nullable=False, unique=True))
+    hint: str = Field(sa_column=Column(Text, nullable=False))
+    scopes: list[str] = Field(sa_column=Column(ARRAY(Text), nullable=False))
+    created_at: datetime | None = Field(default=None, sa_column=_time(default=True))
+    expires_at: datetime | None = Field(default=None, sa_column=_time())
+    revoked_at: datetime | None = Field(default=None, sa_column=_time())
+
+
+class Job(SQLModel, table=True):
+    """One request and its life. Changed only by ``requests.py``, ``attempts.py`` and ``upkeep.py``."""
+
+    __tablename__ = "jobs"
+    __table_args__ = (
+        # The claim reads this in order and takes the first unlocked row.
+        Index("ix_jobs_claim", "queue", text("priority DESC"), "queued_at", "id", postgresql_where=text("state = 'queued'")),
+        Index("ix_jobs_lease", "lease_until", postgresql_where=text("state IN ('running', 'canceling', 'pausing')")),
+        Index("ix_jobs_tenant_list", "tenant_id", text("id DESC")),
+        CheckConstraint(
+            "(state IN ('running', 'canceling', 'pausing')) = (lease_until IS NOT NULL)", name="lease_while_held"
+        ),
+        CheckConstraint(
+            "(state IN ('succeeded', 'failed', 'canceled', 'expired')) = (completed_at IS NOT NULL)", name="completed_when_final"
+        ),
+        CheckConstraint("(state = 'failed') = (error_code IS NOT NULL)", name="error_when_failed"),
+        {"postgresql_with": {"fillfactor": "70"}},
+    )
+
+    id: UUID = Field(default_factory=uuid7, primary_key=True)
+    tenant_id: UUID = Field(sa_column=_owner())
+    type: JobType = Field(sa_column=Column(_enum(JobType, "type"), nullable=False))
+    queue: str = Field(sa_column=Column(Text, nullable=False))
+    spec: JsonObject = Field(sa_column=_json("{}"))
+    inputs: JsonObject = Field(default_factory=dict, sa_column=_json("{}"))
+    """What the references in the spec meant at submission: ids of the dataset and the model version."""
+    summary: str = Field(sa_column=Column(Text, nullable=False))
+    labels: JsonObject = Field(default_factory=dict, sa_column=_json("{}"))
+    priority: int = Field(default=1, sa_column=Column(SmallInteger, nullable=False, server_default=text("1")))
+
+    state: JobState = Field(default=JobState.QUEUED, sa_column=Column(_enum(JobState, "state"), nullable=False))
+    state_version: int = Field(default=1, sa_column=_counter())
+    event_seq: int = Field(default=0, sa_column=_counter())
+    phase: str | None = Field(default=None, sa_column=Column(Text))
+
+    fence: int = Field(default=0, sa_column=_counter())
+    """Number of the current attempt. Grows with each claim, is never reset, and guards every write."""
+    failures: int = Field(default=0, sa_column=_counter())
+    losses: int = Field(default=0, sa_column=_counter())
+    interruptions: int = Field(default=0, sa_column=_counter())
+    max_attempts: int = Field(sa_column=Column(Integer, nullable=False))
+    worker: str | None = Field(default=None, sa_column=Column(Text))
+    lease_until: datetime | None = Field(default=None, sa_column=_time())
+    not_before: datetime | None = Field(default=None, sa_column=_time())
+    start_deadline: datetime | None = Field(default=None, sa_column=_time())
+    timeout_seconds: int | None = Field(default=None, sa_column=Column(Integer))
+    """Longest single attempt."""
+
+    step: int = Field(default=0, sa_column=_counter())
+    steps: int = Field(default=0, sa_column=_counter())
+    figures: JsonObject = Field(default_factory=dict, sa_column=_json("{}"))
+    """Latest figures of the running attempt: loss, rate, seconds left."""
+    timings: JsonObject = Field(default_factory=dict, sa_column=_json("{}"))
+    error_code: str | None = Field(default=None, sa_column=Column(Text))
+    error_message: str | None = Field(default=None, sa_column=Column(Text))
+    result: JsonObject | None = Field(default=None, sa_column=_json())
+
+    created_at: datetime | None = Field(default=None, sa_column=_time(default=True))
+    queued_at: datetime | None = Field(default=None, sa_column=_time(default=True))
+    started_at: datetime | None = Field(default=None, sa_column=_time())
+    cancel_requested_at: datetime | None = Field(default=None, sa_column=_time())
+    completed_at: datetime | None = Field(default=None, sa_column=_time())
+
+
+class Attempt(SQLModel, table=True):
+    """One try by one worker. Its number is the fence."""
+
+    __tablename__ = "attempts"
+    __table_args__ = (CheckConstraint("(outcome IS NULL) = (ended_at IS NULL)", name="ended_with_outcome"),)
+
+    job_id: UUID = Field(sa_column=Column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True))
+    fence: int = Field(sa_column=Column(BigInteger, primary_key=True, autoincrement=False))
+    worker: str = Field(sa_column=Column(Text, nullable=False))
+    started_at: datetime | None = Field(default=None, sa_column=_time(default=True))
+    ended_at: datetime | None = Field(default=None, sa_column=_time())
+    outcome: AttemptOutcome | None = Field(default=None, sa_column=Column(_enum(AttemptOutcome, "outcome")))
+    error_code: str | None = Field(default=None, sa_column=Column(Text))
+    error_message: str | None = Field(default=None, sa_column=Column(Text))
+
+
+class Event(SQLModel, table=True):
+    """One entry of a job's durable log; ``seq`` counts from 1 without a gap."""
+
+    __tablename__ = "events"
+
+    job_id: UUID = Field(sa_column=Column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True))
+    seq: int = Field(sa_column=Column(BigInteger, primary_key=True, autoincrement=False))
+    type: str = Field(sa_column=Column(Text, nullable=False))
+    data: JsonObject = Field(sa_column=_json("{}"))
+    created_at: datetime | None = Field(default=None, sa_column=_time(default=True))
+
+
+class Bell(SQLModel, table=True):
+    """Transactional outbox: a message that some worker has work to claim."""
+
+    __tablename__ = "outbox"
+    __table_args__ = (Index("ix_outbox_unsent", "id", postgresql_where=text("sent_at IS NULL")),)
+
+    id: int | None = Field(default=None, sa_column=Column(BigInteger, Identity(always=True), primary_key=True))
+    job_id: UUID = Field(sa_column=Column(ForeignKey("jobs.id", ondelete="CASCADE"), nullable=False, index=True))
+    created_at: datetime | None = Field(default=None, sa_column=_time(default=True))
+    sent_at: datetime | None = Field(default=None, sa_column=_time())
+
+
+class Artifact(SQLModel, table=True):
+    """Bytes in storage that belong to a job. The object was there before this row."""
+
+    __tablename__ = "artifacts"
+    __table_args__ = (UniqueConstraint("job_id", "fence", "name"), Index("ix_artifacts_job", "job_id", "id"))
+
+    id: UUID = Field(default_factory=uuid7, primary_key=True)
+    tenant_id: UUID = Field(sa_column=_owner())
+    job_id: UUID = Field(sa_column=Column(ForeignKey("jobs.id", ondelete="CASCADE"), nullable=False))
+    fence: int = Field(sa_column=Column(BigInteger, nullable=False))
+    kind: str = Field(sa_column=Column(Text, nullable=False))
+    name: str = Field(sa_column=Column(Text, nullable=False))
+    key: str = Field(sa_column=Column(Text, nullable=False, unique=True))
+    size_bytes: int = Field(sa_column=Column(BigInteger, nullable=False))
+    sha256: str = Field(sa_column=Column(Text, nullable=False))
+    media_type: str = Field(sa_column=Column(Text, nullable=False))
+    details: JsonObject = Field(default_factory=dict, sa_column=_json("{}"))
+    created_at: datetime | None = Field(default=None, sa_column=_time(default=True))
+
+
+class DatasetState(StrEnum):
+    """Where a dataset is between upload and use."""
+
+    UPLOADING = "uploading"
+    INGESTING = "ingesting"
+    READY = "ready"
+    FAILED = "failed"
+
+
+class Dataset(SQLModel, table=True):
+    """Uploaded data, and what ingestion made of it."""
+
+    __tablename__ = "datasets"
+    __table_args__ = (Index("ix_datasets_tenant_list", "tenant_id", text("id DESC")),)
+
+    id: UUID = Field(default_factory=uuid7, primary_key=True)
+    tenant_id: UUID = Field(sa_column=_owner())
+    name: str = Field(sa_column=Column(Text, nullable=False))
+    state: DatasetState = Field(sa_column=Column(_enum(DatasetState, "state"), nullable=False))
+    source: JsonObject = Field(sa_column=_json("{}"))
+    """{filename, key, size_bytes, sha256}; the last two are None until the upload is complete."""
+    modality: str | None = Field(default=None, sa_column=Column(Text))
+    count: int | None = Field(default=None, sa_column=Column(BigInteger))
+    digest: str | None = Field(default=None, sa_column=Column(Text))
+    info: JsonObject = Field(default_factory=dict, sa_column=_json("{}"))
+    files: list[JsonObject] = Field(default_factory=list, sa_column=_json("[]"))
+    job_id: UUID | None = Field(default=None, sa_column=Column(ForeignKey("jobs.id", ondelete="SET NULL")))
+    error: str | None = Field(default=None, sa_column=Column(Text))
+    created_at: datetime | None = Field(default=None, sa_column=_time(default=True))
+
+
+class Model(SQLModel, table=True):
+    """A registered name."""
+
+    __tablename__ = "models"
+    __table_args__ = (UniqueConstraint("tenant_id", "name"),)
+
+    id: UUID = Field(default_factory=uuid7, primary_key=True)
+    tenant_id: UUID = Field(sa_column=_owner())
+    name: str = Field(sa_column=Column(Text, nullable=False))
+    latest: int = Field(default=0, sa_column=Column(Integer, nullable=False))
+    created_at: datetime | None = Field(default=None, sa_column=_time(default=True))
+
+
+class ModelVersion(SQLModel, table=True):
+    """One immutable set of weights under a name."""
+
+    __tablename__ = "model_versions"
+    __table_args__ = (UniqueConstraint("model_id", "version"),)
+
+    id: UUID = Field(default_factory=uuid7, primary_key=True)
+    model_id: UUID = Field(sa_column=Column(ForeignKey("models.id"), nullable=False))
+    version: int = Field(sa_column=Column(Integer, nullable=False))
+    family: str = Field(sa_column=Column(Text, nullable=False))
+    spec: JsonObject = Field(sa_column=_json("{}"))
+    info: JsonObject = Field(sa_column=_json("{}"))
+    metrics: JsonObject = Field(sa_column=_json("{}"))
+    weights: JsonObject = Field(sa_column=_json("{}"))
+    """{key, sha256, size_bytes}."""
+    job_id: UUID = Field(sa_column=Column(ForeignKey("jobs.id"), nullable=False, unique=True))
+    dataset_id: UUID | None = Field(default=None, sa_column=Column(ForeignKey("datasets.id")))
+    created_at: datetime | None = Field(default=None, sa_column=_time(default=True))
+
+
+class IdempotencyKey(SQLModel, table=True):
+    """A client's promise that two requests are one."""
+
+    __tablename__ = "idempotency_keys"
+
+    tenant_id: UUID = Field(sa_column=_owner(primary_key=True))
+    key: str = Field(sa_column=Column(Text, primary_key=True))
+    request_sha256: str = Field(sa_column=Column(Text, nullable=False))
+    status: int | None = Field(default=None, sa_column=Column(Integer))
+    body: str | None = Field(default=None, sa_column=Column(Text))
+    created_at: datetime | None = Field(default=None, sa_column=_time(default=True))
+
+
+class Worker(SQLModel, table=True):
+    """A worker process that has been seen."""
+
+    __tablename__ = "workers"
+
+    name: str = Field(sa_column=Column(Text, primary_key=True))
+    host: str = Field(sa_column=Column(Text, nullable=False))
+    pid: int = Field(sa_column=Column(Integer, nullable=False))
+    queues: list[str] = Field(sa_column=Column(ARRAY(Text), nullable=False))
+    device: str | None = Field(default=None, sa_column=Column(Text))
+    state: str = Field(sa_column=Column(Text, nullable=False))
+    """``idle``, ``busy``, ``draining`` or ``stopped``; a worker not seen for long is gone."""
+    job_id: UUID | None = Field(default=None, sa_column=Column(ForeignKey("jobs.id", ondelete="SET NULL")))
+    started_at: datetime | None = Field(default=None, sa_column=_time(default=True))
+    seen_at: datetime | None = Field(default=None, sa_column=_time(default=True))
+
+
+class NamedLease(SQLModel, table=True):
+    """Who does the housekeeping now."""
+
+    __tablename__ = "named_leases"
+
+    name: str = Field(sa_column=Column(Text, primary_key=True))
+    holder: str = Field(sa_column=Column(Text, nullable=False))
+    until: datetime | None = Field(default=None, sa_column=_time(nullable=False))

@@ -1,0 +1,99 @@
+"""What keeps jobs moving when somebody died: reap, expire, redispatch, prune. Each safe to run twice at once.
+
+Like ``attempts.py``: the caller's session, no commit, the database's clock.
+"""
+
+from datetime import timedelta
+from uuid import UUID
+
+from sqlalchemy import delete, exists, func, insert, literal, not_, text, update
+from sqlmodel import Session, col, select
+
+from shared.errors import WorkerLost
+from shared.jobs.moves import move, move_by_case
+from shared.jobs.rows import Bell, Dataset, DatasetState, IdempotencyKey, Job, NamedLease, Worker
+from shared.jobs.state import HELD, AttemptOutcome, JobState
+
+_NOW = func.clock_timestamp()
+
+
+def reap(session: Session) -> list[tuple[UUID, JobState]]:
+    """End every attempt whose lease ran out: its job is queued again, or ends if it was lost too often.
+
+    One UPDATE decides for all: a job that was finished or claimed meanwhile is not touched.
+    """
+    lost = WorkerLost("the worker stopped answering; its lease ran out")
+    statement = move_by_case(
+        [
+            (JobState.CANCELED, col(Job.state) == JobState.CANCELING),
+            (JobState.PAUSED, col(Job.state) == JobState.PAUSING),
+            (JobState.QUEUED, Job.failures + Job.losses + 1 < Job.max_attempts),
+            (JobState.FAILED, literal(True)),  # noqa: FBT003
+        ],
+        col(Job.state).in_(HELD),
+        col(Job.lease_until) < _NOW,
+        outcome=AttemptOutcome.LOST,
+        error=lost,
+        losses=Job.losses + 1,
+    )
+    return [(row["id"], JobState(row["state"])) for row in session.execute(statement).mappings()]
+
+
+def expire(session: Session) -> list[UUID]:
+    """End every job that did not start before its deadline."""
+    statement = move(JobState.EXPIRED, col(Job.state) == JobState.QUEUED, col(Job.start_deadline) < _NOW)
+    return [row["id"] for row in session.execute(statement).mappings()]
+
+
+def redispatch(session: Session, *, after: timedelta) -> int:
+    """Ring again for jobs that stayed queued: their bell was lost. Returns how many."""
+    rung = exists().where(
+        col(Bell.job_id) == Job.id, col(Bell.sent_at).is_(None) | (col(Bell.sent_at) > _NOW - literal(after))
+    )
+    waiting = select(Job.id).where(
+        Job.state == JobState.QUEUED,
+        col(Job.queued_at) < _NOW - literal(after),
+        col(Job.not_before).is_(None) | (col(Job.not_before) <= _NOW),
+        not_(rung),
+    )
+    added = insert(Bell).from_select(["job_id"], waiting).returning(col(Bell.id))
+    return len(session.execute(added).all())
+
+
+def settle_datasets(session: Session) -> None:
+    """A dataset whose ingestion ended without success says so."""
+    session.execute(
+        update(Dataset)
+        .where(
+            col(Dataset.job_id) == Job.id,
+            col(Dataset.state) == DatasetState.INGESTING,
+            col(Job.state).in_([JobState.FAILED, JobState.CANCELED, JobState.EXPIRED]),
+        )
+        .values(state=DatasetState.FAILED, error=func.coalesce(Job.error_message, literal("ingestion was ") + col(Job.state)))
+    )
+
+
+def prune(session: Session, *, idempotency_lifetime: timedelta) -> None:
+    """Forget sent bells, old idempotency keys, and workers that have been gone for a day."""
+    session.execute(delete(Bell).where(col(Bell.sent_at) < _NOW - text("interval '1 hour'")))
+    session.execute(delete(IdempotencyKey).where(col(IdempotencyKey.created_at) < _NOW - literal(idempotency_lifetime)))
+    session.execute(delete(Worker).where(col(Worker.seen_at) < _NOW - text("interval '1 day'")))
+
+
+def hold(session: Session, name: str, holder: str, lease: timedelta) -> bool:
+    """Take or keep a named lease, so that of many tickers one does the work."""
+    held = session.execute(
+        text("""
+            INSERT INTO named_leases (name, holder, until) VALUES (:name, :holder, clock_timestamp() + :lease)
+            ON CONFLICT (name) DO UPDATE SET holder = excluded.holder, until = excluded.until
+                WHERE named_leases.holder = excluded.holder OR named_leases.until < clock_timestamp()
+            RETURNING name
+        """),
+        {"name": name, "holder": holder, "lease": lease},
+    )
+    return held.scalar_one_or_none() is not None
+
+
+def release(session: Session, name: str, holder: str) -> None:
+    """Give a named lease up."""
+    session.execute(delete(NamedLease).where(col(NamedLease.name) == name, col(NamedLease.holder) == holder))

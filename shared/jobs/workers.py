@@ -1,0 +1,24 @@
+"""Which workers there are, as they say themselves every few seconds."""
+
+from datetime import timedelta
+from uuid import UUID
+
+from sqlalchemy import func
+from sqlalchemy.dialects.postgresql import insert
+from sqlmodel import Session
+
+from shared.jobs.rows import Worker
+
+GONE_AFTER = timedelta(seconds=15)
+"""A worker that was not seen for longer counts as gone."""
+
+
+def sign_in(
+    session: Session, *, name: str, host: str, pid: int, queues: list[str], device: str | None, state: str, job_id: UUID | None
+) -> None:
+    """Say that the worker lives, and what it does."""
+    says = {"host": host, "pid": pid, "queues": queues, "device": device, "state": state, "job_id": job_id}
+    row = insert(Worker).values(name=name, **says)
+    session.execute(
+        row.on_conflict_do_update(index_elements=["name"], set_=says | {"seen_at": func.clock_timestamp()})
+    )

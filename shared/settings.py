@@ -1,0 +1,149 @@
+"""Every setting, typed, in one place. Read once by each process's entry point and passed down.
+
+A variable is ``NOISEMILL_<SECTION>_<FIELD>``: ``NOISEMILL_DATABASE_URL`` is ``database.url``. A
+misspelt field of a section is an error; durations are seconds or ISO 8601.
+"""
+
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+_MEGABYTE = 1024 * 1024
+
+
+def _seconds(value: Any) -> Any:
+    """Environment variables are text; pydantic takes a bare number of seconds only as a number."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
+
+
+Duration = Annotated[timedelta, BeforeValidator(_seconds), Field(gt=timedelta(0))]
+
+
+class Section(BaseModel):
+    """One outside system, or one process."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class DatabaseSettings(Section):
+    """PostgreSQL, which holds the truth."""
+
+    url: SecretStr
+    """``postgresql+psycopg://user:password@host:port/name``."""
+    pool_size: int = Field(default=10, ge=1)
+    """Connections each process keeps."""
+    pool_timeout: Duration = timedelta(seconds=4)
+    """How long a request waits for a free connection before 503."""
+    statement_timeout: Duration = timedelta(seconds=30)
+    """Longest single statement."""
+
+
+class BrokerSettings(Section):
+    """Redis or Valkey: carries bells, never truth."""
+
+    url: SecretStr
+    """``redis://:password@host:port/0``."""
+    prefix: str = "noisemill:"
+    """Put before every key and channel."""
+
+
+class S3Settings(Section):
+    """S3-compatible object storage."""
+
+    endpoint: str | None = None
+    """URL of the service; AWS when left out."""
+    public_endpoint: str | None = None
+    """The same service as clients reach it (presigned URLs); ``endpoint`` when left out."""
+    region: str = "us-east-1"
+    bucket: str = "noisemill"
+    access_key: str
+    secret_key: SecretStr
+    path_style: bool = True
+    """Bucket in the path, as self-hosted services want it."""
+    checksums: Literal["when_supported", "when_required"] = "when_required"
+    """Whether boto3 adds its own checksum headers, which some services refuse."""
+    link_lifetime: Duration = timedelta(minutes=15)
+    """How long a presigned URL works."""
+    multipart_threshold: int = Field(default=64 * _MEGABYTE, ge=5 * _MEGABYTE)
+    """Objects above this many bytes are sent in parts."""
+
+
+class ApiSettings(Section):
+    """The REST API."""
+
+    key: SecretStr | None = None
+    """A key that the set-up command registers for the tenant ``default``."""
+    url: str | None = None
+    """Address that clients use, for links; taken from the request when left out."""
+    max_body: int = Field(default=1 * _MEGABYTE, ge=1024)
+    """Largest JSON body, in bytes."""
+    max_upload: int = Field(default=2048 * _MEGABYTE, ge=1024)
+    """Largest dataset upload, in bytes."""
+    flower_url: str | None = None
+    """Where the pages link to for Flower."""
+
+
+class JobSettings(Section):
+    """How jobs live."""
+
+    max_attempts: int = Field(default=3, ge=1, le=100)
+    """Attempts that may fail or be lost before the job fails."""
+    lease: Duration = timedelta(seconds=30)
+    """How long a claim holds without a heartbeat."""
+    redispatch_after: Duration = timedelta(seconds=20)
+    """A job queued for longer rings again."""
+    retry_backoff: Duration = timedelta(seconds=2)
+    """Wait before the second attempt after a failure; doubled for each further one."""
+    idempotency_lifetime: Duration = timedelta(hours=24)
+    """How long an idempotency key is remembered."""
+
+
+class WorkerSettings(Section):
+    """One worker process and its device."""
+
+    device: str = "auto"
+    """Torch device, or ``auto``: the first CUDA device, else the CPU."""
+    threads: int | None = None
+    """CPU threads of the runner; torch's choice when left out."""
+    cache_dir: Path = Path("~/.cache/noisemill")
+    """Downloaded inputs, by digest."""
+    cache_bytes: int = 20 * 1024 * _MEGABYTE
+    """Size the cache is kept under."""
+    poll: Duration = timedelta(seconds=3)
+    """How often an idle worker looks into SQL by itself (with jitter)."""
+    beat: Duration = timedelta(seconds=0.75)
+    """Between two heartbeats of a running attempt; also the bound on noticing a cancel."""
+    tick: Duration = timedelta(seconds=2)
+    """Between two rounds of housekeeping."""
+    cancel_grace: Duration = timedelta(seconds=1)
+    """From asking the runner to stop to killing it."""
+    drain_grace: Duration = timedelta(seconds=20)
+    """From SIGTERM to killing the runner; the job is handed back in between."""
+    stall: Duration = timedelta(minutes=10)
+    """A runner that reports nothing for so long is killed (``timeout``)."""
+
+
+class Settings(BaseSettings):
+    """All sections. ``Settings.read()`` is called by entry points only."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="NOISEMILL_", env_nested_delimiter="_", env_nested_max_split=1, frozen=True, extra="forbid"
+    )
+
+    database: DatabaseSettings
+    broker: BrokerSettings
+    s3: S3Settings
+    api: ApiSettings = ApiSettings()
+    jobs: JobSettings = JobSettings()
+    worker: WorkerSettings = WorkerSettings()
+
+    @classmethod
+    def read(cls) -> Self:
+        """From the environment; raises ``ValidationError`` naming each wrong variable."""
+        return cls.model_validate({})

@@ -1,0 +1,29 @@
+"""What a user may ask for. One file per family; the unions below are what the API publishes."""
+
+from collections.abc import Mapping
+from typing import Final
+
+from shared.specs.spec import Modality, Spec
+from shared.specs.tasks import Generate, GenerateSpec, Interpolate, Reconstruct
+from shared.specs.training import Precision, TrainSpec
+from shared.specs.vae import VaeSpec
+
+AnyTrainSpec = VaeSpec
+"""Union of all families' specs, told apart by ``family``."""
+
+FAMILIES: Final[Mapping[str, type[TrainSpec]]] = {"vae": VaeSpec}
+"""Family name to the spec that trains it."""
+
+__all__ = [
+    "FAMILIES",
+    "AnyTrainSpec",
+    "Generate",
+    "GenerateSpec",
+    "Interpolate",
+    "Modality",
+    "Precision",
+    "Reconstruct",
+    "Spec",
+    "TrainSpec",
+    "VaeSpec",
+]

@@ -1,0 +1,25 @@
+"""What every spec has in common: strict, immutable, finite. Knows no family."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+
+class Spec(BaseModel):
+    """What somebody asked for. Unknown fields and non-finite numbers are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
+
+
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+"""Key of every random number of a job; the same seed draws the same numbers on any worker."""
+
+DatasetId = Annotated[str, StringConstraints(pattern=r"^ds_[0-9a-f]{32}$")]
+
+ModelName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
+"""Name of a registered model; each finished training adds a version to it."""
+
+ModelRef = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}(@[1-9][0-9]{0,8})?$")]
+"""``name@version``, or ``name`` alone for the newest version at the time of submission."""
+
+Modality = Literal["image", "text", "audio"]

@@ -1,0 +1,1 @@
+"""The worker: claims jobs from SQL and runs them on a device."""

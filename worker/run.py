@@ -1,0 +1,105 @@
+"""What a job's executor may ask of the runner around it. Knows neither SQL nor Celery.
+
+An executor (``worker/jobs/*.py``) is a function ``(run: Run) -> result``. It reads its
+assignment, fetches its inputs, reports each step, publishes objects and returns a JSON result.
+Everything it reports travels over a pipe to the supervisor, which commits it under the fence.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+StopReason = Literal["cancel", "interrupt", "pause"]
+
+
+class Stopped(Exception):
+    """The job was asked to stop; raised from ``Run.step`` and passed on by every executor."""
+
+    def __init__(self, reason: StopReason) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredObject:
+    """An immutable object in storage: where it is and what it must hash to."""
+
+    key: str
+    sha256: str
+    size_bytes: int
+
+    def as_json(self) -> dict[str, Any]:
+        return {"key": self.key, "sha256": self.sha256, "size_bytes": self.size_bytes}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Assignment:
+    """One attempt at one job, as the supervisor hands it to the runner. Plain JSON.
+
+    ``inputs`` by job type:
+
+    * ingest: ``source`` {key, sha256, size_bytes, filename}
+    * train: ``dataset`` {id, modality, info, files: [{name, key, sha256, size_bytes}]} and
+      ``resume`` {key, sha256, size_bytes, step} or None
+    * generate: ``model`` {id, name, version, family, spec, info, weights: {key, sha256, size_bytes}}
+      and, for tasks that read one, ``dataset`` as above
+    """
+
+    job_id: str
+    fence: int
+    type: str
+    spec: Mapping[str, Any]
+    inputs: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Run(Protocol):
+    """The runner, as seen by an executor."""
+
+    @property
+    def assignment(self) -> Assignment: ...
+
+    @property
+    def device(self) -> str:
+        """A torch device string: ``cpu`` or ``cuda:0``."""
+        ...
+
+    def phase(self, name: str) -> None:
+        """Say what the job is doing now (``loading_data``, ``training``, ``uploading`` …)."""
+        ...
+
+    def step(self, step: int, steps: int, **values: float) -> None:
+        """Report that ``step`` of ``steps`` is done. Cheap; call it after every step.
+
+        Raises:
+            Stopped: the job was canceled, interrupted or paused. Checkpoint if the reason is
+                not ``cancel``, and let it rise.
+        """
+        ...
+
+    def metrics(self, step: int, split: Literal["train", "held_out"], values: Mapping[str, float]) -> None:
+        """Record measured figures durably (one event each call; not for every step)."""
+        ...
+
+    def log(self, message: str) -> None:
+        """Tell the user something in one sentence, durably."""
+        ...
+
+    def publish(
+        self,
+        kind: Literal["sample", "sheet", "preview", "checkpoint", "weights", "dataset"],
+        name: str,
+        body: bytes | Path,
+        *,
+        media_type: str,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> StoredObject:
+        """Upload under this attempt's prefix, then announce it; it exists once its row commits.
+
+        Previews and checkpoints become visible at once, all else together with the result.
+        """
+        ...
+
+    def fetch(self, stored: StoredObject) -> Path:
+        """Download into the content-addressed cache, verify the SHA-256, return the path."""
+        ...
