@@ -1,0 +1,1 @@
+"""Noisemill: what a user imports. Light: no web framework, no database, no torch."""

@@ -1,0 +1,4 @@
+"""The whole of Noisemill on one machine, from real parts: servers, API, workers and Flower.
+
+Needs the ``local`` extra. Importing it is cheap; what is heavy is imported when used.
+"""
