@@ -235,8 +235,9 @@ _LIBRARY_SERVANTS = (
 
 
 def _children() -> set[psutil.Process]:
+    """Our own children only: what servers of wider fixtures fork, they also end."""
     alive = set[psutil.Process]()
-    for child in psutil.Process().children(recursive=True):
+    for child in psutil.Process().children():
         try:
             servant = any(word in " ".join(child.cmdline()) for word in _LIBRARY_SERVANTS)
             if not servant and child.status() != psutil.STATUS_ZOMBIE:
@@ -251,10 +252,8 @@ def no_process_left_behind() -> Iterator[None]:
     """A test ends the processes that it starts. What wider fixtures started before it does not count."""
     before = _children()
     yield
-    if _children() - before:
-        # A process that was told to end may need a moment.
-        psutil.wait_procs(list(_children() - before), timeout=3)
-    left = _children() - before
+    # One that was told to end may need a moment.
+    _, left = psutil.wait_procs(list(_children() - before), timeout=3)
     if not left:
         return
     seen = [f"{child.pid}: {' '.join(child.cmdline())}" for child in left]
