@@ -3,6 +3,9 @@
 Nothing here trusts the service: sizes and digests are checked by us, never by ETag.
 """
 
+# boto3 ships no types; what it returns is Any here and typed by our own signatures.
+# pyright: reportMissingTypeStubs=false
+
 import hashlib
 import os
 import tempfile
@@ -10,10 +13,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
-import boto3
+from boto3.exceptions import Boto3Error
 from boto3.s3.transfer import TransferConfig
+from boto3.session import Session
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
@@ -24,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _CHUNK: Final = 1024 * 1024
+_NOT_FOUND: Final = 404
 _DELETE_BATCH: Final = 1000
 """Most keys that one DeleteObjects request may name (S3 API)."""
 
@@ -155,15 +160,15 @@ class Storage:
         try:
             return operation(*args, **kwargs)
         except ClientError as error:
-            if error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") == 404:
+            if cast(Any, error).response.get("ResponseMetadata", {}).get("HTTPStatusCode") == _NOT_FOUND:
                 raise ObjectMissing(f"no such object: {kwargs.get('Key', kwargs.get('Bucket'))}") from error
             raise StorageError(str(error)) from error
-        except (BotoCoreError, OSError, boto3.exceptions.Boto3Error) as error:
+        except (BotoCoreError, OSError, Boto3Error) as error:
             raise StorageError(f"storage did not answer: {error}") from error
 
 
 def _client(settings: S3Settings, endpoint: str | None) -> Any:
-    return boto3.session.Session().client(  # pyright: ignore[reportUnknownMemberType]
+    return cast(Any, Session()).client(
         "s3",
         endpoint_url=endpoint,
         region_name=settings.region,
@@ -188,6 +193,12 @@ def _digest(body: bytes | Path) -> tuple[str, int]:
         return digest_of(file), body.stat().st_size
 
 
-def digest_of(file: BinaryIO) -> str:
+class _Readable(Protocol):
+    def readinto(self, buffer: bytearray, /) -> int: ...
+
+    def readable(self) -> bool: ...
+
+
+def digest_of(file: _Readable) -> str:
     """SHA-256 of what is left of an open file, in hex."""
     return hashlib.file_digest(file, "sha256").hexdigest()

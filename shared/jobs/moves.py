@@ -7,7 +7,7 @@ or bell can be missing or extra.
 
 from typing import Any, Final
 
-from sqlalchemy import CTE, ColumnElement, Select, Text, case, cast, func, insert, literal, null, select, update
+from sqlalchemy import CTE, ColumnElement, Select, Table, Text, case, cast, func, insert, literal, null, select, update
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlmodel import col
 
@@ -16,7 +16,7 @@ from shared.jobs.rows import Attempt, Bell, Event, Job
 from shared.jobs.state import HELD, AttemptOutcome, JobState, states_before
 
 FINAL: Final = tuple(state for state in JobState if state.is_final)
-_JOB: Final = Job.__table__  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType, reportUnknownVariableType]
+_JOB: Final[Table] = Job.metadata.tables["jobs"]
 
 Cases = list[tuple[JobState, ColumnElement[bool]]]
 

@@ -1,5 +1,8 @@
 """The tables. Wire formats are elsewhere (``shared/wire.py``): rows are never validated input."""
 
+# SQLModel types ``__tablename__`` as a method and documents assigning a string to it.
+# pyright: reportAssignmentType=false
+
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
@@ -40,9 +43,13 @@ NAMING = {
 SQLModel.metadata.naming_convention = NAMING
 
 
+def _values_of(kind: type[StrEnum]) -> list[str]:
+    return [member.value for member in kind]
+
+
 def _enum(kind: type[StrEnum], name: str) -> Enum:
     return Enum(
-        kind, native_enum=False, length=16, name=name, create_constraint=True, values_callable=lambda e: [m.value for m in e]
+        kind, native_enum=False, length=16, name=name, create_constraint=True, values_callable=_values_of
     )
 
 
@@ -63,7 +70,7 @@ def _counter() -> Any:
 
 
 def _owner(*, primary_key: bool = False) -> Any:
-    return Column(ForeignKey("tenants.id"), nullable=False, primary_key=primary_key)
+    return Column[UUID](ForeignKey("tenants.id"), nullable=False, primary_key=primary_key)
 
 
 class Tenant(SQLModel, table=True):

@@ -5,7 +5,7 @@ from sqlalchemy import create_engine, text
 from sqlalchemy.pool import NullPool
 from sqlmodel import SQLModel
 
-import shared.jobs.rows  # noqa: F401  (defines the tables)
+import shared.jobs.rows  # noqa: F401  # pyright: ignore[reportUnusedImport]  (defines the tables)
 
 LOCK = 7_118_901_332_010_775
 """Key of the advisory lock that serializes migrations; any number that nobody else uses."""
