@@ -1,0 +1,99 @@
+"""A training at one step as ONE safetensors file: tensors by name and a JSON header. Nothing is ever unpickled."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from shared.errors import ModelLoadFailed
+
+HEADER: Final = "noisemill"
+"""The one metadata key; with several, safetensors would write them in random order."""
+FORMAT: Final = 1
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
+    """Write contiguous CPU tensors; the same content gives the same bytes."""
+    metadata = {HEADER: json.dumps({"format": FORMAT, **header}, sort_keys=True)}
+    save_file(dict(tensors), path, metadata=metadata)
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and header of a file of ours.
+
+    Raises:
+        ModelLoadFailed: it is damaged, or something else.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = json.loads((file.metadata() or {})[HEADER])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        raise ModelLoadFailed(f"{path.name} is not a safetensors file of Noisemill: {error!r}") from error
+    if header.get("format") != FORMAT:
+        raise ModelLoadFailed(f"{path.name} has format {header.get('format')!r}, expected {FORMAT}")
+    return tensors, header
+
+
+def detached_copy(tensor: Tensor) -> Tensor:
+    """A contiguous copy in main memory that later steps do not touch."""
+    return tensor.detach().to("cpu", copy=True).contiguous()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A copy of a training's state after ``step`` steps; writing it can wait."""
+
+    step: int
+    spec: Mapping[str, Any]
+    data: Mapping[str, Any]
+    numerics: Mapping[str, Any]
+    tensors: Mapping[str, Tensor]
+
+    def write(self, path: Path) -> None:
+        header = {"step": self.step, "spec": self.spec, "data": self.data, "numerics": self.numerics}
+        write_tensors(path, self.tensors, header)
+
+    @classmethod
+    def read(cls, path: Path) -> "Checkpoint":
+        """Raise ModelLoadFailed unless ``path`` is an intact checkpoint."""
+        tensors, header = read_tensors(path)
+        try:
+            fields = {name: header[name] for name in ("step", "spec", "data", "numerics")}
+        except KeyError as error:
+            raise ModelLoadFailed(f"{path.name} is no checkpoint: its header lacks {error}") from error
+        return cls(tensors=tensors, **fields)
+
+
+def write_weights(path: Path, net: nn.Module, header: Mapping[str, Any]) -> None:
+    """Write what ``load_weights`` reads: the network alone."""
+    write_tensors(path, {name: detached_copy(tensor) for name, tensor in net.state_dict().items()}, header)
+
+
+def load_weights(path: Path, net: nn.Module) -> None:
+    """Fill ``net``.
+
+    Raises:
+        ModelLoadFailed: the file is damaged or its tensors are not exactly those of ``net``.
+    """
+    tensors, _ = read_tensors(path)
+    fill(net, tensors, path.name)
+
+
+def fill(net: nn.Module, tensors: Mapping[str, Tensor], origin: str) -> None:
+    """Copy tensors into ``net``; ModelLoadFailed unless names, shapes and types agree."""
+    expected = net.state_dict()
+    for name in expected.keys() ^ tensors.keys():
+        raise ModelLoadFailed(f"{origin} does not fit the network: {name} is on one side only")
+    for name, tensor in expected.items():
+        if (tensor.shape, tensor.dtype) != (tensors[name].shape, tensors[name].dtype):
+            raise ModelLoadFailed(f"{origin} does not fit the network: {name} has another shape or type")
+    with torch.no_grad():
+        for name, tensor in expected.items():
+            tensor.copy_(tensors[name])

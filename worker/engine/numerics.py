@@ -1,0 +1,107 @@
+"""Everything about arithmetic that decides the last bit of a result: precision, layout, threads, kernels."""
+
+import os
+import platform
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any, Final, Literal, TypeVar
+
+import torch
+import torch.utils.deterministic as allocation
+from torch import Tensor, nn
+
+from shared.specs.training import TrainSpec
+
+ConcretePrecision = Literal["fp32", "bf16", "fp16"]
+
+NetT = TypeVar("NetT", bound=nn.Module)
+
+DTYPES: Final[Mapping[ConcretePrecision, torch.dtype]] = {
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Numerics:
+    """How a training computes. Chosen when it starts, kept in its checkpoints and used again by a resume."""
+
+    precision: ConcretePrecision
+    channels_last: bool
+    num_threads: int
+
+    @classmethod
+    def choose(cls, spec: TrainSpec, device: torch.device) -> "Numerics":
+        """What ``spec`` asks for; what it leaves open is what ``device`` does fast."""
+        precision = spec.precision
+        if precision == "auto":
+            precision = "bf16" if multiplies_bf16(device) else "fp32"
+        layout = spec.channels_last
+        return cls(
+            precision=precision,
+            # Group norm in NHWC costs more on a CPU than convolutions gain: measured in docs/.
+            channels_last=device.type != "cpu" if layout is None else layout,
+            num_threads=torch.get_num_threads(),
+        )
+
+    @property
+    def memory_format(self) -> torch.memory_format:
+        return torch.channels_last if self.channels_last else torch.contiguous_format
+
+    def autocast(self, device: torch.device) -> AbstractContextManager[Any]:
+        """The context of forward passes."""
+        enabled = self.precision != "fp32"
+        return torch.autocast(device.type, DTYPES[self.precision] if enabled else None, enabled=enabled)
+
+    def place_network(self, net: NetT, device: torch.device) -> NetT:
+        """Move a network to ``device`` in its layout."""
+        return net.to(device).to(memory_format=self.memory_format)  # pyright: ignore[reportCallIssue]
+
+    def place(self, tensor: Tensor, device: torch.device) -> Tensor:
+        """Move a batch to ``device``, images in their layout."""
+        if tensor.ndim == 4:
+            return tensor.to(device, memory_format=self.memory_format, non_blocking=True)
+        return tensor.to(device, non_blocking=True)
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def multiplies_bf16(device: torch.device) -> bool:
+    """Whether bf16 products are done in hardware; elsewhere they are emulated and slow."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+
+
+@contextmanager
+def exact(num_threads: int | None = None) -> Iterator[None]:
+    """Choose kernels that give the same bits each time, and a number of threads (it orders the sums)."""
+    before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    benchmark, fill = torch.backends.cudnn.benchmark, allocation.fill_uninitialized_memory
+    # cuBLAS reads this when it makes its first handle; without it torch refuses to be deterministic.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.set_num_threads(num_threads or before[0])
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
+    allocation.fill_uninitialized_memory = False
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before[0])
+        torch.use_deterministic_algorithms(before[1])
+        torch.backends.cudnn.benchmark = benchmark
+        allocation.fill_uninitialized_memory = fill
+
+
+def fingerprint(device: torch.device) -> dict[str, Any]:
+    """What else the last bit of a result depends on: compare it before expecting equal bytes."""
+    is_cuda = device.type == "cuda"
+    return {
+        "torch": torch.__version__,
+        "device": torch.cuda.get_device_name(device) if is_cuda else platform.machine(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "num_threads": torch.get_num_threads(),
+    }

@@ -1,0 +1,77 @@
+"""One separately trained part of a network: parameters, optimizer, loss scale. Knows no loss."""
+
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from shared.specs.training import TrainSpec
+
+MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+"""What AdamW remembers of each parameter."""
+
+
+class Part:
+    """The optimizer of some named parameters. Its state is a flat mapping of tensors."""
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter], spec: TrainSpec, *, scale_loss: bool) -> None:
+        self.parameters = dict(parameters)
+        self.grad_clip = spec.grad_clip
+        tensors = list(self.parameters.values())
+        self.optimizer = torch.optim.AdamW(
+            [
+                # Shrinking biases and norm gains towards zero has no justification.
+                {"params": [tensor for tensor in tensors if tensor.ndim > 1], "weight_decay": spec.weight_decay},
+                {"params": [tensor for tensor in tensors if tensor.ndim <= 1], "weight_decay": 0.0},
+            ],
+            lr=spec.learning_rate,
+            fused=all(tensor.device.type in ("cpu", "cuda") for tensor in tensors),
+        )
+        self.scaler = torch.amp.GradScaler(tensors[0].device.type, enabled=scale_loss)
+
+    def descend(self, loss: Tensor, learning_rate: float) -> Tensor:
+        """One optimizer step down the gradient of ``loss``; returns the gradient's norm before clipping.
+
+        With loss scaling, a step whose gradient overflowed is left out and the scale lowered.
+        """
+        tensors = list(self.parameters.values())
+        self.optimizer.zero_grad()
+        self.scaler.scale(loss).backward(inputs=tensors)
+        self.scaler.unscale_(self.optimizer)
+        grad_norm = nn.utils.clip_grad_norm_(tensors, self.grad_clip)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return grad_norm
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """All that the next step depends on, besides the parameters."""
+        for name, parameter in self.parameters.items():
+            state = self.optimizer.state.get(parameter, {})
+            yield from ((f"{name}.{moment}", state[moment]) for moment in MOMENTS if moment in state)
+        for name, value in self.scaler.state_dict().items():
+            if name in ("scale", "_growth_tracker"):
+                yield f"scaler.{name}", torch.tensor(value, dtype=torch.float64)
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take over what ``tensors()`` gave.
+
+        Raises:
+            KeyError: something is missing.
+        """
+        for name, parameter in self.parameters.items():
+            if f"{name}.step" in tensors:
+                self.optimizer.state[parameter] = self._moments(name, parameter, tensors)
+        if self.scaler.is_enabled():
+            state = self.scaler.state_dict()
+            state["scale"] = tensors["scaler.scale"].item()
+            state["_growth_tracker"] = int(tensors["scaler._growth_tracker"].item())
+            self.scaler.load_state_dict(state)
+
+    @staticmethod
+    def _moments(name: str, parameter: nn.Parameter, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        # The fused kernel walks raw memory, so a moment must be laid out as its parameter is.
+        exp_avg, exp_avg_sq = (torch.empty_like(parameter).copy_(tensors[f"{name}.{moment}"]) for moment in MOMENTS[:2])
+        step = tensors[f"{name}.step"].to(parameter.device, torch.float32)
+        return {"exp_avg": exp_avg.detach(), "exp_avg_sq": exp_avg_sq.detach(), "step": step}

@@ -1,0 +1,9 @@
+"""The model families, by the name that ``spec.family`` has."""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from worker.families.family import Family
+from worker.families.vae import FAMILY as VAE
+
+FAMILIES: Final[Mapping[str, Family[Any, Any]]] = {"vae": VAE}

@@ -1,0 +1,105 @@
+"""What a model family is to the engine: a bundle of plain parts. Knows no family and no engine."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar
+
+from torch import Tensor, nn
+
+from shared.specs.training import TrainSpec
+from worker.kernels.noise import Noise
+
+Batch = Mapping[str, Tensor]
+"""Tensors of one batch by name, batch axis first: ``image`` is uint8 ``(B, C, H, W)``."""
+
+SlotState = dict[str, Tensor]
+"""All a sampler knows of its slots: tensors with a leading slot axis, one row per sample being drawn."""
+
+
+RequestT = TypeVar("RequestT", bound="Seeded", covariant=True)
+SpecT = TypeVar("SpecT", bound=TrainSpec)
+NetT = TypeVar("NetT", bound=nn.Module)
+
+
+class Seeded(Protocol):
+    """All that the engine must know of a request."""
+
+    @property
+    def seed(self) -> int: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataInfo:
+    """What a network has to know of its data."""
+
+    shape: tuple[int, ...]
+    """Of one sample: ``(C, H, W)`` for images."""
+    num_classes: int = 0
+    """Zero for data without classes."""
+
+    def as_json(self) -> dict[str, Any]:
+        return {"shape": list(self.shape), "num_classes": self.num_classes}
+
+    @classmethod
+    def from_json(cls, info: Mapping[str, Any]) -> "DataInfo":
+        """Read ``as_json``; what else ``info`` holds is ignored."""
+        return cls(shape=tuple(info["shape"]), num_classes=info.get("num_classes", 0))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What a loss returns: the scalar to descend on, and named scalars to report (means over the batch)."""
+
+    loss: Tensor
+    values: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Draw(Generic[RequestT]):
+    """One sample that was asked for: ``index`` of ``request``, with its inputs where the task has some."""
+
+    request: RequestT
+    """The task's spec (``shared.specs.tasks``); its ``seed`` and ``index`` are the key of all noise."""
+    index: int
+    inputs: Batch | None = None
+    """One row per tensor, without the batch axis; always present or always absent within a task."""
+
+
+class Sampler(Protocol):
+    """Draws samples in slots. Row ``i`` of every tensor belongs to slot ``i`` and must not look at other rows.
+
+    Looping ``step`` over one slot is the plain sampler; the engine shares slots among strangers.
+    """
+
+    def num_steps(self, request: Any) -> int:
+        """Steps after which a sample of ``request`` is done, at least 1."""
+        ...
+
+    def start(self, draws: Sequence[Draw[Any]], noise: Noise) -> SlotState:
+        """A state with one row per draw; ``noise`` has the key of each row, at step 0."""
+        ...
+
+    def step(self, net: Any, state: SlotState, noise: Noise) -> SlotState:
+        """One step for all slots, each at its own place; ``noise`` is keyed by the step each slot is at."""
+        ...
+
+    def finish(self, state: SlotState) -> Tensor:
+        """The samples in canonical form, slot axis first: uint8 ``(S, C, H, W)`` for images."""
+        ...
+
+
+Loss = Callable[[SpecT, NetT, Batch, Noise], Measured]
+SamplerFactory = Callable[[SpecT, DataInfo], Sampler]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family(Generic[SpecT, NetT]):
+    """A kind of model. With one loss the whole network is trained; with several, each its own submodule."""
+
+    spec: type[SpecT]
+    build: Callable[[SpecT, DataInfo], NetT]
+    """The network on the CPU, with initial weights from torch's global generator, which the engine seeds."""
+    losses: Mapping[str, Loss[SpecT, NetT]]
+    """One per trained part, in the order of their updates: a GAN has two, a VAE one."""
+    tasks: Mapping[str, SamplerFactory[SpecT]]
+    """What can be asked of a trained model (``spec.task``) and the sampler that does it."""

@@ -1,0 +1,153 @@
+"""Executes ``generate`` jobs, whatever the task: load the model, draw, publish each sample and a sheet."""
+
+import hashlib
+from collections.abc import Mapping
+from math import ceil, sqrt
+from typing import Any, Final
+
+import numpy as np
+import torch
+from pydantic import TypeAdapter
+from torch import Tensor, nn
+
+from shared.errors import DatasetInvalid
+from shared.specs import GenerateSpec
+from shared.specs.tasks import Generate, Interpolate, Reconstruct
+from shared.specs.training import TrainSpec
+from worker.engine.checkpoint import load_weights
+from worker.engine.models import ModelCache
+from worker.engine.numerics import exact, fingerprint
+from worker.engine.sampling import REPRODUCIBILITY, Tile, sample
+from worker.engine.training import build
+from worker.families import FAMILIES
+from worker.families.family import DataInfo, Draw
+from worker.jobs.inputs import fetch_images, stored
+from worker.jobs.pictures import Pixels, encode_png, sheet
+from worker.run import Run
+
+Request = Generate | Reconstruct | Interpolate
+REQUEST: Final[TypeAdapter[Request]] = TypeAdapter(GenerateSpec)
+
+MOST_IN_SHEET: Final = 256
+"""Samples beyond these are published alone."""
+
+MODELS: Final = ModelCache()
+"""The models of this process, kept between jobs."""
+
+
+def generate(run: Run) -> dict[str, Any]:
+    """Draw the samples that ``spec`` asks for; equal requests to equal weights give equal bytes.
+
+    Raises:
+        Stopped: on request.
+        ModelLoadFailed: the weights do not fit their description.
+    """
+    run.phase("loading_model")
+    request = REQUEST.validate_python(dict(run.assignment.spec))
+    device = torch.device(run.device)
+    with exact():
+        model = LoadedModel.load(run, run.assignment.inputs["model"], device)
+        draws = _draws(run, request)
+        tile = Tile(model.net, model.sampler(request.task), draws[0], device)
+        run.phase("sampling")
+        images, digests = _publish_samples(run, model, tile, draws)
+        run.phase("uploading")
+        _publish_sheet(run, model, request, images, draws)
+        return {
+            "num_samples": len(draws),
+            "sha256": hashlib.sha256("".join(digests).encode()).hexdigest(),
+            "reproducibility": REPRODUCIBILITY,
+            "fingerprint": fingerprint(device) | {"tile": tile.width, "precision": "fp32"},
+        }
+
+
+class LoadedModel:
+    """A model version on the device."""
+
+    def __init__(self, fields: Mapping[str, Any], net: nn.Module, spec: TrainSpec, data: DataInfo) -> None:
+        self.name = f"{fields['name']}@{fields['version']}"
+        self.sha256: str = fields["weights"]["sha256"]
+        self.family = FAMILIES[fields["family"]]
+        self.net, self.spec, self.data = net, spec, data
+
+    @classmethod
+    def load(cls, run: Run, fields: Mapping[str, Any], device: torch.device) -> "LoadedModel":
+        family = FAMILIES[fields["family"]]
+        spec = family.spec.model_validate(fields["spec"])
+        data = DataInfo.from_json(fields["info"])
+
+        def load() -> nn.Module:
+            net = build(family, spec, data)
+            load_weights(run.fetch(stored(fields["weights"])), net)
+            return net.requires_grad_(False).eval().to(device)
+
+        # The same weights may be described in another way, which makes another network of them.
+        key = (fields["weights"]["sha256"], spec.model_dump_json(), data, str(device))
+        return cls(fields, MODELS.get(key, load), spec, data)
+
+    def sampler(self, task: str) -> Any:
+        return self.family.tasks[task](self.spec, self.data)
+
+    def recipe(self, request: Request) -> dict[str, Any]:
+        """What the bytes of a sample depend on, and how to ask for it again; nothing of the job."""
+        parameters = request.model_dump(mode="json", exclude={"model", "task", "seed", "num_samples", "num_pairs"})
+        return {
+            "model": self.name,
+            "weights_sha256": self.sha256,
+            "task": request.task,
+            "parameters": parameters,
+            "seed": request.seed,
+        }
+
+
+def _draws(run: Run, request: Request) -> list[Draw[Request]]:
+    match request:
+        case Generate():
+            return [Draw(request=request, index=index) for index in range(request.num_samples)]
+        case Interpolate():
+            num_samples = request.num_pairs * request.num_points
+            return [Draw(request=request, index=index) for index in range(num_samples)]
+        case Reconstruct():
+            images = _inputs(run, request)
+            return [Draw(request=request, index=index, inputs={"image": image}) for index, image in enumerate(images)]
+
+
+def _inputs(run: Run, request: Reconstruct) -> Tensor:
+    dataset = fetch_images(run, run.assignment.inputs["dataset"])
+    indices = dataset.train_indices if request.split == "train" else dataset.held_out_indices
+    if not len(indices):
+        raise DatasetInvalid(f"the dataset has no {request.split} samples")
+    return torch.from_numpy(dataset.gather(indices[: request.num_samples]))
+
+
+def _publish_samples(
+    run: Run, model: LoadedModel, tile: Tile[Request], draws: list[Draw[Request]]
+) -> tuple[list[Tensor], list[str]]:
+    """Publish each sample as soon as it is done; returns the first ones and all digests, by index."""
+    images: dict[int, Tensor] = {}
+    digests: dict[int, str] = {}
+    for draw, image in sample(tile, draws):
+        picture = encode_png(image.numpy(), model.recipe(draw.request) | {"index": draw.index})
+        name = f"sample-{draw.index:04d}.png"
+        published = run.publish("sample", name, picture, media_type="image/png", metadata={"index": draw.index})
+        digests[draw.index] = published.sha256
+        if draw.index < MOST_IN_SHEET:
+            images[draw.index] = image
+        run.step(len(digests), len(draws))
+    return [images[index] for index in sorted(images)], [digests[index] for index in sorted(digests)]
+
+
+def _publish_sheet(
+    run: Run, model: LoadedModel, request: Request, images: list[Tensor], draws: list[Draw[Request]]
+) -> None:
+    samples: Pixels = torch.stack(images).numpy()
+    columns = None
+    if isinstance(request, Interpolate):
+        columns = request.num_points
+    elif isinstance(request, Reconstruct):
+        # Each input stands left of what became of it.
+        inputs = np.stack([draw.inputs["image"].numpy() for draw in draws[: len(images)] if draw.inputs])
+        samples = np.stack([inputs, samples], axis=1).reshape(-1, *samples.shape[1:])
+        columns = 2 * ceil(sqrt(len(inputs) / 2))
+    picture = encode_png(sheet(samples, columns=columns), model.recipe(request) | {"num_samples": len(draws)})
+    run.publish("sheet", "sheet.png", picture, media_type="image/png")
