@@ -142,7 +142,7 @@ def _admin(postgres: Postgres, statement: str) -> None:
 
     url = postgres.url_of("postgres").replace("+psycopg", "")
     with psycopg.connect(url, autocommit=True) as connection:
-        connection.execute(statement)  # pyright: ignore[reportArgumentType]
+        connection.execute(statement.encode())
 
 
 @contextmanager
@@ -266,10 +266,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     """Fail the run if any process started by it is still alive, wherever it has hidden."""
     left = [process for process in psutil.process_iter() if _belongs_to_this_run(process)]
     for process in left:
-        print(
-            f"\nstill alive after the last test: {process.pid} {process.name()}",
-            file=sys.stderr,
-        )
+        sys.stderr.write(f"\nstill alive after the last test: {process.pid} {process.name()}\n")
         process.kill()
     if left and session.exitstatus == pytest.ExitCode.OK:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED

@@ -2,3 +2,8 @@
 
 Needs the ``local`` extra. Importing it is cheap; what is heavy is imported when used.
 """
+
+from noisemill.local.processes import LocalError
+from noisemill.local.stack import PartStatus, Stack
+
+__all__ = ["LocalError", "PartStatus", "Stack"]

@@ -135,7 +135,7 @@ def open_log(logs: Path, name: str) -> BufferedWriter:
     path = logs / f"{name}.log"
     if path.exists() and path.stat().st_size > _LOG_LIMIT_BYTES:
         path.replace(path.with_suffix(".log.1"))
-    return open(path, "ab")
+    return path.open("ab")
 
 
 def last_lines(logs: Path, name: str, count: int = 15) -> str:
@@ -169,12 +169,21 @@ def wait_until(condition: Callable[[], bool], limit: timedelta) -> bool:
     return True
 
 
+def ask_to_stop(process: Process, first: signal.Signals) -> None:
+    """Ask for an orderly end and return at once."""
+    with suppress(ProcessLookupError):
+        if process.is_running:
+            os.kill(process.pid, first)
+
+
 def stop(process: Process, *, first: signal.Signals = signal.SIGTERM, grace: timedelta) -> bool:
     """End ``process``: ask, wait ``grace``, force its whole group. Say whether it ended by itself."""
-    if not process.is_running:
-        return True
-    with suppress(ProcessLookupError):
-        os.kill(process.pid, first)
+    ask_to_stop(process, first)
+    return wait_stopped(process, grace)
+
+
+def wait_stopped(process: Process, grace: timedelta) -> bool:
+    """Wait for a process that was asked to stop; after ``grace``, kill its group and return False."""
     if wait_until(lambda: not process.is_running, grace):
         return True
     with suppress(ProcessLookupError):
@@ -183,12 +192,12 @@ def stop(process: Process, *, first: signal.Signals = signal.SIGTERM, grace: tim
     return False
 
 
-def sweep(mark: str) -> list[int]:
-    """Kill every process whose environment carries ``mark``: what a dead part left behind.
+def sweep(is_meant: Callable[[str], bool]) -> list[int]:
+    """Kill every process whose mark ``is_meant``: what a dead part left behind.
 
     It finds grandchildren in sessions of their own, and parts whose start was never recorded.
     """
-    found = [process for process in _marked(mark) if process.is_running]
+    found = [process for process in _marked(is_meant) if process.is_running]
     for process in found:
         with suppress(ProcessLookupError):
             os.kill(process.pid, signal.SIGKILL)
@@ -197,12 +206,12 @@ def sweep(mark: str) -> list[int]:
     return [process.pid for process in found]
 
 
-def _marked(mark: str) -> Iterator[Process]:
+def _marked(is_meant: Callable[[str], bool]) -> Iterator[Process]:
     import psutil
 
     for candidate in psutil.process_iter():
         with suppress(psutil.Error, OSError):
-            if candidate.pid != os.getpid() and candidate.environ().get(MARK) == mark:
+            if candidate.pid != os.getpid() and is_meant(candidate.environ().get(MARK, "")):
                 started = start_of(candidate.pid)
                 if started is not None:
                     yield Process(candidate.pid, started)
