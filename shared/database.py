@@ -1,9 +1,17 @@
 """Engines for PostgreSQL: one kind of pool, sync for workers and async for the API."""
 
+from typing import Final
+
 from sqlalchemy import URL, Engine, create_engine, make_url
+from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from shared.settings import DatabaseSettings
+
+
+AWAY: Final = (OperationalError, InterfaceError, PoolTimeout)
+"""What a statement raises while the database cannot be reached, or asks to be tried again."""
 
 
 def _url(settings: DatabaseSettings) -> URL:
@@ -22,7 +30,13 @@ def _options(settings: DatabaseSettings, application: str) -> dict[str, object]:
         "connect_args": {
             "application_name": application,
             "connect_timeout": 5,
-            "options": f"-c statement_timeout={timeout} -c idle_in_transaction_session_timeout=60000 -c lock_timeout={timeout}",
+            # A server that vanished without a word is noticed in about ten seconds.
+            "keepalives_idle": 5,
+            "keepalives_interval": 2,
+            "keepalives_count": 3,
+            "tcp_user_timeout": 10_000,
+            "options": f"-c timezone=UTC -c statement_timeout={timeout} -c lock_timeout={timeout}"
+            " -c idle_in_transaction_session_timeout=60000",
         },
     }
 

@@ -10,7 +10,8 @@
     - Unauthorized, Forbidden
     - TooLarge, UnsupportedMedia
   - JobError                 ends an attempt, with a code that clients may match on
-    - DatasetInvalid, ModelLoadFailed, NanLoss, OutOfMemory, UploadFailed, TimeLimitExceeded, WorkerLost, InternalError
+    - DatasetInvalid, InputGone, ModelLoadFailed, NanLoss, OutOfMemory, TimeLimitExceeded, InternalError
+    - UploadFailed, StorageUnavailable, WorkerLost     retryable
   - LeaseLost                this attempt is no longer the current one
   - StorageError             S3 said no, or said nothing
 """
@@ -111,6 +112,12 @@ class DatasetInvalid(JobError):
     code = "dataset_invalid"
 
 
+class InputGone(JobError):
+    """A dataset or model that the job refers to was deleted before it ran."""
+
+    code = "input_gone"
+
+
 class ModelLoadFailed(JobError):
     """The weights do not fit their description."""
 
@@ -139,6 +146,13 @@ class UploadFailed(JobError):
     """Storage refused the result after several tries."""
 
     code = "upload_failed"
+    retryable = True
+
+
+class StorageUnavailable(JobError):
+    """An input could not be read from storage."""
+
+    code = "storage_unavailable"
     retryable = True
 
 

@@ -247,11 +247,45 @@ class WorkerView(View):
     seen_at: datetime
 
 
+class FamilyView(View):
+    """A model family and what may be asked of it, as JSON Schema."""
+
+    family: str
+    modality: Literal["image", "text", "audio"]
+    tasks: list[str]
+    """What ``spec.task`` of a generate job may be."""
+    train: dict[str, Any]
+    """Schema of the ``spec`` of a train job."""
+    generate: dict[str, dict[str, Any]]
+    """Schema of the ``spec`` of a generate job, by task."""
+
+
+class JobStatesView(View):
+    """The life of a job as data."""
+
+    initial: JobStateName
+    final: list[JobStateName]
+    moves: dict[JobStateName, list[JobStateName]]
+    """From each state, the states a job may move to."""
+
+
+class ReadinessView(View):
+    """Whether the API can serve."""
+
+    status: Literal["ok", "degraded", "away"]
+    """``degraded``: requests are served, and something will have to wait."""
+    database: Literal["ok", "away"]
+    broker: Literal["ok", "away"]
+    storage: Literal["ok", "away"]
+
+
 class FieldError(View):
     """One wrong field."""
 
-    pointer: str
+    pointer: str | None = None
     """JSON Pointer (RFC 6901) into the body."""
+    parameter: str | None = None
+    """A parameter instead of a field of the body: ``query limit``, ``header Idempotency-Key``."""
     detail: str
 
 

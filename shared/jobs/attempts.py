@@ -10,11 +10,12 @@ from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Text, bindparam, case, func, literal, text, update
+from sqlalchemy import ColumnElement, RowMapping, Text, bindparam, case, func, literal, select, text, update
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
-from sqlmodel import Session, col, select
+from sqlalchemy.orm import Session
+from sqlmodel import col
 
-from shared.errors import JobError, LeaseLost
+from shared.errors import InputGone, JobError, LeaseLost, NotFound
 from shared.jobs import products
 from shared.jobs.moves import append_event, move, move_by_case
 from shared.jobs.rows import Artifact, Attempt, Job
@@ -80,19 +81,26 @@ SELECT id, fence, tenant_id, type, spec, inputs, timeout_seconds FROM claimed
 def claim(session: Session, *, worker: str, queues: Sequence[str], lease: timedelta, limit: int = 1) -> list[Claim]:
     """Take the best waiting jobs of these queues, each with a fence of its own; maybe none."""
     found = session.execute(_CLAIM, {"worker": worker, "queues": list(queues), "lease": lease, "limit": limit})
-    return [_claim(session, row) for row in found.mappings().all()]
+    claims = [_claim(session, row) for row in found.mappings().all()]
+    return [made for made in claims if made is not None]
 
 
-def _claim(session: Session, row: Mapping[str, Any]) -> Claim:
+def _claim(session: Session, row: RowMapping) -> Claim | None:
+    """The claim, or None: what the job refers to is gone, so it failed here and now."""
     seconds = row["timeout_seconds"]
     kind = JobType(row["type"])
+    try:
+        inputs = products.resolve(session, row["id"], kind, row["inputs"])
+    except NotFound as error:
+        fail(session, row["id"], row["fence"], InputGone(error.detail), backoff=timedelta(0))
+        return None
     return Claim(
         job_id=row["id"],
         fence=row["fence"],
         tenant_id=row["tenant_id"],
         type=kind,
         spec=row["spec"],
-        inputs=products.resolve(session, row["id"], kind, row["inputs"]),
+        inputs=inputs,
         timeout=None if seconds is None else timedelta(seconds=seconds),
     )
 
@@ -179,7 +187,13 @@ def _artifact(claim: Claim, artifact: NewArtifact) -> Artifact:
 
 
 def succeed(
-    session: Session, claim: Claim, *, result: Mapping[str, Any], artifacts: Sequence[NewArtifact], timings: Mapping[str, float]
+    session: Session,
+    claim: Claim,
+    *,
+    result: Mapping[str, Any],
+    artifacts: Sequence[NewArtifact],
+    timings: Mapping[str, float],
+    steps: int,
 ) -> JobState | None:
     """End the attempt well: state, artifacts and what the job made become visible together.
 
@@ -192,7 +206,8 @@ def succeed(
             JobState.SUCCEEDED,
             *where,
             outcome=AttemptOutcome.SUCCEEDED,
-            step=Job.steps,
+            step=steps,
+            steps=steps,
             timings=col(Job.timings).op("||")(literal(dict(timings), JSONB)),
         )
     ).mappings().one_or_none()
@@ -212,6 +227,7 @@ def fail(session: Session, job_id: UUID, fence: int, error: JobError, *, backoff
         The state the job is in now, or None: the attempt was over already.
     """
     spent = Job.failures + Job.losses + 1
+    wait = backoff.total_seconds() * func.power(2, Job.failures)
     again = col(Job.state) == JobState.RUNNING
     if not error.retryable:
         again &= literal(False)  # noqa: FBT003
@@ -229,7 +245,7 @@ def fail(session: Session, job_id: UUID, fence: int, error: JobError, *, backoff
         },
         error=error,
         failures=Job.failures + 1,
-        not_before=func.clock_timestamp() + literal(backoff) * func.power(2, Job.failures),
+        not_before=func.clock_timestamp() + func.make_interval(0, 0, 0, 0, 0, 0, wait),
     )
     moved = session.execute(statement).mappings().one_or_none()
     if moved is None:
@@ -263,5 +279,5 @@ def hand_back(session: Session, job_id: UUID, fence: int) -> JobState | None:
 
 def outcome_of(session: Session, job_id: UUID, fence: int) -> AttemptOutcome | None:
     """How the attempt ended, for a worker whose commit was answered by an error; None: it has not."""
-    statement = select(Attempt.outcome).where(Attempt.job_id == job_id, Attempt.fence == fence)
-    return session.exec(statement).one_or_none()
+    statement = select(col(Attempt.outcome)).where(col(Attempt.job_id) == job_id, col(Attempt.fence) == fence)
+    return session.scalars(statement).one_or_none()

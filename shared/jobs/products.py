@@ -8,13 +8,14 @@ from collections.abc import Mapping
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import update
+from sqlalchemy import select, update
 from sqlalchemy.dialects.postgresql import insert
-from sqlmodel import Session, col, select
+from sqlalchemy.orm import Session
+from sqlmodel import col
 
 from shared.errors import NotFound
-from shared.ids import public
-from shared.jobs.rows import Artifact, Dataset, DatasetState, Job, Model, ModelVersion
+from shared.ids import parse, public
+from shared.jobs.rows import Artifact, Dataset, DatasetState, Model, ModelVersion
 from shared.jobs.state import JobType
 
 
@@ -48,23 +49,21 @@ def _dataset_input(session: Session, inputs: Mapping[str, Any]) -> dict[str, Any
 def _last_checkpoint(session: Session, job_id: UUID) -> dict[str, Any] | None:
     newest = (
         select(Artifact)
-        .where(Artifact.job_id == job_id, Artifact.kind == "checkpoint")
+        .where(col(Artifact.job_id) == job_id, col(Artifact.kind) == "checkpoint")
         .order_by(col(Artifact.details)["step"].as_integer().desc(), col(Artifact.id).desc())
         .limit(1)
     )
-    row = session.exec(newest).one_or_none()
+    row = session.scalars(newest).one_or_none()
     if row is None:
         return None
     return {"key": row.key, "sha256": row.sha256, "size_bytes": row.size_bytes, "step": row.details["step"]}
 
 
 def _model_input(session: Session, version_id: str) -> dict[str, Any]:
-    found = session.exec(
-        select(ModelVersion, Model).join(Model).where(ModelVersion.id == UUID(version_id))
-    ).one_or_none()
-    if found is None:
+    version = session.get(ModelVersion, UUID(version_id))
+    model = None if version is None else session.get(Model, version.model_id)
+    if version is None or model is None:
         raise NotFound(f"model version {version_id} is gone")
-    version, model = found
     return {
         "id": public("mdl", model.id),
         "name": model.name,
@@ -122,7 +121,7 @@ def _publish_version(
         .returning(col(Model.id), col(Model.latest))
     )
     model_id, version = session.execute(named).one()
-    dataset = session.execute(select(Job.inputs).where(Job.id == job_id)).scalar_one().get("dataset_id")
+    dataset = inputs.get("dataset")
     session.add(
         ModelVersion(
             model_id=model_id,
@@ -133,7 +132,7 @@ def _publish_version(
             metrics=result["metrics"],
             weights=result["weights"],
             job_id=job_id,
-            dataset_id=None if dataset is None else UUID(dataset),
+            dataset_id=None if dataset is None else parse("ds", dataset["id"]),
         )
     )
     shown = {name: value for name, value in result.items() if name not in ("weights", "info")}

@@ -6,8 +6,9 @@ Like ``attempts.py``: the caller's session, no commit, the database's clock.
 from datetime import timedelta
 from uuid import UUID
 
-from sqlalchemy import delete, exists, func, insert, literal, not_, text, update
-from sqlmodel import Session, col, select
+from sqlalchemy import delete, exists, func, insert, literal, not_, select, text, update
+from sqlalchemy.orm import Session
+from sqlmodel import col
 
 from shared.errors import WorkerLost
 from shared.jobs.moves import move, move_by_case
@@ -27,7 +28,7 @@ def reap(session: Session) -> list[tuple[UUID, JobState]]:
         [
             (JobState.CANCELED, col(Job.state) == JobState.CANCELING),
             (JobState.PAUSED, col(Job.state) == JobState.PAUSING),
-            (JobState.QUEUED, Job.failures + Job.losses + 1 < Job.max_attempts),
+            (JobState.QUEUED, col(Job.failures) + col(Job.losses) + 1 < col(Job.max_attempts)),
             (JobState.FAILED, literal(True)),  # noqa: FBT003
         ],
         col(Job.state).in_(HELD),
@@ -50,8 +51,8 @@ def redispatch(session: Session, *, after: timedelta) -> int:
     rung = exists().where(
         col(Bell.job_id) == Job.id, col(Bell.sent_at).is_(None) | (col(Bell.sent_at) > _NOW - literal(after))
     )
-    waiting = select(Job.id).where(
-        Job.state == JobState.QUEUED,
+    waiting = select(col(Job.id)).where(
+        col(Job.state) == JobState.QUEUED,
         col(Job.queued_at) < _NOW - literal(after),
         col(Job.not_before).is_(None) | (col(Job.not_before) <= _NOW),
         not_(rung),

@@ -5,7 +5,7 @@ from uuid import UUID
 
 from sqlalchemy import func
 from sqlalchemy.dialects.postgresql import insert
-from sqlmodel import Session
+from sqlalchemy.orm import Session
 
 from shared.jobs.rows import Worker
 

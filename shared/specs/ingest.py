@@ -2,7 +2,7 @@
 
 from pydantic import Field, model_validator
 
-from shared.specs.spec import DatasetId, Modality, Spec
+from shared.specs.spec import DatasetId, Modality, Spec, wrong
 
 
 class IngestSpec(Spec):
@@ -19,5 +19,5 @@ class IngestSpec(Spec):
     @model_validator(mode="after")
     def _resolution_is_for_images(self) -> "IngestSpec":
         if self.resolution is not None and self.modality not in (None, "image"):
-            raise ValueError(f"resolution does not apply to {self.modality}")
+            raise wrong("resolution", f"resolution does not apply to {self.modality}")
         return self

@@ -3,12 +3,18 @@
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic_core import PydanticCustomError
 
 
 class Spec(BaseModel):
     """What somebody asked for. Unknown fields and non-finite numbers are refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
+
+
+def wrong(field: str, message: str) -> PydanticCustomError:
+    """The error of a validator that looks at several fields: it names the one to change."""
+    return PydanticCustomError("fields_do_not_fit", "{message}", {"field": field, "message": message})
 
 
 Seed = Annotated[int, Field(ge=0, lt=2**63)]

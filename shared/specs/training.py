@@ -4,7 +4,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from shared.specs.spec import DatasetId, Modality, ModelName, Seed, Spec
+from shared.specs.spec import DatasetId, Modality, ModelName, Seed, Spec, wrong
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Schedule = Literal["cosine", "constant"]
@@ -53,5 +53,5 @@ class TrainSpec(Spec):
     @model_validator(mode="after")
     def _warmup_fits(self) -> "TrainSpec":
         if self.warmup_steps > self.steps and "warmup_steps" in self.model_fields_set:
-            raise ValueError("warmup_steps must not exceed steps")
+            raise wrong("warmup_steps", "warmup_steps must not exceed steps")
         return self

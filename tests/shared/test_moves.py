@@ -1,0 +1,258 @@
+"""The state machine against a real database: exactly the moves of the table, each with all its traces."""
+
+from collections.abc import Iterator
+from datetime import timedelta
+from uuid import UUID
+
+import pytest
+from pydantic import SecretStr
+from sqlalchemy import Engine, func, select
+from sqlalchemy.orm import Session
+from sqlmodel import col
+
+from shared.database import make_engine
+from shared.errors import InternalError, LeaseLost, UploadFailed
+from shared.ids import uuid7
+from shared.jobs import attempts, upkeep
+from shared.jobs.moves import move
+from shared.jobs.rows import Attempt, Bell, Event, Job, Tenant
+from shared.jobs.state import HELD, MOVES, AttemptOutcome, JobState, JobType
+from shared.settings import DatabaseSettings
+
+LEASE = timedelta(seconds=30)
+NOW = func.clock_timestamp()
+
+
+@pytest.fixture(scope="module")
+def engine(module_database: str) -> Iterator[Engine]:
+    engine = make_engine(DatabaseSettings(url=SecretStr(module_database)), "test")
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def session(engine: Engine) -> Iterator[Session]:
+    """Rolled back afterwards."""
+    with Session(engine) as session:
+        yield session
+        session.rollback()
+
+
+def make_job(session: Session, state: JobState = JobState.QUEUED, **columns: object) -> UUID:
+    """A job as it would be in ``state``; held ones by attempt 1."""
+    tenant = Tenant(name=uuid7().hex)
+    session.add(tenant)
+    session.flush()
+    held = {"lease_until": NOW + LEASE, "worker": "w0"} if state in HELD else {}
+    final = {"completed_at": NOW} if state.is_final else {}
+    failed = {"error_code": "internal", "error_message": "x"} if state == JobState.FAILED else {}
+    job = Job(
+        tenant_id=tenant.id, type=JobType.EVALUATE, queue="generate", spec={}, inputs={}, summary="test", state=state,
+        **{"max_attempts": 3, "fence": 0 if state == JobState.QUEUED else 1} | held | final | failed | columns,
+    )  # fmt: skip
+    session.add(job)
+    session.flush()
+    if job.fence:
+        session.add(Attempt(job_id=job.id, fence=1, worker="w0"))
+        session.flush()
+    return job.id
+
+
+def state_of(session: Session, job_id: UUID) -> JobState:
+    return session.scalars(select(Job).where(col(Job.id) == job_id).execution_options(populate_existing=True)).one().state
+
+
+def attempt_of(session: Session, job_id: UUID, fence: int = 1) -> Attempt:
+    session.expire_all()
+    return session.get_one(Attempt, (job_id, fence))
+
+
+def count(session: Session, row: type, job_id: UUID) -> int:
+    return session.scalar(select(func.count()).select_from(row).where(row.job_id == job_id)) or 0  # pyright: ignore
+
+
+@pytest.mark.parametrize("start", JobState)
+@pytest.mark.parametrize("target", JobState)
+def test_exactly_the_moves_in_the_table_are_made(session: Session, start: JobState, target: JobState) -> None:
+    job_id = make_job(session, start)
+    values = {"lease_until": NOW + LEASE} if target in HELD else {}
+    error = InternalError("x") if target == JobState.FAILED else None
+
+    moved = session.execute(move(target, col(Job.id) == job_id, error=error, **values)).all()
+
+    assert bool(moved) == (target in MOVES[start])
+    assert state_of(session, job_id) == (target if moved else start)
+    assert count(session, Event, job_id) == len(moved)
+
+
+def test_a_job_goes_back_to_the_queue_with_a_bell(session: Session) -> None:
+    job_id = make_job(session, JobState.RUNNING)
+
+    attempts.hand_back(session, job_id, 1)
+
+    assert count(session, Bell, job_id) == 1
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "outcome"),
+    [
+        (JobState.RUNNING, JobState.QUEUED, AttemptOutcome.INTERRUPTED),
+        (JobState.CANCELING, JobState.CANCELED, AttemptOutcome.CANCELED),
+        (JobState.PAUSING, JobState.PAUSED, AttemptOutcome.PAUSED),
+    ],
+)
+def test_a_stopped_attempt_ends_as_it_was_told_to(
+    session: Session, start: JobState, end: JobState, outcome: AttemptOutcome
+) -> None:
+    job_id = make_job(session, start)
+
+    attempts.hand_back(session, job_id, 1)
+
+    assert (state_of(session, job_id), attempt_of(session, job_id).outcome) == (end, outcome)
+
+
+def test_claims_are_numbered_and_never_reset(session: Session) -> None:
+    job_id = make_job(session)
+
+    fences = []
+    for _ in range(3):
+        (claim,) = attempts.claim(session, worker="w", queues=["generate"], lease=LEASE)
+        fences.append(claim.fence)
+        attempts.hand_back(session, job_id, claim.fence)
+
+    assert fences == [1, 2, 3]
+
+
+def test_a_job_of_another_queue_is_not_claimed(session: Session) -> None:
+    make_job(session)
+
+    assert not attempts.claim(session, worker="w", queues=["train"], lease=LEASE)
+
+
+def test_a_job_that_backs_off_is_not_claimed_before_its_time(session: Session) -> None:
+    job_id = make_job(session, JobState.RUNNING)
+    attempts.fail(session, job_id, 1, UploadFailed("x"), backoff=timedelta(seconds=60))
+
+    assert state_of(session, job_id) == JobState.QUEUED
+    assert not attempts.claim(session, worker="w", queues=["generate"], lease=LEASE)
+
+
+@pytest.mark.parametrize("write", ["heartbeat", "progress", "note", "record", "succeed", "fail", "hand_back"])
+def test_no_write_of_an_older_attempt_is_accepted(session: Session, write: str) -> None:
+    job_id = make_job(session, JobState.RUNNING, fence=2)
+    session.add(Attempt(job_id=job_id, fence=2, worker="w2"))
+    session.flush()
+    before = session.execute(select(Job.__table__).where(col(Job.id) == job_id)).one()  # pyright: ignore
+
+    with pytest.raises(LeaseLost) if write in ("heartbeat", "progress", "note", "record") else _no_error():
+        assert write_as(session, job_id, 1, write) is None
+
+    assert session.execute(select(Job.__table__).where(col(Job.id) == job_id)).one() == before  # pyright: ignore
+    assert count(session, Event, job_id) == 0
+
+
+def write_as(session: Session, job_id: UUID, fence: int, write: str) -> object:
+    """One write of an attempt, by its name."""
+    tenant_id = session.get_one(Job, job_id).tenant_id
+    claim = attempts.Claim(job_id=job_id, fence=fence, tenant_id=tenant_id, type=JobType.EVALUATE, spec={}, inputs={}, timeout=None)
+    artifact = attempts.NewArtifact(kind="preview", name="p", key=uuid7().hex, size_bytes=1, sha256="0", media_type="text/plain")
+    where = {"step": 1, "steps": 2, "phase": "x", "figures": {}}
+    writes = {
+        "heartbeat": lambda: attempts.heartbeat(session, job_id, fence, lease=LEASE),
+        "progress": lambda: attempts.progress(session, job_id, fence, **where, lease=LEASE),
+        "note": lambda: attempts.note(session, job_id, fence, "job.log", {}),
+        "record": lambda: attempts.record(session, claim, artifact),
+        "succeed": lambda: attempts.succeed(session, claim, result={}, artifacts=[artifact], timings={}, steps=1),
+        "fail": lambda: attempts.fail(session, job_id, fence, UploadFailed("x"), backoff=LEASE),
+        "hand_back": lambda: attempts.hand_back(session, job_id, fence),
+    }
+    return writes[write]()
+
+
+class _no_error:
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+
+def test_success_after_a_cancel_is_refused(session: Session) -> None:
+    job_id = make_job(session, JobState.CANCELING)
+
+    assert write_as(session, job_id, 1, "succeed") is None
+    assert state_of(session, job_id) == JobState.CANCELING
+
+
+def lose(session: Session, job_id: UUID) -> None:
+    session.execute(Job.__table__.update().where(col(Job.id) == job_id).values(lease_until=NOW - LEASE))  # pyright: ignore
+
+
+@pytest.mark.parametrize(
+    ("start", "losses", "end"),
+    [
+        (JobState.RUNNING, 0, JobState.QUEUED),
+        (JobState.RUNNING, 2, JobState.FAILED),
+        (JobState.CANCELING, 0, JobState.CANCELED),
+        (JobState.PAUSING, 0, JobState.PAUSED),
+    ],
+)
+def test_an_attempt_whose_lease_ran_out_is_reaped(session: Session, start: JobState, losses: int, end: JobState) -> None:
+    job_id = make_job(session, start, losses=losses)
+    lose(session, job_id)
+
+    upkeep.reap(session)
+
+    attempt = attempt_of(session, job_id)
+    assert (state_of(session, job_id), attempt.outcome, attempt.error_code) == (end, AttemptOutcome.LOST, "worker_lost")
+
+
+def test_an_attempt_within_its_lease_is_not_reaped(session: Session) -> None:
+    make_job(session, JobState.RUNNING)
+
+    assert not upkeep.reap(session)
+
+
+def test_a_lost_bell_is_rung_again(session: Session) -> None:
+    job_id = make_job(session, queued_at=NOW - LEASE)
+
+    assert upkeep.redispatch(session, after=timedelta(seconds=20)) == 1
+    assert upkeep.redispatch(session, after=timedelta(seconds=20)) == 0
+    assert count(session, Bell, job_id) == 1
+
+
+def test_a_job_expires_when_nobody_starts_it_in_time(session: Session) -> None:
+    late, early = make_job(session, start_deadline=NOW - LEASE), make_job(session, start_deadline=NOW + LEASE)
+
+    assert upkeep.expire(session) == [late]
+    assert (state_of(session, late), state_of(session, early)) == (JobState.EXPIRED, JobState.QUEUED)
+
+
+def test_a_job_past_its_start_deadline_is_not_claimed(session: Session) -> None:
+    make_job(session, start_deadline=NOW - LEASE)
+
+    assert not attempts.claim(session, worker="w", queues=["generate"], lease=LEASE)
+
+
+def test_of_two_tickers_one_holds_the_lease(session: Session) -> None:
+    assert upkeep.hold(session, "ticker", "a", LEASE)
+    assert not upkeep.hold(session, "ticker", "b", LEASE)
+    upkeep.release(session, "ticker", "a")
+    assert upkeep.hold(session, "ticker", "b", LEASE)
+
+
+def test_a_ticker_that_died_is_succeeded_when_its_lease_is_over(session: Session) -> None:
+    assert upkeep.hold(session, "ticker", "a", timedelta(seconds=-1))
+    assert upkeep.hold(session, "ticker", "b", LEASE)
+
+
+def test_two_workers_never_claim_the_same_job(engine: Engine) -> None:
+    with Session(engine) as setup, setup.begin():
+        ids = {make_job(setup) for _ in range(20)}
+    with Session(engine) as one, Session(engine) as two:
+        first = {claim.job_id for claim in attempts.claim(one, worker="a", queues=["generate"], lease=LEASE, limit=10)}
+        second = {claim.job_id for claim in attempts.claim(two, worker="b", queues=["generate"], lease=LEASE, limit=100)}
+        one.rollback()
+        two.rollback()
+    with Session(engine) as cleanup, cleanup.begin():
+        cleanup.execute(Job.__table__.delete().where(col(Job.id).in_(ids)))  # pyright: ignore
+    assert first.isdisjoint(second)
+    assert first | second == ids

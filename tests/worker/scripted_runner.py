@@ -1,0 +1,67 @@
+"""A runner that plays what the spec says, so that tests decide what a job does. All else is the real one.
+
+A script is a list of acts: ``["steps", n, seconds_each]``, ``["publish", kind, name, text]``,
+``["metrics", step, {…}]``, ``["fail", code, message]``, ``["raise", text]``, ``["die", signal]``,
+``["hang", seconds]`` (deaf to stops), ``["phase", name]``, ``["fetch", key, sha256, size]``.
+"""
+
+import os
+import time
+from typing import Any
+
+from shared import errors
+from worker import runner
+from worker.run import Run, Stopped, StoredObject
+
+
+def play(run: Run) -> dict[str, Any]:
+    for act, *arguments in run.assignment.spec["script"]:
+        _ACTS[act](run, *arguments)
+    return {"fence": run.assignment.fence, "pid": os.getpid(), "inputs": dict(run.assignment.inputs)}
+
+
+def _steps(run: Run, count: int, seconds: float) -> None:
+    for step in range(1, count + 1):
+        time.sleep(seconds)
+        try:
+            run.step(step, count, loss=1.0 / step)
+        except Stopped as stopped:
+            if stopped.reason != "cancel":
+                run.publish("checkpoint", f"step-{step}", b"state", media_type="text/plain", metadata={"step": step})
+            raise
+
+
+def _publish(run: Run, kind: str, name: str, text: str) -> None:
+    run.publish(kind, name, text.encode(), media_type="text/plain")  # pyright: ignore[reportArgumentType]
+
+
+def _fail(run: Run, code: str, message: str) -> None:
+    kinds = {kind.code: kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.JobError)}
+    raise kinds[code](message)
+
+
+def _raise(run: Run, text: str) -> None:
+    raise RuntimeError(text)
+
+
+def _fetch(run: Run, key: str, sha256: str, size_bytes: int) -> None:
+    run.log(run.fetch(StoredObject(key=key, sha256=sha256, size_bytes=size_bytes)).read_text())
+
+
+_ACTS: dict[str, Any] = {
+    "steps": _steps,
+    "publish": _publish,
+    "metrics": lambda run, step, values: run.metrics(step, "train", values),
+    "phase": lambda run, name: run.phase(name),
+    "fail": _fail,
+    "raise": _raise,
+    "die": lambda run, signal: os.kill(os.getpid(), signal),
+    "hang": lambda run, seconds: time.sleep(seconds),
+    "fetch": _fetch,
+    "oom": lambda run: (_ for _ in ()).throw(MemoryError()),
+}
+
+if __name__ == "__main__":
+    runner.executor = lambda job_type: play  # pyright: ignore[reportAttributeAccessIssue]
+    runner.choose_device = lambda settings: "cpu"  # pyright: ignore[reportAttributeAccessIssue]
+    runner.main()

@@ -1,0 +1,100 @@
+"""The supervisor's handle on its runner: start, talk, kill. One at a time; a dead one is replaced."""
+
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from queue import Empty, Queue
+from threading import Lock, Thread
+from typing import Final
+
+from worker.channel import Channel, Message
+
+logger = logging.getLogger(__name__)
+
+COMMAND: Final = (sys.executable, "-m", "worker.runner")
+"""How a runner is started."""
+
+GONE: Message = {"type": "gone"}
+"""What ``receive`` returns once the runner has died."""
+
+_START_TIMEOUT = 120.0
+"""Seconds a runner may take to import its libraries and say that it is ready."""
+
+
+class Device:
+    """A runner process in its own process group, started when first needed and after each death."""
+
+    def __init__(self, command: Sequence[str] = COMMAND) -> None:
+        self._command = list(command)
+        self.name: str | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._channel: Channel | None = None
+        self._heard: Queue[Message] = Queue()
+        self._lock = Lock()
+
+    def start(self) -> None:
+        """Start a runner unless one lives; returns at once."""
+        with self._lock:
+            if self._process is not None and self._process.poll() is None:
+                return
+            ours, theirs = socket.socketpair()
+            with theirs:
+                self._process = subprocess.Popen(
+                    [*self._command, "--fd", str(theirs.fileno())],
+                    pass_fds=[theirs.fileno()],
+                    stdin=subprocess.DEVNULL,
+                    start_new_session=True,
+                )
+            self._channel, self._heard, self.name = Channel(ours), Queue(), None
+            Thread(target=_pump, args=(self._channel, self._heard), name="pump", daemon=True).start()
+
+    def ready(self) -> bool:
+        """Start a runner if needed and wait until it listens; False if it died or took too long."""
+        self.start()
+        deadline = time.monotonic() + _START_TIMEOUT
+        while self.name is None:
+            message = self.receive(max(0.0, deadline - time.monotonic()))
+            if message is None or message is GONE:
+                logger.error("the runner did not start; its output is above")
+                self.kill()
+                return False
+            self.name = message.get("device")
+        return True
+
+    def send(self, message: Message) -> None:
+        """Tell the runner something; if it is dead, ``receive`` will say so."""
+        if self._channel is not None:
+            self._channel.send(message)
+
+    def receive(self, timeout: float) -> Message | None:
+        """The runner's next message, ``GONE``, or None when nothing came in time (seconds)."""
+        try:
+            return self._heard.get(timeout=timeout) if timeout > 0 else self._heard.get_nowait()
+        except Empty:
+            return None
+
+    def kill(self) -> int | None:
+        """End the whole process group now; returns the runner's exit status. Safe to call twice."""
+        with self._lock:
+            process, channel = self._process, self._channel
+        if process is None or channel is None:
+            return None
+        try:
+            os.killpg(process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        status = process.wait()
+        channel.close()
+        self.name = None
+        return status
+
+
+def _pump(channel: Channel, heard: "Queue[Message]") -> None:
+    for message in channel.messages():
+        heard.put(message)
+    heard.put(GONE)

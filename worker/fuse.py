@@ -1,0 +1,38 @@
+"""A dead man's switch: burns unless it is fed in time. By the monotonic clock, whatever the main thread does."""
+
+import time
+from collections.abc import Callable
+from threading import Event, Thread
+from typing import Self
+
+
+class Fuse:
+    """Calls ``burn`` once, from its own thread, when ``feed`` was not called for ``seconds``."""
+
+    def __init__(self, seconds: float, burn: Callable[[], object]) -> None:
+        self._seconds = seconds
+        self._burn = burn
+        self._fed = time.monotonic()
+        self._done = Event()
+        self.burnt = False
+
+    def feed(self, when: float) -> None:
+        """It was good at ``when`` (monotonic seconds): the moment a heartbeat was *sent*, not answered."""
+        self._fed = when
+
+    def __enter__(self) -> Self:
+        Thread(target=self._watch, name="fuse", daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+
+    def _watch(self) -> None:
+        while not self._done.wait(self._left()):
+            if self._left() <= 0:
+                self.burnt = True
+                self._burn()
+                return
+
+    def _left(self) -> float:
+        return max(0.0, self._fed + self._seconds - time.monotonic())

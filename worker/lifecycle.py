@@ -1,0 +1,115 @@
+"""How a worker starts and stops. Two processes of Celery's: the parent, and the child that supervises.
+
+The parent receives messages and answers remote control, so Flower sees it whatever the device does. The
+child (one, spawned) holds the supervisor, polls SQL while idle and does housekeeping. At SIGTERM the
+parent has the child hand its job back, and waits until it has.
+"""
+
+import fcntl
+import logging
+import os
+import random
+import signal
+import socket
+import tempfile
+import time
+from contextlib import suppress
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+from celery import signals
+
+from shared.database import make_engine
+from shared.queue import make_celery
+from shared.settings import Settings
+from worker.device import Device
+from worker.supervisor import Supervisor
+from worker.ticker import Ticker
+
+logger = logging.getLogger(__name__)
+
+DRAIN = signal.SIGUSR2
+"""Parent to child: hand your job back and claim no more. (SIGUSR1 is billiard's soft time limit.)"""
+
+_supervisor: Supervisor | None = None
+
+
+def supervisor() -> Supervisor:
+    """This process's supervisor; only the pool's child has one."""
+    if _supervisor is None:
+        raise RuntimeError("no supervisor in this process: it is not a Celery pool child")
+    return _supervisor
+
+
+def connect_signals() -> None:
+    signals.celeryd_after_setup.connect(_parent_starts)
+    signals.worker_shutting_down.connect(_parent_stops)
+    signals.worker_process_init.connect(_child_starts)
+    signals.worker_process_shutdown.connect(_child_stops)
+
+
+def _lock_file(parent_pid: int) -> Path:
+    """Locked by the child while a job runs; its content is the child's pid."""
+    return Path(tempfile.gettempdir()) / f"noisemill-worker-{parent_pid}.lock"
+
+
+def _parent_starts(sender: str, instance: Any, **_: Any) -> None:
+    """Tell the child, through its environment, what Celery's command line said."""
+    os.environ["NOISEMILL_WORKER_NAME"] = sender  # noqa: TID251  (the one way to a spawned child)
+    os.environ["NOISEMILL_WORKER_QUEUES"] = ",".join(instance.app.amqp.queues.consume_from)  # noqa: TID251
+
+
+def _parent_stops(**_: Any) -> None:
+    """Wait until the child has handed its job back, within the grace."""
+    path = _lock_file(os.getpid())
+    with suppress(OSError, ValueError):
+        os.kill(int(path.read_text()), DRAIN)
+        deadline = time.monotonic() + Settings.read().worker.drain_grace.total_seconds() + 5
+        with path.open("r+") as file:
+            while time.monotonic() < deadline:
+                with suppress(BlockingIOError):
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                time.sleep(0.05)
+    path.unlink(missing_ok=True)
+
+
+def _child_starts(**_: Any) -> None:
+    global _supervisor  # noqa: PLW0603  (Celery calls tasks without any context of ours)
+    logging.getLogger().setLevel(logging.INFO)
+    parent = os.getppid()
+    settings = Settings.read()
+    engine = make_engine(settings.database, f"noisemill {settings.worker.name}")
+    lock_file = _lock_file(parent)
+    lock_file.write_text(str(os.getpid()))
+    supervisor = _supervisor = Supervisor(settings, engine, Device(), lock_file=lock_file)
+    supervisor.device.start()
+    ticker = Ticker(settings, engine, make_celery(settings.broker), supervisor, host=socket.gethostname())
+    signal.signal(DRAIN, lambda *_: supervisor.drain())
+    for loop in (ticker.run_forever, lambda: _poll(supervisor), lambda: _die_with(parent)):
+        Thread(target=loop, daemon=True).start()
+
+
+def _child_stops(**_: Any) -> None:
+    if _supervisor is not None:
+        _supervisor.device.kill()
+
+
+def _poll(supervisor: Supervisor) -> None:
+    """Look into SQL while idle, so that the queue moves even if every bell is lost."""
+    seconds = supervisor.settings.worker.poll.total_seconds()
+    while not supervisor.draining.wait(seconds * random.uniform(0.75, 1.25)):  # noqa: S311  (jitter)
+        try:
+            while not supervisor.busy and supervisor.run_next():
+                pass
+        except Exception:
+            logger.exception("polling failed; trying again")
+
+
+def _die_with(parent: int) -> None:
+    """A child whose parent was killed would go on unseen by Celery and Flower; end, runner first."""
+    while os.getppid() == parent:
+        time.sleep(0.25)
+    _child_stops()
+    os._exit(1)

@@ -1,0 +1,181 @@
+"""The process that owns the device. Runs one job after another and keeps models warm between them.
+
+Started by the supervisor as ``python -m worker.runner --fd N`` in its own process group. It talks to
+the supervisor over a channel and to storage, never to SQL or the broker. When the supervisor dies,
+the channel closes and the runner kills its whole group.
+
+Says: ready, phase, step, metrics, log, artifact, done, failed, stopped. Hears: run, stop.
+"""
+
+import argparse
+import logging
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from queue import SimpleQueue
+from threading import Thread
+from typing import Any, Literal
+
+from shared.errors import InternalError, JobError, OutOfMemory, StorageError, StorageUnavailable, UploadFailed
+from shared.settings import Settings
+from shared.storage import Storage
+from worker.cache import ObjectCache
+from worker.channel import Channel, Message
+from worker.jobs import executor
+from worker.pace import Pace
+from worker.run import Assignment, Stopped, StopReason, StoredObject
+
+logger = logging.getLogger(__name__)
+
+_REPORT_EVERY = 0.2
+"""Seconds between two ``step`` messages; the supervisor commits far less often."""
+
+
+class RunnerRun:
+    """``worker.run.Run`` for one attempt."""
+
+    def __init__(self, runner: "Runner", assignment: Assignment) -> None:
+        self._runner = runner
+        self._assignment = assignment
+        self._pace = Pace()
+        self._reported = 0.0
+        self.stop_reason: StopReason | None = None
+
+    @property
+    def assignment(self) -> Assignment:
+        return self._assignment
+
+    @property
+    def device(self) -> str:
+        return self._runner.device
+
+    def phase(self, name: str) -> None:
+        self._say("phase", phase=name)
+
+    def step(self, step: int, steps: int, **values: float) -> None:
+        now = time.monotonic()
+        self._pace.tick(step, now)
+        if now - self._reported >= _REPORT_EVERY or step == steps:
+            self._reported = now
+            self._say("step", step=step, steps=steps, figures={**values, **self._pace.figures(step, steps)})
+        if self.stop_reason is not None:
+            raise Stopped(self.stop_reason)
+
+    def metrics(self, step: int, split: Literal["train", "held_out"], values: Mapping[str, float]) -> None:
+        self._say("metrics", step=step, split=split, values=dict(values))
+
+    def log(self, message: str) -> None:
+        self._say("log", message=message)
+
+    def publish(
+        self, kind: str, name: str, body: bytes | Path, *, media_type: str, metadata: Mapping[str, Any] | None = None
+    ) -> StoredObject:
+        key = f"jobs/{self._assignment.job_id}/{self._assignment.fence}/{name}"
+        try:
+            stored = self._runner.storage.put(key, body, media_type=media_type)
+        except StorageError as error:
+            raise UploadFailed(f"{name} could not be stored: {error}") from error
+        result = StoredObject(key=key, sha256=stored.sha256, size_bytes=stored.size_bytes)
+        artifact = {"kind": kind, "name": name, "media_type": media_type, "details": dict(metadata or {})}
+        self._say("artifact", artifact=artifact | result.as_json())
+        return result
+
+    def fetch(self, stored: StoredObject) -> Path:
+        try:
+            return self._runner.cache.fetch(stored)
+        except StorageError as error:
+            raise StorageUnavailable(str(error)) from error
+
+    def _say(self, kind: str, **content: Any) -> None:
+        self._runner.channel.send({"type": kind, "fence": self._assignment.fence, **content})
+
+
+class Runner:
+    """Hears assignments, runs them one at a time, and says how they went."""
+
+    def __init__(self, settings: Settings, channel: Channel) -> None:
+        self.channel = channel
+        self.storage = Storage(settings.s3)
+        self.cache = ObjectCache(settings.worker.cache_dir, self.storage, limit_bytes=settings.worker.cache_bytes)
+        self.device = choose_device(settings.worker)
+        self._current: RunnerRun | None = None
+        self._work: SimpleQueue[Assignment] = SimpleQueue()
+
+    def serve(self) -> None:
+        """Run jobs until the supervisor is gone; does not return."""
+        Thread(target=self._listen, name="listen", daemon=True).start()
+        self.channel.send({"type": "ready", "device": self.device})
+        while True:
+            self._run(self._work.get())
+
+    def _listen(self) -> None:
+        for message in self.channel.messages():
+            self._hear(message)
+        # The supervisor is gone, and with it the lease: nothing this process does can count.
+        os.killpg(os.getpgrp(), signal.SIGKILL)
+
+    def _hear(self, message: Message) -> None:
+        match message["type"]:
+            case "run":
+                self._work.put(Assignment(**message["assignment"]))
+            case "stop" if self._current is not None and self._current.assignment.fence == message["fence"]:
+                self._current.stop_reason = message["reason"]
+            case _:
+                logger.warning("ignored message %s", message["type"])
+
+    def _run(self, assignment: Assignment) -> None:
+        run = self._current = RunnerRun(self, assignment)
+        try:
+            result = executor(assignment.type)(run)
+        except Stopped as stopped:
+            ending: Message = {"type": "stopped", "reason": stopped.reason}
+        except BaseException as error:  # noqa: BLE001  (whatever it was, the supervisor must hear of it)
+            ending = {"type": "failed"} | _failure(error)
+        else:
+            ending = {"type": "done", "result": result}
+        self._current = None
+        self.channel.send({"fence": assignment.fence, **ending})
+
+
+def _failure(error: BaseException) -> Message:
+    named = error if isinstance(error, JobError) else _named(error)
+    if isinstance(named, InternalError):
+        traceback.print_exception(error)
+    return {"code": named.code, "message": str(named), "retryable": named.retryable}
+
+
+def _named(error: BaseException) -> JobError:
+    """The job error that stands for a foreign exception. Its text stays in the log, not in the answer."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return OutOfMemory("the job does not fit into memory; ask for a smaller batch or model")
+    return InternalError(f"{type(error).__name__} in the worker; its log has the traceback")
+
+
+def choose_device(settings: Any) -> str:
+    """The torch device of this runner, with the CPU threads it may use."""
+    import torch
+
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    if settings.device != "auto":
+        return str(settings.device)
+    return "cuda:0" if torch.cuda.is_available() else "cpu"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--fd", type=int, required=True, help="inherited socket to the supervisor")
+    options = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s runner %(levelname)s %(message)s")
+    # Ctrl-C and docker stop are the supervisor's to handle; it tells the runner what to do.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    Runner(Settings.read(), Channel.from_fd(options.fd)).serve()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,94 @@
+"""Housekeeping, in every worker, done by one at a time under a SQL lease.
+
+Reaps lost attempts, expires and redispatches jobs, publishes bells, prunes. Each round is safe to be
+cut off anywhere and to run twice. The worker's own sign of life is not under the lease.
+"""
+
+import logging
+import os
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from celery import Celery
+from sqlalchemy import Engine
+from sqlalchemy.exc import SQLAlchemyError
+
+from shared.jobs import upkeep, workers
+from shared.queue import BROKER_AWAY, Relay
+from shared.settings import Settings
+
+if TYPE_CHECKING:
+    from worker.supervisor import Supervisor
+
+logger = logging.getLogger(__name__)
+
+_SIGN_IN_EVERY = 5.0
+_PRUNE_EVERY = 60.0
+
+
+class Ticker:
+    """One worker's share in the housekeeping."""
+
+    def __init__(self, settings: Settings, engine: Engine, app: Celery, supervisor: "Supervisor", *, host: str) -> None:
+        self._settings = settings
+        self._supervisor = supervisor
+        self._relay = Relay(engine, app)
+        self._host = host
+        self._signed_in = self._pruned = 0.0
+        self._signed_as = ""
+
+    def run_forever(self) -> None:
+        """Tick until the process ends."""
+        seconds = self._settings.worker.tick.total_seconds()
+        while True:
+            try:
+                self.tick()
+            except SQLAlchemyError as error:
+                logger.warning("housekeeping failed, trying again: %s", str(error).splitlines()[0])
+            except Exception:
+                logger.exception("housekeeping failed, trying again")
+            time.sleep(seconds)
+
+    def tick(self) -> None:
+        """One round."""
+        self._sign_in()
+        lease = max(self._settings.worker.tick * 3, timedelta(seconds=5))
+        if not self._transact(lambda s: upkeep.hold(s, "ticker", self._supervisor.name, lease)):
+            return
+        for job_id, state in self._transact(upkeep.reap):
+            logger.warning("job %s: lease ran out, now %s", job_id, state.value)
+            self._supervisor.ring(job_id)
+        for job_id in self._transact(upkeep.expire):
+            self._supervisor.ring(job_id)
+        self._transact(upkeep.settle_datasets)
+        self._transact(lambda s: upkeep.redispatch(s, after=self._settings.jobs.redispatch_after))
+        self._prune()
+        self._publish()
+
+    def _sign_in(self) -> None:
+        supervisor, now = self._supervisor, time.monotonic()
+        state = "draining" if supervisor.draining.is_set() else "busy" if supervisor.busy else "idle"
+        if state == self._signed_as and now - self._signed_in < _SIGN_IN_EVERY:
+            return
+        says: dict[str, Any] = {"name": supervisor.name, "host": self._host, "pid": os.getpid(), "state": state}
+        says |= {"queues": supervisor.queues, "device": supervisor.device.name, "job_id": supervisor.job_id}
+        self._transact(lambda s: workers.sign_in(s, **says))
+        self._signed_in, self._signed_as = now, state
+
+    def _prune(self) -> None:
+        if time.monotonic() - self._pruned >= _PRUNE_EVERY:
+            lifetime = self._settings.jobs.idempotency_lifetime
+            self._transact(lambda s: upkeep.prune(s, idempotency_lifetime=lifetime))
+            self._pruned = time.monotonic()
+
+    def _publish(self) -> None:
+        try:
+            while self._relay.run_once():
+                pass
+        except BROKER_AWAY as error:
+            logger.warning("the broker is away; workers poll SQL meanwhile: %s", error)
+
+    def _transact(self, work: Callable[..., Any]) -> Any:
+        return self._supervisor.transact(work)

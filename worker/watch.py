@@ -1,0 +1,246 @@
+"""One attempt, from claim to end: relays what the runner reports, heartbeats, stops it, ends it.
+
+The loop waits for the runner's next message at most until the next beat. SQL may be away for a
+while: reports are kept and written in order once it is back. Without a confirmed heartbeat for three
+quarters of the lease the runner is killed, whether or not this loop still turns.
+"""
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final
+
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import Session
+
+from shared import errors
+from shared.database import AWAY
+from shared.errors import InternalError, JobError, LeaseLost, TimeLimitExceeded, WorkerLost
+from shared.ids import public
+from shared.jobs import attempts
+from shared.jobs.state import JobState
+from worker.device import GONE
+from worker.fuse import Fuse
+from worker.channel import Message
+from worker.run import StopReason
+
+if TYPE_CHECKING:
+    from worker.supervisor import Supervisor
+
+logger = logging.getLogger(__name__)
+
+_SELF_FENCE: Final = 0.75
+"""Share of the lease after which an attempt without a confirmed heartbeat kills its own work."""
+_EVENT_STEP, _EVENT_SECONDS = 0.01, 10.0
+"""A progress event is written when this share of the work, or this time, has passed since the last."""
+_VISIBLE_AT_ONCE: Final = frozenset({"preview", "checkpoint"})
+_ENDINGS: Final = frozenset({"done", "failed", "stopped", "gone"})
+_ERRORS: Final = {kind.code: kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, JobError)}
+
+
+class Watch:
+    """Sees one attempt through."""
+
+    def __init__(self, supervisor: "Supervisor", claim: attempts.Claim) -> None:
+        self._supervisor = supervisor
+        self._claim = claim
+        self._lease = supervisor.settings.jobs.lease
+        self._settings = supervisor.settings.worker
+        self._pending: deque[Callable[[Session], Any]] = deque()
+        self._artifacts: list[attempts.NewArtifact] = []
+        self._step, self._steps, self._figures = 0, 0, dict[str, Any]()
+        self._phase, self._phases = "starting", dict[str, float]()
+        self._began = self._phase_began = self._heard_at = time.monotonic()
+        self._event_at, self._event_value, self._event_phase = 0.0, -1.0, ""
+        self._stop_reason: StopReason | None = None
+        self._stop_by = float("inf")
+        self._killed_for: JobError | None = None
+        self._fuse = Fuse(self._lease.total_seconds() * _SELF_FENCE, supervisor.device.kill)
+
+    def see_through(self) -> None:
+        """Run the attempt; afterwards it has ended in SQL, or its lease runs out by itself."""
+        claim = self._claim
+        logger.info("job %s attempt %d: %s", public("job", claim.job_id), claim.fence, claim.type.value)
+        with self._fuse:
+            try:
+                ending = self._until_ending()
+                self._commit_ending(ending)
+            except LeaseLost as lost:
+                logger.warning("%s; killing the runner", lost)
+                self._supervisor.device.kill()
+            except SQLAlchemyError:
+                # Not an outage: SQL refuses what this attempt reports, and would again.
+                logger.exception("the attempt's reports cannot be recorded")
+                self._pending.clear()
+                self._kill(InternalError("what the job reported could not be recorded; the worker's log says why"))
+                self._commit_ending(GONE)
+        self._supervisor.ring(claim.job_id)
+        self._supervisor.device.start()
+
+    def _until_ending(self) -> Message:
+        claim, device = self._claim, self._supervisor.device
+        assignment = {"job_id": public("job", claim.job_id), "fence": claim.fence, "type": claim.type.value}
+        device.send({"type": "run", "assignment": assignment | {"spec": claim.spec, "inputs": claim.inputs}})
+        beat_every = self._settings.beat.total_seconds()
+        next_beat = time.monotonic() + beat_every
+        while True:
+            message = device.receive(next_beat - time.monotonic())
+            if message is not None and message.get("fence", claim.fence) == claim.fence:
+                self._heard_at = time.monotonic()
+                if message["type"] in _ENDINGS:
+                    return message
+                self._take(message)
+            if time.monotonic() >= next_beat:
+                self._beat()
+                next_beat = time.monotonic() + beat_every
+
+    def _take(self, message: Message) -> None:
+        job_id, fence = self._claim.job_id, self._claim.fence
+        match message:
+            case {"type": "phase", "phase": phase}:
+                self._enter(phase)
+            case {"type": "step", "step": step, "steps": steps, "figures": figures}:
+                self._step, self._steps, self._figures = step, steps, figures
+            case {"type": "metrics", "step": step, "split": split, "values": values}:
+                data = {"step": step, "split": split, "values": values}
+                self._pending.append(lambda s: attempts.note(s, job_id, fence, "job.metric", data))
+            case {"type": "log", "message": text}:
+                self._pending.append(lambda s: attempts.note(s, job_id, fence, "job.log", {"message": text}))
+            case {"type": "artifact", "artifact": artifact}:
+                self._take_artifact(attempts.NewArtifact(**artifact))
+            case _:
+                logger.warning("ignored message %s", message["type"])
+
+    def _take_artifact(self, artifact: attempts.NewArtifact) -> None:
+        if artifact.kind in _VISIBLE_AT_ONCE:
+            self._pending.append(lambda s: attempts.record(s, self._claim, artifact))
+        else:
+            self._artifacts.append(artifact)
+
+    def _enter(self, phase: str) -> None:
+        now = time.monotonic()
+        self._phases[self._phase] = self._phases.get(self._phase, 0.0) + now - self._phase_began
+        self._phase, self._phase_began = phase, now
+
+    def _beat(self) -> None:
+        """Write what is pending, confirm the lease, learn what the client wants; SQL may be away."""
+        sent = time.monotonic()
+        try:
+            self._flush()
+            state = self._supervisor.transact(self._heartbeat)
+        except AWAY as error:
+            logger.warning("heartbeat failed, trying on: %s", str(error).splitlines()[0])
+        else:
+            self._fuse.feed(sent)
+            self._heed(state)
+        self._enforce()
+
+    def _flush(self) -> None:
+        if not self._pending:
+            return
+        while self._pending:
+            self._supervisor.transact(self._pending[0])
+            self._pending.popleft()
+        self._supervisor.ring(self._claim.job_id)
+
+    def _heartbeat(self, session: Session) -> JobState:
+        claim = self._claim
+        value = self._step / self._steps if self._steps else 0.0
+        now = time.monotonic()
+        fresh = value - self._event_value >= _EVENT_STEP or self._phase != self._event_phase
+        if not fresh and (value == self._event_value or now - self._event_at < _EVENT_SECONDS):
+            return attempts.heartbeat(session, claim.job_id, claim.fence, lease=self._lease)
+        where: dict[str, Any] = {"step": self._step, "steps": self._steps, "phase": self._phase, "figures": self._figures}
+        state = attempts.progress(session, claim.job_id, claim.fence, **where, lease=self._lease)
+        self._event_at, self._event_value, self._event_phase = now, value, self._phase
+        self._supervisor.ring(claim.job_id)
+        return state
+
+    def _heed(self, state: JobState) -> None:
+        if state == JobState.CANCELING:
+            self._stop("cancel", self._settings.cancel_grace.total_seconds())
+        elif state == JobState.PAUSING:
+            self._stop("pause", self._settings.drain_grace.total_seconds())
+
+    def _enforce(self) -> None:
+        """Stop what runs too long, kill what does not stop."""
+        now = time.monotonic()
+        if self._supervisor.draining.is_set():
+            self._stop("interrupt", self._settings.drain_grace.total_seconds())
+        limit = self._claim.timeout
+        if limit is not None and now - self._began > limit.total_seconds():
+            self._kill(TimeLimitExceeded(f"the attempt ran longer than {limit.total_seconds():.0f} s"))
+        elif now - self._heard_at > self._settings.stall.total_seconds():
+            self._kill(TimeLimitExceeded(f"no step within {self._settings.stall.total_seconds():.0f} s"))
+        elif now > self._stop_by:
+            logger.warning("the runner did not stop in time; killing it")
+            self._supervisor.device.kill()
+
+    def _stop(self, reason: StopReason, grace: float) -> None:
+        # Said again at each beat: a runner that was between two jobs did not hear it.
+        if self._stop_reason is None or reason == "cancel" != self._stop_reason:
+            self._stop_reason, self._stop_by = reason, time.monotonic() + grace
+        self._supervisor.device.send({"type": "stop", "reason": self._stop_reason, "fence": self._claim.fence})
+
+    def _kill(self, why: JobError) -> None:
+        self._killed_for = why
+        self._supervisor.device.kill()
+
+    def _commit_ending(self, ending: Message) -> None:
+        """Commit how the attempt ended, trying until that is known or the lease is over."""
+        self._enter("ended")
+        give_up = time.monotonic() + self._lease.total_seconds()
+        while True:
+            try:
+                self._flush()
+                self._supervisor.transact(lambda s: self._end(s, ending))
+            except AWAY as error:
+                logger.warning("the end of the attempt could not be committed, looking: %s", str(error).splitlines()[0])
+            else:
+                return
+            # An error does not say whether the commit happened: the attempt's row does.
+            if self._has_ended() or time.monotonic() > give_up:
+                return
+            time.sleep(0.2)
+
+    def _has_ended(self) -> bool:
+        claim = self._claim
+        try:
+            return self._supervisor.transact(lambda s: attempts.outcome_of(s, claim.job_id, claim.fence)) is not None
+        except AWAY:
+            return False
+
+    def _end(self, session: Session, ending: Message) -> None:
+        claim = self._claim
+        backoff = self._supervisor.settings.jobs.retry_backoff
+        match ending:
+            case {"type": "done", "result": result}:
+                how = {"result": result, "artifacts": self._artifacts, "timings": self._timings(), "steps": self._steps}
+                if attempts.succeed(session, claim, **how) is None:
+                    attempts.hand_back(session, claim.job_id, claim.fence)
+            case {"type": "failed", "code": code, "message": message}:
+                attempts.fail(session, claim.job_id, claim.fence, _ERRORS.get(code, InternalError)(message), backoff=backoff)
+            case {"type": "stopped"}:
+                attempts.hand_back(session, claim.job_id, claim.fence)
+            case _:
+                self._end_without_runner(session)
+
+    def _end_without_runner(self, session: Session) -> None:
+        """The runner is dead: killed by us for a reason, or by somebody else."""
+        claim, backoff = self._claim, self._supervisor.settings.jobs.retry_backoff
+        status = self._supervisor.device.kill()
+        if self._killed_for is not None:
+            attempts.fail(session, claim.job_id, claim.fence, self._killed_for, backoff=backoff)
+        elif self._stop_reason is not None:
+            attempts.hand_back(session, claim.job_id, claim.fence)
+        elif not self._fuse.burnt:
+            died = WorkerLost(f"the process that ran the job died (exit status {status})")
+            attempts.fail(session, claim.job_id, claim.fence, died, backoff=backoff)
+
+    def _timings(self) -> dict[str, float]:
+        """Milliseconds by what they were spent on."""
+        spent = {name: round(seconds * 1000) for name, seconds in self._phases.items()}
+        load = spent.pop("starting", 0) + spent.pop("loading_data", 0) + spent.pop("loading_model", 0)
+        upload = spent.pop("uploading", 0)
+        return {"load_ms": load, "upload_ms": upload, "execution_ms": sum(spent.values())}
