@@ -1,0 +1,5 @@
+"""``python -m noisemill`` is ``noisemill``."""
+
+from noisemill.cli import main
+
+main()

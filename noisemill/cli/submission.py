@@ -1,0 +1,150 @@
+"""``noisemill train`` and ``noisemill generate``: submit a job, and follow it to its end."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from noisemill.cli.artifacts import fetch_all
+from noisemill.cli.options import (
+    AsJson,
+    Labels,
+    Priority,
+    SetFields,
+    SpecFile,
+    Wait,
+    fields,
+    pairs,
+    read_json,
+)
+from noisemill.cli.watching import watch
+from noisemill.client import Client
+from noisemill.errors import InvalidInput
+from noisemill.terminal import say, show, show_json
+from shared.wire import JobView
+
+_DATASET_ID = re.compile(r"ds_[0-9a-f]{32}")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the root."""
+    app.command()(train)
+    app.command()(generate)
+
+
+def train(  # noqa: PLR0913, PLR0917 - a parameter is an option
+    family: Annotated[str | None, typer.Option("--family", help="Model family.", show_default="vae")] = None,
+    dataset: Annotated[str | None, typer.Option("--dataset", help="Id, or name of the newest one so called.")] = None,
+    model: Annotated[str | None, typer.Option("--model", help="Name to register the result under.")] = None,
+    steps: Annotated[int | None, typer.Option("--steps", help="Optimizer steps.")] = None,
+    batch_size: Annotated[int | None, typer.Option("--batch-size", help="Samples per step.")] = None,
+    learning_rate: Annotated[float | None, typer.Option("--learning-rate", help="Peak learning rate.")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Key of all randomness.")] = None,
+    set_fields: SetFields = None,
+    spec_file: SpecFile = None,
+    labels: Labels = None,
+    priority: Priority = None,
+    wait: Wait = True,
+    as_json: AsJson = False,
+) -> None:
+    """Train a model on a dataset and register it."""
+    named = {
+        "family": family,
+        "dataset": dataset,
+        "model": model,
+        "steps": steps,
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+        "seed": seed,
+    }
+    body = _job("train", spec_file, named, set_fields, labels, priority)
+    body["spec"].setdefault("family", "vae")
+    with Client() as client:
+        _resolve_dataset(client, body["spec"])
+        job = client.submit(body)
+        _announce(job)
+        job = watch(client, job) if wait else job
+        _present(job, as_json=as_json)
+        if wait and not as_json:
+            ref = (job.result or {}).get("model", body["spec"].get("model"))
+            say(f"Trained {ref}. Draw from it with `noisemill generate {ref} --out samples`.")
+
+
+def generate(  # noqa: PLR0913, PLR0917 - a parameter is an option
+    model: Annotated[str | None, typer.Argument(help="name@version, or name for its newest version.")] = None,
+    num_samples: Annotated[int | None, typer.Option("--num-samples", help="How many samples.")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Key of the noise.")] = None,
+    task: Annotated[
+        str | None, typer.Option("--task", help="What to do with the model.", show_default="generate")
+    ] = None,
+    set_fields: SetFields = None,
+    spec_file: SpecFile = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder to download the samples to.")] = None,
+    labels: Labels = None,
+    priority: Priority = None,
+    wait: Wait = True,
+    as_json: AsJson = False,
+) -> None:
+    """Draw samples from a trained model."""
+    if out is not None and not wait:
+        raise typer.BadParameter("samples can be downloaded only after waiting for them", param_hint="--out")
+    named = {"model": model, "num_samples": num_samples, "seed": seed, "task": task}
+    body = _job("generate", spec_file, named, set_fields, labels, priority)
+    body["spec"].setdefault("task", "generate")
+    with Client() as client:
+        _resolve_dataset(client, body["spec"])
+        job = client.submit(body)
+        _announce(job)
+        job = watch(client, job) if wait else job
+        files = [] if out is None else fetch_all(client, job.id, out)
+        _present(job, as_json=as_json, files=files)
+        if wait and out is None and not as_json:
+            say(f"Download the samples with `noisemill artifacts get {job.id} --out samples`.")
+
+
+def _job(
+    kind: str,
+    spec_file: Path | None,
+    named: Mapping[str, Any],
+    set_fields: list[str] | None,
+    labels: list[str] | None,
+    priority: str | None,
+) -> dict[str, Any]:
+    """The body of the request: the file, overridden by named options, overridden by ``--set``."""
+    content = read_json(spec_file)
+    body: dict[str, Any] = content if isinstance(content.get("spec"), dict) else {"spec": content}
+    if body.setdefault("type", kind) != kind:
+        raise typer.BadParameter(f"the file holds a {body['type']} job, not a {kind} job", param_hint="--file")
+    given = {name: value for name, value in named.items() if value is not None}
+    body["spec"] = {**body["spec"], **given, **fields(set_fields)}
+    if labels:
+        body["labels"] = {**body.get("labels", {}), **pairs(labels, "--label")}
+    if priority:
+        body["priority"] = priority
+    return body
+
+
+def _resolve_dataset(client: Client, spec: dict[str, Any]) -> None:
+    name = spec.get("dataset")
+    if not isinstance(name, str) or _DATASET_ID.fullmatch(name):
+        return
+    found = next((dataset for dataset in client.datasets() if dataset.name == name), None)
+    if found is None:
+        raise InvalidInput(f"There is no dataset named {name!r}: `noisemill datasets list` shows what there is.")
+    spec["dataset"] = found.id
+
+
+def _announce(job: JobView) -> None:
+    say(f"Submitted {job.id}.")
+
+
+def _present(job: JobView, *, as_json: bool, files: list[Path] | None = None) -> None:
+    if as_json:
+        shown = job.model_dump(mode="json")
+        show_json({**shown, "files": [str(file) for file in files]} if files else shown)
+    elif files:
+        say(f"{len(files)} files are in {files[0].parent}/.")
+    else:
+        show(job.id)

@@ -1,0 +1,381 @@
+"""The SDK: submit jobs, follow them to their end, move data in and out. Typed with the server's own models.
+
+from noisemill import Client
+
+client = Client()
+job = client.wait(client.generate(model="digits", task="generate", num_samples=64).id)
+for artifact in client.artifacts(job.id):
+    client.download(artifact, "samples/")
+"""
+
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from os import PathLike
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self, TypeVar
+from urllib.parse import quote
+
+from pydantic import ValidationError
+
+from noisemill import downloads, uploads
+from noisemill.discovery import find_server
+from noisemill.errors import InvalidInput, JobCanceled, JobFailed, UnexpectedAnswer, WaitTimeout
+from noisemill.following import Follower
+from noisemill.transport import Transport, plain_client
+from shared.specs import AnyTrainSpec, Modality
+from shared.wire import (
+    ArtifactView,
+    AttemptView,
+    DatasetUpload,
+    DatasetView,
+    EventView,
+    GenerateRequest,
+    JobStateName,
+    JobView,
+    ModelVersionView,
+    ModelView,
+    Page,
+    ProgressView,
+    TrainRequest,
+    View,
+    WorkerView,
+)
+
+ViewT = TypeVar("ViewT", bound=View)
+OnEvent = Callable[[EventView], None]
+OnProgress = Callable[[ProgressView], None]
+
+_LONGEST_PREFER_WAIT = 60
+
+
+class Client:
+    """A connection to one Noisemill server. Usable as a context manager; not shared between threads.
+
+    Args:
+        url: address of the API; NOISEMILL_URL, or the nearest running local stack, when left out.
+        api_key: NOISEMILL_API_KEY, or the local stack's key, when left out.
+        timeout: seconds a single answer may take.
+        max_retries: how often a request is sent again after a passing failure.
+        patience: seconds that ``wait`` and ``events`` bear a server that has gone away.
+
+    Raises:
+        ServerUnreachable: no address is known.
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        api_key: str | None = None,
+        *,
+        timeout: float = 30.0,
+        max_retries: int = 5,
+        patience: float = 120.0,
+    ) -> None:
+        self._transport = Transport(find_server(url, api_key), timeout=timeout, max_retries=max_retries)
+        self._storage = plain_client(timeout)
+        self._patience = patience
+
+    @property
+    def url(self) -> str:
+        """Address of the server."""
+        return self._transport.server.url
+
+    def close(self) -> None:
+        self._transport.close()
+        self._storage.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # Jobs
+
+    def submit(
+        self,
+        request: TrainRequest | GenerateRequest | Mapping[str, Any],
+        *,
+        idempotency_key: str | None = None,
+        wait: float | None = None,
+    ) -> JobView:
+        """Submit a job. Sent again after a lost answer, it is still one job.
+
+        Args:
+            request: a typed request, or the JSON body as it is (checked by the server alone).
+            idempotency_key: makes repeated calls one job, too; each call is its own when left out.
+            wait: seconds the server may take to answer with the finished job (at most 60).
+
+        Raises:
+            ApiError: the server refused it; ``error.problem.errors`` names the fields.
+        """
+        body = dict(request) if isinstance(request, Mapping) else request.model_dump(mode="json", exclude_unset=True)
+        headers = {"Idempotency-Key": idempotency_key or uuid.uuid4().hex}
+        timeout = self._transport.timeout
+        if wait is not None:
+            seconds = max(0, min(round(wait), _LONGEST_PREFER_WAIT))
+            headers["Prefer"] = f"wait={seconds}"
+            timeout += seconds
+        answer = self._transport.request(
+            "POST", "/v1/jobs", repeatable=True, json=body, headers=headers, timeout=timeout
+        )
+        return _parse(JobView, answer.content)
+
+    def train(self, spec: AnyTrainSpec | None = None, /, *, wait: float | None = None, **fields: Any) -> JobView:
+        """Train a model: ``train(family="vae", dataset=dataset.id, model="digits", steps=1200)``."""
+        return self._submit_spec("train", spec, fields, wait)
+
+    def generate(self, *, wait: float | None = None, task: str = "generate", **fields: Any) -> JobView:
+        """Use a trained model: ``generate(model="digits", num_samples=64, seed=0)``."""
+        return self._submit_spec("generate", None, {"task": task, **fields}, wait)
+
+    def job(self, job_id: str) -> JobView:
+        """The job as it is now."""
+        return self._get(JobView, f"/v1/jobs/{_quoted(job_id)}")
+
+    def jobs(
+        self, *, state: JobStateName | None = None, type: Literal["train", "generate", "ingest"] | None = None
+    ) -> Iterator[JobView]:
+        """All jobs, newest first, fetched page by page."""
+        return self._pages(JobView, "/v1/jobs", {"state": state, "type": type})
+
+    def cancel(self, job_id: str) -> JobView:
+        """Ask for a stop. Idempotent; a running job is ``canceling`` until its device is free."""
+        answer = self._transport.request("POST", f"/v1/jobs/{_quoted(job_id)}/cancel", repeatable=True)
+        return _parse(JobView, answer.content)
+
+    def events(self, job_id: str, after: int = 0) -> Iterator[EventView]:
+        """Every event after number ``after``, once and in order, until the job has ended.
+
+        Broken connections are replaced without a gap or a double.
+        """
+        return self._follower(job_id, after=after).events()
+
+    def wait(
+        self,
+        job_id: str,
+        timeout: float | None = None,
+        *,
+        on_event: OnEvent | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> JobView:
+        """Return the job once it has succeeded.
+
+        Raises:
+            JobFailed, JobCanceled: it ended without a result.
+            WaitTimeout: ``timeout`` seconds have passed; the job goes on.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        for event in self._follower(job_id, deadline=deadline).events():
+            if on_event:
+                on_event(event)
+            if on_progress and event.type == "job.progress":
+                on_progress(progress_of(event))
+        return _outcome(self.job(job_id), timeout)
+
+    def attempts(self, job_id: str) -> list[AttemptView]:
+        """Every try at the job, first to last: who ran it, when, and how it ended."""
+        return list(self._pages(AttemptView, f"/v1/jobs/{_quoted(job_id)}/attempts"))
+
+    # Artifacts
+
+    def artifacts(self, job_id: str) -> list[ArtifactView]:
+        """What the job has made, each with a presigned URL."""
+        return list(self._pages(ArtifactView, f"/v1/jobs/{_quoted(job_id)}/artifacts"))
+
+    def artifact(self, artifact_id: str) -> ArtifactView:
+        """One artifact, with a fresh presigned URL."""
+        return self._get(ArtifactView, f"/v1/artifacts/{_quoted(artifact_id)}")
+
+    def download(
+        self,
+        artifact: ArtifactView | str,
+        path: str | PathLike[str] = ".",
+        *,
+        on_bytes: downloads.OnBytes | None = None,
+    ) -> Path:
+        """Fetch an artifact into a file, or under its own name into a folder; returns the file's path.
+
+        The file appears only when it is whole and its SHA-256 is right. A file that is already there
+        with these bytes is left alone.
+
+        Raises:
+            TransferFailed: the bytes did not arrive whole.
+            UnsafeName: the artifact's name would leave the folder.
+        """
+        view = self.artifact(artifact) if isinstance(artifact, str) else artifact
+        if str(path).endswith(("/", "\\")):
+            Path(path).mkdir(parents=True, exist_ok=True)
+        target = downloads.target(view, Path(path))
+        return downloads.Download(self._storage, view, renew=lambda: self.artifact(view.id), on_bytes=on_bytes).into(
+            target
+        )
+
+    # Datasets
+
+    def upload_dataset(
+        self,
+        path: str | PathLike[str],
+        name: str | None = None,
+        *,
+        modality: Modality | None = None,
+        resolution: int | None = None,
+        direct: bool | None = None,
+        on_bytes: downloads.OnBytes | None = None,
+    ) -> DatasetView:
+        """Upload a file, or a folder as a zip; the returned dataset is being ingested (``wait_dataset``).
+
+        Args:
+            path: zip or tar of images, ``.npz``, ``.txt``, ``.jsonl``, zip of ``.wav``, or a folder.
+            name: what to call it; the file's name without suffix when left out.
+            modality: what it must turn out to be.
+            resolution: side length that images are brought to.
+            direct: straight to storage rather than through the API; by size when left out.
+            on_bytes: told of every block that was sent.
+        """
+        with uploads.as_file(Path(path)) as file:
+            size = file.stat().st_size
+            announced = DatasetUpload(
+                name=name or file.name.partition(".")[0] or file.name,
+                filename=file.name,
+                size_bytes=size,
+                modality=modality,
+                resolution=resolution,
+            )
+            if direct if direct is not None else size > uploads.DIRECT_ABOVE_BYTES:
+                return self._upload_direct(file, announced, on_bytes)
+            return self._upload_through(file, announced, on_bytes)
+
+    def wait_dataset(
+        self, dataset_id: str, timeout: float | None = None, *, on_progress: OnProgress | None = None
+    ) -> DatasetView:
+        """Return the dataset once it is ready.
+
+        Raises:
+            JobFailed: its ingestion failed; the message names the file and the reason.
+            WaitTimeout: ``timeout`` seconds have passed; the ingestion goes on.
+        """
+        dataset = self.dataset(dataset_id)
+        if dataset.job_id is not None:
+            self.wait(dataset.job_id, timeout, on_progress=on_progress)
+            dataset = self.dataset(dataset_id)
+        return dataset
+
+    def dataset(self, dataset_id: str) -> DatasetView:
+        return self._get(DatasetView, f"/v1/datasets/{_quoted(dataset_id)}")
+
+    def datasets(self) -> Iterator[DatasetView]:
+        """All datasets, newest first, fetched page by page."""
+        return self._pages(DatasetView, "/v1/datasets")
+
+    # Models and workers
+
+    def models(self) -> Iterator[ModelView]:
+        """All registered names, each with its newest version."""
+        return self._pages(ModelView, "/v1/models")
+
+    def model(self, name: str) -> ModelView:
+        return self._get(ModelView, f"/v1/models/{_quoted(name)}")
+
+    def model_versions(self, name: str) -> Iterator[ModelVersionView]:
+        """All versions of a model, newest first."""
+        return self._pages(ModelVersionView, f"/v1/models/{_quoted(name)}/versions")
+
+    def model_version(self, ref: str) -> ModelVersionView:
+        """The version that ``name@version`` names, or the newest of ``name``."""
+        name, _, version = ref.partition("@")
+        number = version or str(self.model(name).latest)
+        return self._get(ModelVersionView, f"/v1/models/{_quoted(name)}/versions/{_quoted(number)}")
+
+    def workers(self) -> list[WorkerView]:
+        """The workers that were heard of lately."""
+        return list(self._pages(WorkerView, "/v1/workers"))
+
+    # Beneath
+
+    def _submit_spec(self, type: str, spec: AnyTrainSpec | None, fields: dict[str, Any], wait: float | None) -> JobView:
+        given = {} if spec is None else spec.model_dump(mode="json", exclude_unset=True)
+        return self.submit({"type": type, "spec": {**given, **fields}}, wait=wait)
+
+    def _follower(self, job_id: str, *, after: int = 0, deadline: float | None = None) -> Follower:
+        path = f"/v1/jobs/{_quoted(job_id)}"
+        return Follower(self._transport, path, after=after, patience=self._patience, deadline=deadline)
+
+    def _upload_through(self, file: Path, announced: DatasetUpload, on_bytes: downloads.OnBytes | None) -> DatasetView:
+        fields = announced.model_dump(mode="json", exclude_none=True, include={"name", "modality", "resolution"})
+        with file.open("rb") as body:
+            part = (announced.filename, uploads.Counted(body, on_bytes), "application/octet-stream")
+            answer = self._transport.request(
+                "POST",
+                "/v1/datasets",
+                repeatable=False,
+                data={key: str(value) for key, value in fields.items()},
+                files={"file": part},
+            )
+        return _parse(DatasetView, answer.content)
+
+    def _upload_direct(self, file: Path, announced: DatasetUpload, on_bytes: downloads.OnBytes | None) -> DatasetView:
+        body = announced.model_dump(mode="json", exclude_none=True)
+        dataset = _parse(
+            DatasetView, self._transport.request("POST", "/v1/datasets", repeatable=False, json=body).content
+        )
+        if dataset.upload is None:
+            raise UnexpectedAnswer(f"The server at {self.url} gave no address to upload {dataset.id} to.")
+        uploads.put(self._storage, dataset.upload, file, on_bytes)
+        answer = self._transport.request("POST", f"/v1/datasets/{_quoted(dataset.id)}/complete", repeatable=True)
+        return _parse(DatasetView, answer.content)
+
+    def _get(self, view: type[ViewT], path: str) -> ViewT:
+        return _parse(view, self._transport.request("GET", path, repeatable=True).content)
+
+    def _pages(self, view: type[ViewT], path: str, filters: Mapping[str, Any] | None = None) -> Iterator[ViewT]:
+        params = {key: value for key, value in (filters or {}).items() if value is not None}
+        while True:
+            answer = self._transport.request("GET", path, repeatable=True, params=params)
+            page = _parse(Page[view], answer.content)
+            yield from page.data
+            if not page.has_more or page.next_cursor is None:
+                return
+            params["cursor"] = page.next_cursor
+
+
+def progress_of(event: EventView) -> ProgressView:
+    """What a ``job.progress`` event says, in the shape that ``JobView.progress`` has."""
+    known = {name: event.data[name] for name in ("value", "step", "steps") if name in event.data}
+    figures = {
+        name: value for name, value in event.data.items() if name not in ("value", "step", "steps", "phase", "attempt")
+    }
+    return ProgressView(**known, figures=figures)
+
+
+def _outcome(job: JobView, timeout: float | None) -> JobView:
+    if job.state == "succeeded":
+        return job
+    if job.state == "canceled":
+        raise JobCanceled(job)
+    if job.is_final:
+        raise JobFailed(job)
+    raise WaitTimeout(job, timeout or 0)
+
+
+def _parse(view: type[ViewT], content: bytes) -> ViewT:
+    try:
+        return view.model_validate_json(content)
+    except ValidationError as error:
+        field = ".".join(str(part) for part in error.errors()[0]["loc"])
+        raise UnexpectedAnswer(
+            f"The answer is not a {view.__name__} ({field or 'body'}: {error.errors()[0]['msg']}). Check that "
+            "NOISEMILL_URL is a Noisemill server of this client's version."
+        ) from error
+
+
+def _quoted(identifier: str) -> str:
+    """An identifier as one segment of a path, whatever characters it holds."""
+    quoted = quote(identifier, safe="@")
+    if quoted in ("", ".", ".."):
+        raise InvalidInput(f"{identifier!r} is no identifier: give one like those that lists show.")
+    return quoted
