@@ -22,34 +22,8 @@ LONGEST_VECTOR: Final = 64
 PARALLEL_GRAIN: Final = 32_768
 """Elements below which a pointwise operation stays on one thread (at::internal::GRAIN_SIZE)."""
 CORRECTLY_ROUNDED: Final = frozenset(
-    [
-        "abs",
-        "add",
-        "ceil",
-        "clamp",
-        "clamp_max",
-        "clamp_min",
-        "clone",
-        "copy_",
-        "div",
-        "eq",
-        "floor",
-        "ge",
-        "gt",
-        "le",
-        "lt",
-        "maximum",
-        "minimum",
-        "mul",
-        "ne",
-        "neg",
-        "reciprocal",
-        "relu",
-        "round",
-        "sqrt",
-        "sub",
-        "where",
-    ]
+    {"abs", "add", "ceil", "clamp", "clamp_max", "clamp_min", "clone", "copy_", "div", "eq", "floor", "ge", "gt", "le"}
+    | {"lt", "maximum", "minimum", "mul", "ne", "neg", "reciprocal", "relu", "round", "sqrt", "sub", "where"}
 )
 """Pointwise operations for which IEEE 754 leaves no choice."""
 
@@ -77,9 +51,9 @@ class _TailWatch(TorchDispatchMode):
         # Numbers that are rounded from float64 to float32 afterwards do not show their last bit.
         if not tensor.is_floating_point() or tensor.dtype == torch.float64 or tensor.numel() <= self.num_slots:
             return False
-        is_dense = tensor.numel() == sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride())) + 1
+        extent = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
         num_threads = min(torch.get_num_threads(), -(-tensor.numel() // PARALLEL_GRAIN))
-        return not is_dense or tensor.numel() % (LONGEST_VECTOR * num_threads) != 0
+        return extent != tensor.numel() or tensor.numel() % (LONGEST_VECTOR * num_threads) != 0
 
 
 def widest(step: Callable[[int], object], device: torch.device) -> int:

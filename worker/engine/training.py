@@ -4,7 +4,7 @@ State is weights, their average, optimizer moments, loss scales and the number o
 everything else (batch, noise, learning rate) derives from the spec and that number.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from copy import deepcopy
 from math import isfinite
 from typing import Any, Generic
@@ -44,7 +44,7 @@ class Trainer(Generic[SpecT, NetT]):
         self.step = 0
         """Steps done, which is also the number of the step that comes next."""
         self.net: NetT = self.numerics.place_network(build(family, spec, data), device)
-        self.average: NetT = deepcopy(self.net).requires_grad_(False).eval()
+        self.average: NetT = deepcopy(self.net).requires_grad_(requires_grad=False).eval()
         """Exponential moving average of the weights: what is evaluated, sampled and published."""
         self.parts = {name: self._part(name) for name in family.losses}
 
@@ -62,9 +62,8 @@ class Trainer(Generic[SpecT, NetT]):
         Raises:
             NanLoss: a loss or, without loss scaling, a gradient is not a finite number.
         """
-        batch = {name: self.numerics.place(tensor, self.device) for name, tensor in batch.items()}
-        rows = range(len(next(iter(batch.values()))))
-        noise = Noise.of_step(Domain.TRAINING, self.spec.seed, self.step, rows, self.device)
+        batch = self.place(batch)
+        noise = Noise.of_step(Domain.TRAINING, self.spec.seed, self.step, range(num_rows(batch)), self.device)
         self.net.train()
         values: dict[str, Tensor] = {}
         for name, part in self.parts.items():
@@ -72,6 +71,10 @@ class Trainer(Generic[SpecT, NetT]):
         self._average_weights()
         self.step += 1
         return self._checked(values)
+
+    def place(self, batch: Batch) -> Batch:
+        """Move a batch to the device, images in the training's layout."""
+        return {name: self.numerics.place(tensor, self.device) for name, tensor in batch.items()}
 
     def _update(self, name: str, part: Part, batch: Batch, noise: Noise) -> dict[str, Tensor]:
         with self.numerics.autocast(self.device):
@@ -161,27 +164,30 @@ class Trainer(Generic[SpecT, NetT]):
 
 
 def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {
-        name.removeprefix(f"{prefix}."): tensor for name, tensor in tensors.items() if name.startswith(f"{prefix}.")
-    }
+    start = f"{prefix}."
+    return {name.removeprefix(start): tensor for name, tensor in tensors.items() if name.startswith(start)}
+
+
+def num_rows(batch: Batch) -> int:
+    """Samples in a batch."""
+    return len(next(iter(batch.values())))
 
 
 @torch.no_grad()
-def evaluate(trainer: Trainer[Any, Any], batches: Iterator[Batch]) -> dict[str, float]:
+def evaluate(trainer: Trainer[Any, Any], batches: Iterable[Batch]) -> dict[str, float]:
     """Means of the losses' figures over ``batches``, for the averaged weights.
 
     The noise depends on a sample's position alone, so figures of different steps are comparable.
     """
     totals: dict[str, float] = {}
-    num_rows = 0
-    for batch in batches:
-        batch = {name: trainer.numerics.place(tensor, trainer.device) for name, tensor in batch.items()}
-        rows = range(num_rows, num_rows + len(next(iter(batch.values()))))
+    done = 0
+    for batch in map(trainer.place, batches):
+        rows = range(done, done + num_rows(batch))
         noise = Noise.of_step(Domain.EVALUATION, trainer.spec.seed, 0, rows, trainer.device)
         for measure in trainer.family.losses.values():
             with trainer.numerics.autocast(trainer.device):
                 values = measure(trainer.spec, trainer.average, batch, noise).values
             for name, value in values.items():
                 totals[name] = totals.get(name, 0.0) + value.item() * len(rows)
-        num_rows = rows.stop
-    return {name: total / num_rows for name, total in totals.items()}
+        done = rows.stop
+    return {name: total / done for name, total in totals.items()}

@@ -79,7 +79,7 @@ class LoadedModel:
         def load() -> nn.Module:
             net = build(family, spec, data)
             load_weights(run.fetch(stored(fields["weights"])), net)
-            return net.requires_grad_(False).eval().to(device)
+            return net.requires_grad_(requires_grad=False).eval().to(device)
 
         # The same weights may be described in another way, which makes another network of them.
         key = (fields["weights"]["sha256"], spec.model_dump_json(), data, str(device))

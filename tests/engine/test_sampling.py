@@ -1,0 +1,202 @@
+"""A sample's bits depend on (weights, request, index): not on neighbours, number, order, slot or process."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from shared.specs.tasks import Generate, Reconstruct
+from tests.engine.conftest import CPU, DATA, bars, small_spec
+from tests.engine.toy import TOY, ToySpec, Walk, Walker
+from worker.engine.checkpoint import write_weights
+from worker.engine.models import ModelCache, size_bytes
+from worker.engine.sampling import Tile, sample
+from worker.engine.tile_width import widest
+from worker.engine.training import build
+from worker.families import FAMILIES
+from worker.families.family import DataInfo, Draw
+
+VAE = FAMILIES["vae"]
+ODD = DataInfo(shape=(3, 10, 17))
+
+
+def net_of(data: DataInfo = DATA, **fields: Any) -> nn.Module:
+    return build(VAE, small_spec(**fields), data).eval()
+
+
+def draws_of(*indices: int, seed: int = 9) -> list[Draw[Any]]:
+    request = Generate(task="generate", model="bars", seed=seed)
+    return [Draw(request=request, index=index) for index in indices]
+
+
+class Exposed:
+    """A task's sampler whose output is the last state in full, before rounding to bytes could hide a bit."""
+
+    def __init__(self, inner: Any) -> None:
+        self.num_steps, self.start, self.step = inner.num_steps, inner.start, inner.step
+
+    def finish(self, state: dict[str, torch.Tensor]) -> torch.Tensor:
+        return state["x"]
+
+
+def tile_of(net: nn.Module, draws: list[Draw[Any]], data: DataInfo = DATA, **fields: Any) -> Tile[Any]:
+    sampler = Exposed(VAE.tasks[draws[0].request.task](small_spec(**fields), data))
+    return Tile(net, sampler, draws[0], CPU)
+
+
+def drawn(net: nn.Module, draws: list[Draw[Any]], data: DataInfo = DATA, **fields: Any) -> dict[int, torch.Tensor]:
+    return {draw.index: image for draw, image in sample(tile_of(net, draws, data, **fields), draws)}
+
+
+@pytest.mark.parametrize("data", [DATA, ODD], ids=["even", "odd"])
+@pytest.mark.parametrize("network", ["mlp", "conv"])
+@pytest.mark.parametrize("indices", [range(1), range(2), range(7), range(63, -1, -1), (40, 3, 40 - 1, 63)])
+def test_a_sample_does_not_depend_on_what_is_drawn_with_it(data: DataInfo, network: str, indices: range) -> None:
+    net = net_of(data, network=network)
+    alone = drawn(net, draws_of(*range(64)), data, network=network)
+
+    together = drawn(net, draws_of(*indices), data, network=network)
+
+    assert list(together) == list(indices)
+    assert all(torch.equal(image, alone[index]) for index, image in together.items())
+
+
+def test_a_stranger_in_the_same_tile_changes_nothing() -> None:
+    net = net_of()
+    mixed = [draw for pair in zip(draws_of(0, 1, 2), draws_of(7, 8, 9, seed=4), strict=True) for draw in pair]
+
+    shared = {(draw.request.seed, draw.index): image for draw, image in sample(tile_of(net, mixed), mixed)}
+
+    for seed, indices in ((9, (0, 1, 2)), (4, (7, 8, 9))):
+        for index, image in drawn(net, draws_of(*indices, seed=seed)).items():
+            assert torch.equal(shared[seed, index], image)
+
+
+def test_a_reconstruction_does_not_depend_on_its_neighbours() -> None:
+    net = net_of()
+    request = Reconstruct(task="reconstruct", model="bars", dataset="ds_" + "0" * 32)
+    draws = [Draw(request=request, index=index, inputs={"image": bars()[index]}) for index in range(20)]
+
+    together, alone = drawn(net, draws), drawn(net, draws[13:14])
+    assert torch.equal(together[13], alone[13])
+
+
+def test_another_process_draws_the_same_bytes(tmp_path: Path) -> None:
+    net = net_of()
+    write_weights(tmp_path / "model.safetensors", net, {})
+
+    subprocess.run([sys.executable, "-m", "tests.engine.elsewhere", "draw", str(tmp_path)], check=True, timeout=60)
+
+    tile = Tile(net, VAE.tasks["generate"](small_spec(), DATA), draws_of(0)[0], CPU)
+    for draw, image in sample(tile, draws_of(0, 1, 2, 3, 4, 5)):
+        if draw.index in (1, 3, 5):
+            assert (tmp_path / f"{draw.index}.bytes").read_bytes() == image.numpy().tobytes()
+
+
+def walks(*lengths: int) -> list[Draw[Walk]]:
+    return [Draw(request=Walk(seed=index, steps=steps), index=0) for index, steps in enumerate(lengths)]
+
+
+def toy_tile(net: nn.Module) -> Tile[Walk]:
+    return Tile(net, TOY.tasks["walk"](ToySpec(dataset="ds_" + "0" * 32, model="toy"), DATA), walks(1)[0], CPU)
+
+
+@pytest.fixture(scope="module")
+def toy_net() -> nn.Module:
+    return build(TOY, ToySpec(dataset="ds_" + "0" * 32, model="toy"), DATA).eval()
+
+
+def test_samples_of_different_lengths_share_a_tile(toy_net: nn.Module) -> None:
+    draws = walks(*[1, 5, 2, 9, 3, 3, 7, 1, 4, 6, 2, 8])
+
+    together = {draw.request.seed: image for draw, image in sample(toy_tile(toy_net), draws)}
+
+    assert together.keys() == set(range(12))
+    for draw in draws:
+        [(_, alone)] = sample(toy_tile(toy_net), [draw])
+        assert torch.equal(together[draw.request.seed], alone)
+
+
+def test_the_tile_is_the_plain_loop(toy_net: nn.Module) -> None:
+    """Looping ``step`` over one slot is the plain sampler."""
+    [draw] = walks(4)
+    tile = toy_tile(toy_net)
+    tile.admit([draw])
+
+    finished = [done for _ in range(4) for done in tile.step()]
+
+    [(_, sampled)] = sample(toy_tile(toy_net), [draw])
+    assert torch.equal(finished[0][1], sampled)
+    assert tile.is_empty
+
+
+def test_an_evicted_sample_frees_its_slot_for_another(toy_net: nn.Module) -> None:
+    tile = toy_tile(toy_net)
+    tile.admit(walks(5, 6))
+
+    tile.step()
+    tile.evict(lambda draw: draw.request.steps == 5)
+    tile.admit(walks(2)[:1])
+
+    assert tile.num_free == tile.width - 2
+    assert [draw.request.steps for _ in range(5) for draw, _ in tile.step()] == [2, 6]
+
+
+def test_a_tile_refuses_more_than_it_holds(toy_net: nn.Module) -> None:
+    tile = toy_tile(toy_net)
+
+    with pytest.raises(ValueError, match="do not fit"):
+        tile.admit(walks(*[1] * (tile.width + 1)))
+
+
+def test_a_network_whose_tensors_do_not_divide_gets_a_tile_of_one() -> None:
+    widths = [tile_of(net_of(data), draws_of(0), data).width for data in (DATA, ODD)]
+
+    assert widths == [8, 1]
+
+
+@pytest.mark.parametrize(("features", "width"), [(16, 8), (1530, 1), (1536, 8), (3, 1), (1, 8)])
+def test_a_tile_is_wide_where_whole_vectors_hide_nothing(features: int, width: int) -> None:
+    assert widest(lambda slots: torch.zeros(slots, features).sigmoid(), CPU) == width
+
+
+def test_exactly_rounded_arithmetic_allows_any_width() -> None:
+    assert widest(lambda slots: (torch.zeros(slots, 1530) * 2 + 1).sqrt(), CPU) == 8
+
+
+def test_two_threads_must_both_end_on_a_whole_vector() -> None:
+    torch.set_num_threads(2)
+    elements = 2 * 32_768 + 64
+
+    assert widest(lambda _: torch.zeros(elements).sigmoid(), CPU) == 1
+    assert widest(lambda _: torch.zeros(elements + 64).sigmoid(), CPU) == 8
+
+
+def test_the_cache_drops_the_longest_unused_network() -> None:
+    cache = ModelCache(limit_bytes=2 * size_bytes(nn.Linear(4, 4)))
+    for key in "abac":
+        cache.get(key, lambda: nn.Linear(4, 4))
+
+    assert ["a" in cache, "b" in cache, "c" in cache] == [True, False, True]
+
+
+def test_the_cache_loads_a_network_once() -> None:
+    cache = ModelCache()
+
+    assert cache.get("a", lambda: nn.Linear(4, 4)) is cache.get("a", lambda: nn.Linear(4, 4))
+
+
+def test_a_network_larger_than_the_cache_still_runs() -> None:
+    cache = ModelCache(limit_bytes=1)
+    cache.get("a", lambda: nn.Linear(4, 4))
+
+    assert cache.get("b", lambda: nn.Linear(4, 4)) is not None
+    assert ["a" in cache, "b" in cache] == [False, True]
+
+
+def test_the_toy_sampler_is_a_sampler() -> None:
+    assert Walker(ToySpec(dataset="ds_" + "0" * 32, model="toy"), DATA).num_steps(Walk(steps=4)) == 4
