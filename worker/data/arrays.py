@@ -7,7 +7,7 @@ scratch file after their header was checked against the bytes that are there; no
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -66,15 +66,20 @@ def convert_npz(path: Path, spool: Spool, folder: Path, *, resolution: int | Non
     annotations = Annotations(labels=None if labels is None else _label_names(labels, str(label_key), len(images)))
     layout = _layout(images, image_key)
     shape = layout.shape if resolution is None else (layout.shape[0], resolution, resolution)
-    writer = ImageWriter(folder, check_shape(len(images), shape))
+    check_shape(len(images), shape)
     progress.phase("converting", 900)
+    with ImageWriter(folder, shape) as writer:
+        for image in _chunked(images, image_key, progress):
+            writer.add(_shaped(image, layout, shape))
+        return writer.finish(annotations, {})
+
+
+def _chunked(images: Array, key: str, progress: Progress) -> Iterator[NDArray[np.uint8]]:
+    """Convert and yield the images without holding all of them in memory."""
     per_chunk = max(1, CHUNK_BYTES // max(1, math.prod(images.shape[1:])))
     for start in range(0, len(images), per_chunk):
-        chunk = _as_uint8(images[start : start + per_chunk], image_key, start)
-        for image in chunk:
-            writer.add(_shaped(image, layout, shape))
-        progress.report(start + len(chunk), len(images))
-    return writer.finish(annotations, {})
+        yield from _as_uint8(images[start : start + per_chunk], key, start)
+        progress.report(min(start + per_chunk, len(images)), len(images))
 
 
 def _spool_arrays(path: Path, spool: Spool) -> tuple[Mapping[str, Entry], list[str]]:
@@ -110,15 +115,7 @@ def _header(file: Any, key: str) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     try:
         version = np.lib.format.read_magic(file)
         return readers[version](file)
-    except (
-        ValueError,
-        KeyError,
-        TypeError,
-        SyntaxError,
-        RecursionError,
-        MemoryError,
-        OverflowError,
-    ) as error:
+    except Exception as error:  # numpy's parser lets through whatever Python's tokenizer raises on such a header
         raise DatasetInvalid(f"array {key}: not a readable .npy header ({_short(error)})") from error
 
 

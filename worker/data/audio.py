@@ -68,25 +68,30 @@ def convert_audio(spool: Spool, entries: Sequence[Entry], folder: Path, *, progr
     recordings = sorted(entries, key=lambda entry: entry.name)
     rejects = Rejects(num_samples=len(recordings), noun="recordings")
     progress.phase("checking", 450)
+    rates = _rates(spool, recordings, rejects, progress)
+    counts = Counter(rates.values())
+    rate = min(counts, key=lambda rate: (-counts[rate], rate))
+    progress.phase("converting", 900)
+    kept: list[Entry] = []
+    with SequenceWriter(folder, "audio", SAMPLES, np.int16) as writer:
+        for entry in progress.track(list(rates)):
+            if rates[entry] == rate:
+                writer.add([to_int16_mono(_read(spool, entry))])
+                kept.append(entry)
+            else:
+                rejects.add(entry.name, f"is at {rates[entry]} Hz, unlike the others at {rate} Hz")
+        info = {"sample_rate": rate, "num_values": writer.num_values, "rejected": rejects.as_json()}
+        return writer.finish(_annotations(kept), info)
+
+
+def _rates(spool: Spool, recordings: Sequence[Entry], rejects: Rejects, progress: Progress) -> dict[Entry, int]:
     rates: dict[Entry, int] = {}
     for entry in progress.track(recordings):
         try:
             rates[entry] = _read(spool, entry).rate
         except BadSample as bad:
             rejects.add(entry.name, str(bad))
-    counts = Counter(rates.values())
-    rate = min(counts, key=lambda rate: (-counts[rate], rate))
-    progress.phase("converting", 900)
-    writer = SequenceWriter(folder, "audio", SAMPLES, np.int16)
-    kept: list[Entry] = []
-    for entry in progress.track(list(rates)):
-        if rates[entry] != rate:
-            rejects.add(entry.name, f"is at {rates[entry]} Hz, unlike the others at {rate} Hz")
-            continue
-        writer.add([to_int16_mono(_read(spool, entry))])
-        kept.append(entry)
-    info = {"sample_rate": rate, "num_values": writer.num_values, "rejected": rejects.as_json()}
-    return writer.finish(_annotations(kept), info)
+    return rates
 
 
 def parse_wav(content: bytes) -> Wav:

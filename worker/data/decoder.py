@@ -67,12 +67,15 @@ def open_image(file: BinaryIO, request: Request) -> Image.Image:
 
 
 def probe(file: BinaryIO, request: Request) -> tuple[dict[str, Any], bytes]:
-    """Height, width (as shown, so after EXIF orientation) and whether the image is grey."""
+    """Height, width (as shown, so after EXIF orientation) and whether the image is grey; checks PNG checksums."""
     image = open_image(file, request)
     width, height = image.size
     if image.format in ORIENTED and image.getexif().get(ORIENTATION_TAG) in TRANSPOSED:
         width, height = height, width
-    return {"height": height, "width": width, "is_grey": image.mode in GREY_MODES}, b""
+    facts = {"height": height, "width": width, "is_grey": image.mode in GREY_MODES}
+    # Decoding does not look at a PNG's checksums: a flipped bit would pass as a pixel.
+    image.verify()
+    return facts, b""
 
 
 def decode(file: BinaryIO, request: Request) -> tuple[dict[str, Any], bytes]:

@@ -47,6 +47,11 @@ class Decoder:
         self._process: subprocess.Popen[bytes] | None = None
         self._num_deaths = 0
 
+    @property
+    def pid(self) -> int | None:
+        """The process that decodes now, if there is one."""
+        return self._process and self._process.pid
+
     def __enter__(self) -> "Decoder":
         return self
 

@@ -70,11 +70,11 @@ def convert_images(
         progress.phase("checking", 300)
         facts = _probe(decoder, images, rejects, progress)
         shape = choose_shape(list(facts.values()), resolution)
-        writer = ImageWriter(folder, shape)
         progress.phase("converting", 900)
-        kept = _decode(decoder, list(facts), writer, shape, rejects, progress)
-    annotations = by_metadata(kept, described) if metadata else by_folder(kept)
-    return writer.finish(annotations, {"rejected": rejects.as_json()})
+        with ImageWriter(folder, shape) as writer:
+            kept = _decode(decoder, list(facts), writer, shape, rejects, progress)
+            annotations = by_metadata(kept, described) if metadata else by_folder(kept)
+            return writer.finish(annotations, {"rejected": rejects.as_json()})
 
 
 def choose_shape(facts: Sequence[ImageFacts], resolution: int | None) -> Shape:

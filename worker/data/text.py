@@ -37,23 +37,14 @@ def convert_text(spool: Spool, entries: Sequence[Entry], folder: Path, *, progre
         DatasetInvalid: something is not UTF-8, not JSON, or holds a NUL; the message gives file, line, offset.
     """
     progress.phase("converting", 900)
-    writer = SequenceWriter(folder, "text", TOKENS, np.uint8)
     num_empty = 0
-    total = sum(entry.size for entry in entries)
-    done = 0
-    for entry in sorted(entries, key=lambda entry: entry.name):
-        for document in _documents(spool, entry, partial(_report, progress, done, total)):
+    with SequenceWriter(folder, "text", TOKENS, np.uint8) as writer:
+        for document in _all_documents(spool, entries, progress):
             before = len(writer)
             writer.add(np.frombuffer(piece, dtype=np.uint8) for piece in document)
             num_empty += len(writer) == before
-        done += entry.size
-    info = {
-        "num_bytes": writer.num_values,
-        "num_empty": num_empty,
-        "encoding": "utf-8",
-        "vocabulary_size": 256,
-    }
-    return writer.finish(Annotations(), info, cut=last_tenth)
+        info = {"num_bytes": writer.num_values, "num_empty": num_empty, "encoding": "utf-8", "vocabulary_size": 256}
+        return writer.finish(Annotations(), info, cut=last_tenth)
 
 
 def last_tenth(tokens: NDArray[np.uint8]) -> int | None:
@@ -66,6 +57,14 @@ def last_tenth(tokens: NDArray[np.uint8]) -> int | None:
 
 def _report(progress: Progress, done: int, total: int, at: int) -> None:
     progress.report(done + at, total)
+
+
+def _all_documents(spool: Spool, entries: Sequence[Entry], progress: Progress) -> Iterator[Iterable[bytes]]:
+    total = sum(entry.size for entry in entries)
+    done = 0
+    for entry in sorted(entries, key=lambda entry: entry.name):
+        yield from _documents(spool, entry, partial(_report, progress, done, total))
+        done += entry.size
 
 
 def _documents(spool: Spool, entry: Entry, report: Callable[[int], None]) -> Iterator[Iterable[bytes]]:
@@ -123,9 +122,9 @@ def _text(line: bytes, entry: Entry, number: int) -> Iterator[bytes]:
     where = f"{shown(entry.name)} line {number}"
     try:
         record: Any = json.loads(line)
-        text = record["text"] if isinstance(record, dict) else None
+        text = record.get("text") if isinstance(record, dict) else None
         if not isinstance(text, str):
             raise DatasetInvalid(f'{where} is not an object with a "text"')
         yield text.encode()
-    except (ValueError, KeyError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise DatasetInvalid(f"{where} cannot be read ({type(error).__name__}: {error})") from error

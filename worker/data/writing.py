@@ -12,7 +12,8 @@ from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, cast
+from types import TracebackType
+from typing import Any, Final, Self, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,6 +69,10 @@ class ArrayFile:
         self._file.write(np.ascontiguousarray(items, dtype=self._dtype).data)
         self._count += len(items)
 
+    def release(self) -> None:
+        """Close the file as it is: its header tells nothing of its items."""
+        self._file.close()
+
     def close(self) -> None:
         """Write the final length into the header."""
         self._file.seek(0)
@@ -92,6 +97,15 @@ class ImageWriter:
         self._per_shard = max(1, shard_bytes // int(np.prod(shape)))
         self._shards: list[ArrayFile] = []
         self._keys = array("Q")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for shard in self._shards:
+            shard.release()
 
     def __len__(self) -> int:
         return len(self._keys)
@@ -129,6 +143,14 @@ class SequenceWriter:
         self._values = ArrayFile(folder / name, dtype)
         self._offsets = array("q", [0])
         self._keys = array("Q")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._values.release()
 
     def __len__(self) -> int:
         return len(self._keys)
