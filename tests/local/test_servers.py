@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ from noisemill.local.processes import (
     stop,
     wait_ready,
 )
+from noisemill.local.root import unprivileged
 from noisemill.local.servers import ObjectStore, Postgres, Valkey
 
 LIMIT = timedelta(seconds=30)
@@ -158,17 +160,20 @@ def test_postgres_starts_while_backends_of_its_killed_predecessor_still_live(
         assert rows(server, "SELECT 1") == [(1,)]
 
 
-def test_postgres_starts_although_another_program_has_the_pid_of_its_stale_lock(
-    tmp_path: Path,
-) -> None:
+def test_postgres_starts_although_another_program_has_the_pid_of_its_stale_lock(tmp_path: Path) -> None:
+    """PostgreSQL itself believes any program of its own user to be the server that it looks for."""
     server = postgres_in(tmp_path)
-    killed = start(server, tmp_path)
+    ended = start(server, tmp_path)
     lock = (server.data / "postmaster.pid").read_text()
-    end(server, killed)
-    (server.data / "postmaster.pid").write_text(lock.replace(str(killed.pid), str(os.getpid()), 1))
+    end(server, ended)
+    account = unprivileged()
+    with subprocess.Popen(["sleep", "600"], user=account.uid if account else None) as bystander:
+        (server.data / "postmaster.pid").write_text(lock.replace(str(ended.pid), str(bystander.pid), 1))
 
-    with running(server, tmp_path):
-        assert rows(server, "SELECT 1") == [(1,)]
+        with running(server, tmp_path):
+            assert rows(server, "SELECT 1") == [(1,)]
+            assert bystander.poll() is None
+        bystander.kill()
 
 
 def test_postgres_makes_its_cluster_again_when_the_first_try_was_interrupted(
