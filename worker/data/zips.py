@@ -79,7 +79,7 @@ def _is_file(info: zipfile.ZipInfo, meter: Meter) -> bool:
         raise refuse(raw_name, "links are not allowed" if kind == stat.S_IFLNK else "special files are not allowed")
     if info.flag_bits & ENCRYPTED:
         raise refuse(raw_name, "encrypted")
-    if info.is_dir():
+    if raw_name.endswith("/"):
         meter.enter(raw_name)
         return False
     if info.compress_type not in METHODS:
