@@ -61,9 +61,13 @@ class S3Settings(Section):
     public_endpoint: str | None = None
     """The same service as clients reach it (presigned URLs); ``endpoint`` when left out."""
     region: str = "us-east-1"
+    """Region that requests are signed for; self-hosted services take any."""
     bucket: str = "noisemill"
+    """Made by the set-up command unless it is there."""
     access_key: str
+    """Access key id; it needs to read, write, list and delete objects of the bucket."""
     secret_key: SecretStr
+    """Its secret."""
     path_style: bool = True
     """Bucket in the path, as self-hosted services want it."""
     checksums: Literal["when_supported", "when_required"] = "when_required"
