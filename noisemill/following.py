@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from noisemill.errors import ApiError, ServerUnreachable, UnexpectedAnswer
 from noisemill.sse import Message, messages
 from noisemill.transport import Transport, backoff
-from shared.wire import EventView, JobView, Page
+from shared.wire import FINAL_STATES, EventView, JobView, Page
 
 # The server sends a comment more often than that, so longer silence means a dead connection.
 SILENCE_SECONDS: Final = 30.0
@@ -96,7 +96,10 @@ class Follower:
     def _read(self, response: httpx.Response) -> Iterator[EventView]:
         for message in messages(response.iter_bytes()):
             if message.data:
-                yield from self._in_order(_event(message))
+                event = _event(message)
+                yield from self._in_order(event)
+                if event.data.get("state") in FINAL_STATES:
+                    return
             if not self._may_stream():
                 return
 

@@ -4,11 +4,13 @@ Knows HTTP and problem documents, but no resource of the API.
 """
 
 import random
+import ssl
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from functools import cache
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -38,7 +40,13 @@ def backoff(tries: int) -> float:
 
 def plain_client(timeout: float) -> httpx.Client:
     """A client without credentials, for presigned URLs. Local addresses bypass any proxy."""
-    return httpx.Client(timeout=timeout, mounts=_NO_PROXY)
+    return httpx.Client(timeout=timeout, mounts=_NO_PROXY, verify=_trust())
+
+
+@cache
+def _trust() -> ssl.SSLContext:
+    """The certificates to trust; reading them takes longer than most requests."""
+    return httpx.create_ssl_context()
 
 
 class Transport:
@@ -53,7 +61,9 @@ class Transport:
         if server.api_key:
             headers["Authorization"] = f"Bearer {server.api_key}"
         try:
-            self._http = httpx.Client(base_url=server.url, headers=headers, timeout=timeout, mounts=_NO_PROXY)
+            self._http = httpx.Client(
+                base_url=server.url, headers=headers, timeout=timeout, mounts=_NO_PROXY, verify=_trust()
+            )
         except (httpx.InvalidURL, UnicodeEncodeError) as error:
             raise UnexpectedAnswer(f"{server.url!r} with this key is not a server's address: {error}") from error
 
