@@ -6,4 +6,4 @@ from worker import lifecycle
 
 app = make_celery(Settings.read().broker)
 app.conf.imports = ("worker.tasks",)
-lifecycle.connect_signals()
+lifecycle.connect(app)

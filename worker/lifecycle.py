@@ -14,11 +14,14 @@ import socket
 import tempfile
 import time
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from threading import Thread
 from typing import Any
 
-from celery import signals
+from celery import Celery, bootsteps, signals
+from celery.platforms import EX_OK
+from celery.worker import state
 
 from shared.database import make_engine
 from shared.queue import make_celery
@@ -29,8 +32,9 @@ from worker.ticker import Ticker
 
 logger = logging.getLogger(__name__)
 
-DRAIN = signal.SIGUSR2
-"""Parent to child: hand your job back and claim no more. (SIGUSR1 is billiard's soft time limit.)"""
+DRAIN = signal.SIGURG
+"""Parent to child: hand your job back and claim no more. Billiard takes nearly all other signals of its
+children for itself, and this one harms nobody who has no handler yet."""
 
 _supervisor: Supervisor | None = None
 
@@ -42,9 +46,10 @@ def supervisor() -> Supervisor:
     return _supervisor
 
 
-def connect_signals() -> None:
+def connect(app: Celery) -> None:
+    """Have Celery call what is below."""
+    app.steps["worker"].add(HandBackFirst)
     signals.celeryd_after_setup.connect(_parent_starts)
-    signals.worker_shutting_down.connect(_parent_stops)
     signals.worker_process_init.connect(_child_starts)
     signals.worker_process_shutdown.connect(_child_stops)
 
@@ -60,18 +65,38 @@ def _parent_starts(sender: str, instance: Any, **_: Any) -> None:
     os.environ["NOISEMILL_WORKER_QUEUES"] = ",".join(instance.app.amqp.queues.consume_from)  # noqa: TID251
 
 
-def _parent_stops(**_: Any) -> None:
-    """Wait until the child has handed its job back, within the grace."""
+class HandBackFirst(bootsteps.StartStopStep):
+    """Parent: at the first SIGTERM, SIGINT or SIGQUIT hand the job back, then shut down warm.
+
+    A step of the worker's blueprint, because Celery sends ``worker_shutting_down`` only after its own
+    wait for running tasks. A second signal is Celery's to handle.
+    """
+
+    requires = ("celery.worker.components:Pool",)
+
+    def start(self, parent: Any) -> None:
+        del parent
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
+            signal.signal(number, partial(self._stop, celerys=signal.getsignal(number)))
+
+    def _stop(self, number: int, frame: Any, *, celerys: Any) -> None:
+        signal.signal(number, celerys)
+        logger.warning("%s: handing the job back", signal.Signals(number).name)
+        drain_child()
+        state.should_stop = EX_OK
+
+
+def drain_child() -> None:
+    """Tell the child to hand its job back, and wait until it has, within the grace."""
     path = _lock_file(os.getpid())
-    with suppress(OSError, ValueError):
-        os.kill(int(path.read_text()), DRAIN)
-        deadline = time.monotonic() + Settings.read().worker.drain_grace.total_seconds() + 5
-        with path.open("r+") as file:
-            while time.monotonic() < deadline:
-                with suppress(BlockingIOError):
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                time.sleep(0.05)
+    deadline = time.monotonic() + Settings.read().worker.drain_grace.total_seconds() + 5
+    with suppress(OSError, ValueError), path.open("r+") as file:
+        os.kill(int(file.read()), DRAIN)
+        while time.monotonic() < deadline:
+            with suppress(BlockingIOError):
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            time.sleep(0.05)
     path.unlink(missing_ok=True)
 
 

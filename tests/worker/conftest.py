@@ -1,7 +1,6 @@
 """A workplace: real SQL, storage and broker, jobs whose spec is a script, and supervisors that run them."""
 
 import os
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from datetime import timedelta
@@ -21,10 +20,10 @@ from shared.ids import uuid7
 from shared.jobs.rows import Artifact, Attempt, Bell, Event, Job, Tenant
 from shared.jobs.state import QUEUES, JobState, JobType
 from shared.settings import BrokerSettings, DatabaseSettings, JobSettings, S3Settings, Settings, WorkerSettings
+from tests.worker.scripted import SCRIPTED
 from worker.device import Device
 from worker.supervisor import Supervisor
 
-SCRIPTED = (sys.executable, str(Path(__file__).parent / "scripted_runner.py"))
 REPOSITORY = Path(__file__).parents[2]
 
 

@@ -1,0 +1,6 @@
+"""How the scripted runner is started."""
+
+import sys
+from pathlib import Path
+
+SCRIPTED = (sys.executable, str(Path(__file__).parent / "scripted_runner.py"))

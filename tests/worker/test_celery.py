@@ -1,0 +1,182 @@
+"""The worker as it is deployed: a Celery process, its supervising child and its runner, by their signals."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import psutil
+import pytest
+from kombu import Connection
+
+from shared.jobs.state import AttemptOutcome, JobState
+from shared.queue import Relay, make_celery
+from tests.worker.conftest import REPOSITORY, Workplace, environment
+
+StartWorker = Callable[..., subprocess.Popen[bytes]]
+MARK = "started-by-an-unpickled-message"
+
+
+@pytest.fixture
+def start_worker(workplace: Workplace, tmp_path: Path) -> Iterator[StartWorker]:
+    """Start a Celery worker whose runner plays scripts; it is killed with all its processes afterwards."""
+    with ExitStack() as stack:
+
+        def start(name: str = "w1", *, queues: str = "generate", **variables: str) -> subprocess.Popen[bytes]:
+            log = stack.enter_context((tmp_path / f"{name}.log").open("wb"))
+            process = subprocess.Popen(
+                [sys.executable, "-m", "celery", "-A", "tests.worker.scripted_app", "worker", "-Q", queues, "-n", f"{name}@%h"],
+                env=os.environ | environment(workplace.settings) | variables | {"REMAP_SIGTERM": "SIGQUIT"},
+                cwd=REPOSITORY,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+            stack.callback(kill_tree, process)
+            return process
+
+        yield start
+
+
+def kill_tree(process: subprocess.Popen[bytes]) -> None:
+    tree = family(process)
+    for member in tree:
+        if member.is_running():
+            member.kill()
+    psutil.wait_procs(tree, timeout=5)
+    process.wait()
+
+
+def family(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    try:
+        parent = psutil.Process(process.pid)
+        return [*parent.children(recursive=True), parent]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def test_a_rung_bell_runs_the_job(workplace: Workplace, start_worker: StartWorker, wait_until) -> None:
+    app = make_celery(workplace.settings.broker)
+    job_id = workplace.job(["steps", 3, 0.01])
+
+    start_worker(NOISEMILL_WORKER_POLL="3600")
+    Relay(workplace.engine, app).run_once()
+
+    wait_until(lambda: workplace.state(job_id) == JobState.SUCCEEDED, timeout=30)
+    app.close()
+
+
+def test_a_job_runs_although_every_bell_was_lost(workplace: Workplace, start_worker: StartWorker, wait_until, broker: str) -> None:
+    job_id = workplace.job(["steps", 3, 0.01])
+    app = make_celery(workplace.settings.broker)
+    Relay(workplace.engine, app).run_once()
+    with Connection(broker, transport_options={"global_keyprefix": workplace.settings.broker.prefix}) as connection:
+        connection.default_channel.client.flushall()  # pyright: ignore
+
+    start_worker()
+
+    wait_until(lambda: workplace.state(job_id) == JobState.SUCCEEDED, timeout=30)
+    app.close()
+
+
+def test_the_worker_answers_while_its_device_is_busy(workplace: Workplace, start_worker: StartWorker, wait_until) -> None:
+    job_id = workplace.job(["steps", 1, 0.0], ["hang", 60])
+    start_worker()
+    wait_until(lambda: workplace.get(job_id).step == 1, timeout=30)
+
+    app = make_celery(workplace.settings.broker)
+    answers = app.control.inspect(timeout=5).ping()
+    app.close()
+
+    assert [name.split("@")[0] for name in answers or {}] == ["w1"]
+
+
+def test_a_job_survives_the_kill_of_its_worker(workplace: Workplace, start_worker: StartWorker, wait_until) -> None:
+    job_id = workplace.job(["steps", 400, 0.01], ["publish", "sample", "a", "x"])
+    first = start_worker("w1")
+    wait_until(lambda: workplace.get(job_id).step > 0, timeout=30)
+    members = family(first)
+
+    os.kill(first.pid, signal.SIGKILL)
+    start_worker("w2")
+
+    wait_until(lambda: workplace.state(job_id) == JobState.SUCCEEDED, timeout=40)
+    assert [attempt.outcome for attempt in workplace.attempts(job_id)] == [AttemptOutcome.LOST, AttemptOutcome.SUCCEEDED]
+    assert [artifact.fence for artifact in workplace.artifacts(job_id)] == [2]
+    assert not [member for member in members if member.is_running() and member.status() != psutil.STATUS_ZOMBIE]
+
+
+def test_a_worker_that_slept_past_its_lease_changes_nothing(workplace: Workplace, start_worker: StartWorker, wait_until) -> None:
+    job_id = workplace.job(["steps", 300, 0.02], ["publish", "sample", "a", "x"])
+    first = start_worker("w1")
+    wait_until(lambda: workplace.get(job_id).step > 0, timeout=30)
+    sleepers = family(first)
+    for member in sleepers:
+        member.suspend()
+    start_worker("w2")
+    wait_until(lambda: workplace.get(job_id).fence == 2, timeout=30)
+
+    for member in sleepers:
+        member.resume()
+    wait_until(lambda: workplace.state(job_id) == JobState.SUCCEEDED, timeout=40)
+
+    assert [attempt.outcome for attempt in workplace.attempts(job_id)] == [AttemptOutcome.LOST, AttemptOutcome.SUCCEEDED]
+    assert [artifact.fence for artifact in workplace.artifacts(job_id)] == [2]
+
+
+def test_sigterm_hands_the_job_back_without_counting_a_failure(workplace: Workplace, start_worker: StartWorker, wait_until) -> None:
+    job_id = workplace.job(["steps", 10_000, 0.01])
+    worker = start_worker()
+    wait_until(lambda: workplace.get(job_id).step > 0, timeout=30)
+
+    worker.send_signal(signal.SIGTERM)
+    asked = time.monotonic()
+    worker.wait(40)
+
+    job = workplace.get(job_id)
+    assert (job.state, job.interruptions, job.failures, job.losses) == (JobState.QUEUED, 1, 0, 0)
+    assert [artifact.kind for artifact in workplace.artifacts(job_id)] == ["checkpoint"]
+    assert time.monotonic() - asked < 10
+
+
+def test_a_pickled_message_is_refused_and_not_executed(workplace: Workplace, start_worker: StartWorker, wait_until, tmp_path: Path) -> None:
+    settings = workplace.settings.broker
+    with Connection(
+        settings.url.get_secret_value(), transport_options={"global_keyprefix": settings.prefix}
+    ) as connection, connection.SimpleQueue("generate") as queue:
+        queue.put({"id": "1", "task": "generate", "args": [_Trap(tmp_path / MARK)]}, serializer="pickle")
+    job_id = workplace.job(["steps", 1, 0.0])
+
+    start_worker()
+
+    wait_until(lambda: workplace.state(job_id) == JobState.SUCCEEDED, timeout=30)
+    wait_until(lambda: "ContentDisallowed" in (tmp_path / "w1.log").read_text(), timeout=10)
+    assert not (tmp_path / MARK).exists()
+
+
+class _Trap:
+    """Makes a folder when unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[object, ...]]:
+        return os.mkdir, (str(self._path),)
+
+
+def test_a_job_whose_dataset_is_gone_fails_by_name(workplace: Workplace) -> None:
+    from shared.ids import uuid7
+    from shared.jobs.state import JobType
+
+    job_id = workplace.job(type=JobType.TRAIN, inputs={"dataset_id": str(uuid7())})
+    behind = workplace.job()
+    supervisor = workplace.supervisor()
+
+    supervisor.run_next()
+    supervisor.run_next()
+
+    assert (workplace.get(job_id).error_code, workplace.state(behind)) == ("input_gone", JobState.SUCCEEDED)
