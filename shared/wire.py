@@ -53,10 +53,14 @@ class GenerateRequest(_JobRequest):
 JobRequest = Annotated[TrainRequest | GenerateRequest, Field(discriminator="type")]
 
 
+DatasetName = Annotated[str, StringConstraints(min_length=1, max_length=200)]
+Resolution = Annotated[int, Field(ge=4, le=1024)]
+
+
 class DatasetUpload(_Request):
     """Announce a dataset that will be uploaded straight to storage."""
 
-    name: Annotated[str, StringConstraints(min_length=1, max_length=200)]
+    name: DatasetName
     """What to call it."""
     filename: Annotated[str, StringConstraints(min_length=1, max_length=255)]
     """Name of the file; its suffix tells the format."""
@@ -64,7 +68,7 @@ class DatasetUpload(_Request):
     """Exact size of the file."""
     modality: Literal["image", "text", "audio"] | None = None
     """What it must turn out to be; told by the content when left out."""
-    resolution: int | None = Field(default=None, ge=4, le=1024)
+    resolution: Resolution | None = None
     """Side length that images are brought to; their own when left out."""
 
 
@@ -76,6 +80,9 @@ class View(BaseModel):
 
 class Page(View, Generic[ItemT]):
     """One page of a list; ``next_cursor`` asks for the one after it."""
+
+    # Looking for docstrings in ``Page[X]`` would read the source of whoever writes that, and fail there.
+    model_config = ConfigDict(use_attribute_docstrings=False)
 
     data: list[ItemT]
     next_cursor: str | None = None

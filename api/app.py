@@ -1,0 +1,122 @@
+"""The composition root of the API: ``uvicorn api.app:create_app --factory``.
+
+Light by promise: importing this loads neither torch nor the worker, nor what is only needed once requests come
+(Celery, boto3); those are loaded when the app starts.
+"""
+
+import asyncio
+import signal
+import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
+from types import FrameType
+from typing import Any
+
+from fastapi import FastAPI
+
+from api import errors, openapi
+from api.frame import RequestFrame
+from api.metrics import JobCollector, Meters
+from api.news import News
+from api.parts import Parts
+from api.probe import StorageProbe
+from api.relay import RelayThread
+from api.routes import artifacts, datasets, events, health, jobs, meta, models, pages, workers
+from shared.database import make_async_engine, make_engine
+from shared.settings import Settings
+
+ROUTERS = (
+    *(jobs.router, events.router, artifacts.router, datasets.router, models.router),
+    *(workers.router, meta.router, health.router, pages.router),
+)
+
+
+def create_app(settings: Settings | None = None) -> FastAPI:
+    """The API as an ASGI app; settings come from the environment when left out."""
+    settings = settings or Settings.read()
+    app = FastAPI(
+        title="Noisemill",
+        version=openapi.VERSION,
+        description=openapi.DESCRIPTION,
+        openapi_tags=openapi.TAGS,
+        lifespan=_lifespan,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    app.state.settings = settings
+    app.state.meters = Meters()
+    for router in ROUTERS:
+        app.include_router(router)
+    errors.install(app)
+    openapi.install(app)
+    app.add_middleware(RequestFrame, meters=app.state.meters)
+    return app
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    parts = await asyncio.to_thread(_build, app.state.settings)
+    app.state.parts = parts
+    collector = JobCollector(parts.sync_engine)
+    app.state.meters.registry.register(collector)
+    parts.relay.start()
+    try:
+        with _ending_streams_at(signal.SIGTERM, signal.SIGINT, news=parts.news):
+            async with parts.news.running():
+                yield
+    finally:
+        app.state.meters.registry.unregister(collector)
+        await asyncio.to_thread(parts.relay.stop)
+        await parts.broker.aclose()
+        await parts.engine.dispose()
+        parts.sync_engine.dispose()
+
+
+def _build(settings: Settings) -> Parts:
+    # Not needed to import the app, and slow to import.
+    from shared.events import connect_async  # noqa: PLC0415
+    from shared.storage import Storage  # noqa: PLC0415
+
+    broker = connect_async(settings.broker)
+    storage = Storage(settings.s3)
+    sync_engine = make_engine(settings.database, "noisemill-relay")
+    return Parts(
+        settings=settings,
+        engine=make_async_engine(settings.database, "noisemill-api"),
+        sync_engine=sync_engine,
+        storage=storage,
+        storage_probe=StorageProbe(storage),
+        broker=broker,
+        news=News(broker, settings.broker),
+        relay=RelayThread(sync_engine, settings.broker),
+    )
+
+
+@contextmanager
+def _ending_streams_at(*signals: signal.Signals, news: News) -> Iterator[None]:
+    """End event streams when the server is told to stop, because it waits for open answers before it ends the app."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    loop = asyncio.get_running_loop()
+    before: dict[signal.Signals, Any] = {}
+
+    def end(number: int, frame: FrameType | None) -> None:
+        with suppress(RuntimeError):  # the loop is closed already
+            loop.call_soon_threadsafe(news.close)
+        handler = before[signal.Signals(number)]
+        if callable(handler):
+            handler(number, frame)
+
+    for each in signals:
+        handler = signal.getsignal(each)
+        # Only a server's own handler is wrapped; the default action must stay what it is.
+        if callable(handler) and handler is not signal.default_int_handler:
+            before[each] = handler
+            signal.signal(each, end)
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)

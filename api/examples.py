@@ -1,0 +1,195 @@
+"""One example of every body, for the OpenAPI document. A test holds each against its schema and the parser."""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+_JOB = "job_0198f3a2b7c97d10a6c1d2e3f4a5b6c7"
+_INGEST = "job_0198f3a2a1b27c3d8e4f5a6b7c8d9e0f"
+_DATASET = "ds_0198f3a29f3e7a1b9c8d7e6f5a4b3c2d"
+_MODEL = "mdl_0198f3a2c0de7b5a8f9e0d1c2b3a4f5e"
+_ARTIFACT = "art_0198f3a2d4c37e2f9a8b7c6d5e4f3a2b"
+_SHA256 = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
+_URL = "http://localhost:8000"
+_S3 = "http://localhost:9000/noisemill"
+
+_TRAIN_SPEC: Final = {"family": "vae", "dataset": _DATASET, "model": "digits", "steps": 1200, "latent_dim": 16}
+
+_STATE_EVENT: Final = {
+    "seq": 2,
+    "type": "job.state",
+    "data": {"state": "running", "state_version": 2, "attempt": 1, "worker": "train-1@gpu01"},
+    "created_at": "2026-01-05T09:30:01.250000Z",
+}
+
+_ATTEMPT: Final = {
+    "number": 1,
+    "worker": "train-1@gpu01",
+    "started_at": "2026-01-05T09:30:01.250000Z",
+    "ended_at": None,
+    "outcome": None,
+    "error": None,
+}
+
+_JOB_VIEW: Final = {
+    "id": _JOB,
+    "type": "train",
+    "state": "running",
+    "state_version": 14,
+    "summary": "train vae digits",
+    "spec": _TRAIN_SPEC,
+    "priority": "normal",
+    "labels": {"project": "mnist"},
+    "attempt": 1,
+    "max_attempts": 3,
+    "attempts": [_ATTEMPT],
+    "phase": "training",
+    "progress": {
+        "value": 0.25,
+        "step": 300,
+        "steps": 1200,
+        "figures": {"loss": 112.4, "rate": 41.5, "eta_seconds": 21.7},
+    },
+    "queue": None,
+    "metrics": {"queue_ms": 240, "load_ms": None, "execution_ms": None, "upload_ms": None, "device_seconds": 7.3},
+    "error": None,
+    "result": None,
+    "created_at": "2026-01-05T09:30:01.010000Z",
+    "started_at": "2026-01-05T09:30:01.250000Z",
+    "completed_at": None,
+    "cancel_requested_at": None,
+    "urls": {"self": f"{_URL}/v1/jobs/{_JOB}", "events": f"{_URL}/v1/jobs/{_JOB}/events"},
+}
+
+_VERSION_VIEW: Final = {
+    "model": "digits",
+    "version": 1,
+    "ref": "digits@1",
+    "family": "vae",
+    "spec": _TRAIN_SPEC,
+    "info": {"shape": [1, 28, 28]},
+    "metrics": {"held_out": {"elbo": -101.7}},
+    "tasks": ["generate", "interpolate", "reconstruct"],
+    "weights_sha256": _SHA256,
+    "size_bytes": 1843200,
+    "job_id": _JOB,
+    "dataset_id": _DATASET,
+    "created_at": "2026-01-05T09:30:31.000000Z",
+}
+
+_DATASET_VIEW: Final = {
+    "id": _DATASET,
+    "name": "mnist",
+    "state": "ready",
+    "modality": "image",
+    "count": 5000,
+    "digest": _SHA256,
+    "info": {"shape": [1, 28, 28]},
+    "error": None,
+    "job_id": _INGEST,
+    "created_at": "2026-01-05T09:29:12.000000Z",
+    "upload": None,
+    "urls": {"self": f"{_URL}/v1/datasets/{_DATASET}", "complete": f"{_URL}/v1/datasets/{_DATASET}/complete"},
+}
+
+ANNOUNCED_DATASET: Final = _DATASET_VIEW | {
+    "state": "uploading",
+    "modality": None,
+    "count": None,
+    "digest": None,
+    "info": {},
+    "job_id": None,
+    "upload": {
+        "method": "PUT",
+        "url": f"{_S3}/datasets/0198f3a29f3e7a1b9c8d7e6f5a4b3c2d/source?X-Amz-Signature=…",
+        "headers": {"Content-Length": "52428800"},
+        "expires_at": "2026-01-05T09:44:12+00:00",
+    },
+}
+
+JOB_REQUESTS: Final[Mapping[str, Any]] = {
+    "train": {"type": "train", "spec": _TRAIN_SPEC, "priority": "normal", "labels": {"project": "mnist"}},
+    "generate": {"type": "generate", "spec": {"model": "digits@1", "task": "generate", "num_samples": 64, "seed": 0}},
+    "reconstruct": {
+        "type": "generate",
+        "spec": {"model": "digits", "task": "reconstruct", "dataset": _DATASET, "num_samples": 16},
+    },
+    "interpolate": {
+        "type": "generate",
+        "spec": {"model": "digits", "task": "interpolate", "num_pairs": 4, "num_points": 8},
+        "priority": "high",
+        "start_deadline_seconds": 3600,
+    },
+}
+
+DATASET_UPLOAD: Final = {"name": "mnist", "filename": "mnist.zip", "size_bytes": 52428800, "modality": "image"}
+
+DATASET_FORM: Final = {"name": "mnist", "modality": "image", "resolution": 28, "file": "(the bytes of mnist.zip)"}
+
+PROBLEM: Final = {
+    "type": "about:blank",
+    "title": "Unprocessable Entity",
+    "status": 422,
+    "detail": "Input should be less than or equal to 10000000",
+    "instance": "/v1/jobs",
+    "code": "validation_failed",
+    "errors": [{"pointer": "/spec/steps", "detail": "Input should be less than or equal to 10000000"}],
+    "request_id": "req_5f0c1d2e3a4b5c6d7e8f9a0b",
+}
+
+EVENT_STREAM: Final = (
+    "retry: 2000\n\n"
+    'id: 2\nevent: job.state\ndata: {"seq":2,"type":"job.state","data":{"state":"running","attempt":1},'
+    '"created_at":"2026-01-05T09:30:01.250000Z"}\n\n'
+)
+
+VIEWS: Final[Mapping[str, Any]] = {
+    "JobView": _JOB_VIEW,
+    "AttemptView": _ATTEMPT,
+    "EventView": _STATE_EVENT,
+    "ArtifactView": {
+        "id": _ARTIFACT,
+        "job_id": _JOB,
+        "attempt": 1,
+        "kind": "sheet",
+        "name": "samples.png",
+        "size_bytes": 48213,
+        "sha256": _SHA256,
+        "media_type": "image/png",
+        "details": {"columns": 8},
+        "created_at": "2026-01-05T09:30:31.000000Z",
+        "url": f"{_S3}/jobs/{_JOB}/1/samples.png?X-Amz-Signature=…",
+        "url_expires_at": "2026-01-05T09:45:31.000000Z",
+    },
+    "DatasetView": _DATASET_VIEW,
+    "ModelVersionView": _VERSION_VIEW,
+    "ModelView": {
+        "id": _MODEL,
+        "name": "digits",
+        "latest": 1,
+        "created_at": "2026-01-05T09:30:31.000000Z",
+        "latest_version": _VERSION_VIEW,
+    },
+    "WorkerView": {
+        "name": "train-1@gpu01",
+        "host": "gpu01",
+        "queues": ["train"],
+        "device": "cuda:0",
+        "state": "busy",
+        "job_id": _JOB,
+        "seen_at": "2026-01-05T09:30:08.000000Z",
+    },
+    "FamilyView": {
+        "family": "vae",
+        "modality": "image",
+        "tasks": ["generate"],
+        "train": {"type": "object", "properties": {"latent_dim": {"type": "integer", "minimum": 1}}},
+        "generate": {"generate": {"type": "object", "properties": {"num_samples": {"type": "integer"}}}},
+    },
+    "JobStatesView": {
+        "initial": "queued",
+        "final": ["succeeded", "failed", "canceled", "expired"],
+        "moves": {"queued": ["running", "paused", "canceled", "expired"], "canceling": ["canceled"], "succeeded": []},
+    },
+    "ReadinessView": {"status": "degraded", "database": "ok", "broker": "away", "storage": "ok"},
+}
+"""By the name of the view."""

@@ -1,0 +1,94 @@
+"""The relay as a thread: publishes what committed transactions left in the outbox, and rings event bells.
+
+Requests only wake it, so that no request ever waits for the broker. When the broker is away it tries again with
+growing pauses; the outbox keeps everything meanwhile.
+"""
+
+import logging
+import threading
+from collections import deque
+from datetime import timedelta
+from typing import Any, Final
+from uuid import UUID
+
+from sqlalchemy import Engine
+
+from shared.database import AWAY
+from shared.settings import BrokerSettings
+
+logger = logging.getLogger(__name__)
+
+LONGEST_PAUSE: Final = timedelta(seconds=10)
+_RINGS_KEPT: Final = 1000
+"""More rings than that are dropped, which costs a listener one poll."""
+
+
+class RelayThread:
+    """Runs until ``stop``. A daemon: it never keeps a process alive, because SQL remembers."""
+
+    def __init__(self, engine: Engine, settings: BrokerSettings) -> None:
+        self._engine = engine
+        self._settings = settings
+        self._rings: deque[UUID] = deque(maxlen=_RINGS_KEPT)
+        self._woken = threading.Event()
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="relay", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread, soon."""
+        self._stopping.set()
+        self._woken.set()
+        self._thread.join(timeout=2)
+
+    def wake(self, job_id: UUID) -> None:
+        """There is news of a job, and perhaps a bell in the outbox. Returns at once."""
+        self._rings.append(job_id)
+        self._woken.set()
+
+    def _run(self) -> None:
+        # Celery takes a while to import; the API serves meanwhile.
+        from shared.events import EventBell  # noqa: PLC0415
+        from shared.queue import BROKER_AWAY, RELAY_PAUSE, Relay, make_celery  # noqa: PLC0415
+
+        bell = EventBell(self._settings)
+        relay = Relay(self._engine, make_celery(self._settings))
+        failures = 0
+        while not self._stopping.is_set():
+            try:
+                while relay.run_once() and not self._stopping.is_set():
+                    pass
+            except (*BROKER_AWAY, *AWAY) as error:
+                failures += 1
+                self._complain(failures, error)
+            except Exception:
+                # A bug must not end the relay for good; idle workers look into SQL meanwhile.
+                failures += 1
+                logger.exception("the relay failed")
+            else:
+                failures = self._recovered(failures)
+                self._ring(bell)
+            self._pause(RELAY_PAUSE, failures)
+
+    def _ring(self, bell: Any) -> None:
+        while self._rings and not self._stopping.is_set():
+            bell.ring(self._rings.popleft())
+
+    def _pause(self, pause: timedelta, failures: int) -> None:
+        if failures:
+            # Not cut short by new requests: each would cost another time-out.
+            self._stopping.wait(min(pause * 2 ** min(failures, 8), LONGEST_PAUSE).total_seconds())
+        else:
+            self._woken.wait(pause.total_seconds())
+        self._woken.clear()
+
+    def _complain(self, failures: int, error: BaseException) -> None:
+        if failures == 1:
+            logger.warning("bells cannot be published, jobs wait in the outbox: %s", type(error).__name__)
+
+    def _recovered(self, failures: int) -> int:
+        if failures:
+            logger.info("bells are published again, after %d failures", failures)
+        return 0

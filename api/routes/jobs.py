@@ -1,0 +1,179 @@
+"""Jobs: submit, look, list, cancel."""
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Header, Query, Request, Response, status
+from sqlalchemy import Select, select
+from sqlmodel import col
+
+from api import submission, views
+from api.body import JsonBody
+from api.errors import FieldsRefused
+from api.paging import refuse_unknown_parameters
+from api.prefer import seconds_to_wait
+from api.routes.dependencies import JobReader, JobWriter, TheLinks, ThePaging, TheParts
+from api.submission import Submission
+from api.waiting import facts
+from shared import ids
+from shared.jobs import requests
+from shared.jobs.rows import Attempt, Job
+from shared.jobs.state import JobState, JobType
+from shared.wire import AttemptView, FieldError, GenerateRequest, JobRequest, JobStateName, JobView, Page, TrainRequest
+
+router = APIRouter(prefix="/v1/jobs", tags=["jobs"], dependencies=[Depends(refuse_unknown_parameters)])
+
+POLL_SECONDS = "1"
+"""``Retry-After`` of a job that has not ended."""
+_LABEL = "label."
+
+TheRequest = Annotated[TrainRequest | GenerateRequest, Depends(JsonBody[Any](JobRequest))]
+IdempotencyKey = Annotated[
+    str | None,
+    Header(alias="Idempotency-Key", min_length=1, max_length=255, pattern=r"^[\x21-\x7e]+$"),
+]
+JobTypeName = JobType
+
+
+@router.post("", status_code=status.HTTP_202_ACCEPTED, response_model=JobView, operation_id="submitJob")
+async def submit_job(
+    *,
+    caller: JobWriter,
+    body: TheRequest,
+    request: Request,
+    parts: TheParts,
+    links: TheLinks,
+    idempotency_key: IdempotencyKey = None,
+    prefer: Annotated[
+        list[str] | None, Header(description="`wait=N`: answer once the job has ended, at most N ≤ 60 seconds later.")
+    ] = None,
+) -> Response:
+    """Accept a job and return at once; follow `urls.events`, or poll `urls.self`, for its state.
+
+    With an `Idempotency-Key`, sending the same body again gives the stored answer and makes no second job.
+    """
+    accepted = await submission.accept(
+        parts,
+        links,
+        Submission(tenant_id=caller.tenant_id, request=body, body=request.state.body, idempotency_key=idempotency_key),
+    )
+    headers = {"Location": links.job(accepted.job_id)["self"]}
+    if accepted.is_replay:
+        headers["Idempotency-Replayed"] = "true"
+    elif wait := seconds_to_wait(prefer or []):
+        done = await submission.wait_final(parts, links, caller.tenant_id, accepted.job_id, wait)
+        headers["Preference-Applied"] = f"wait={wait}"
+        if done is not None:
+            return _json(done.model_dump_json(), status.HTTP_200_OK, headers | {"ETag": _etag(done)})
+    return _json(accepted.body, status.HTTP_202_ACCEPTED, headers | {"Retry-After": POLL_SECONDS})
+
+
+_LABEL_PARAMETER = {
+    "name": f"{_LABEL}*",
+    "in": "query",
+    "description": "`label.<key>=<value>` keeps jobs with this label.",
+    "schema": {"type": "string"},
+    "example": "mnist",
+}
+
+
+@router.get("", operation_id="listJobs", openapi_extra={"parameters": [_LABEL_PARAMETER]})
+async def list_jobs(
+    *,
+    caller: JobReader,
+    request: Request,
+    response: Response,
+    parts: TheParts,
+    links: TheLinks,
+    paging: ThePaging,
+    state: Annotated[list[JobStateName] | None, Query(description="In any of these states.")] = None,
+    type: Annotated[list[JobTypeName] | None, Query(description="Of any of these types.")] = None,
+) -> Page[JobView]:
+    """Jobs, newest first. `label.<key>=<value>` keeps those with a label."""
+    statement = select(Job).where(col(Job.tenant_id) == caller.tenant_id)
+    if state:
+        statement = statement.where(col(Job.state).in_([JobState(name) for name in state]))
+    if type:
+        statement = statement.where(col(Job.type).in_(type))
+    statement = _with_labels(statement, request)
+    async with parts.transaction() as session:
+        jobs, has_more = await paging.fetch(session, statement, col(Job.id), newest_first=True)
+        known = await facts(session, jobs)
+    shown = [views.job(job, known[job.id], links) for job in jobs]
+    return paging.page(request, response, shown, jobs[-1].id if jobs else None, has_more=has_more)
+
+
+def _with_labels(statement: Select[Job], request: Request) -> Select[Job]:
+    labels = [
+        (name.removeprefix(_LABEL), value)
+        for name, value in request.query_params.multi_items()
+        if name.startswith(_LABEL)
+    ]
+    for name, value in labels:
+        if "\0" in name or "\0" in value:
+            raise FieldsRefused([FieldError(parameter=f"query {_LABEL}*", detail="the text holds NUL")])
+        statement = statement.where(col(Job.labels).contains({name: value}))
+    return statement
+
+
+@router.get("/{job_id}", operation_id="getJob", responses={304: {"description": "Nothing has changed."}})
+async def get_job(
+    caller: JobReader,
+    job_id: str,
+    parts: TheParts,
+    links: TheLinks,
+    response: Response,
+    if_none_match: Annotated[str | None, Header(description="`ETag` of the view you have.")] = None,
+) -> JobView:
+    """A job. With `If-None-Match`, 304 while nothing has changed."""
+    view = await submission.show(parts, links, caller.tenant_id, ids.parse("job", job_id))
+    headers = {"ETag": _etag(view), "Cache-Control": "private, no-cache"}
+    if not view.is_final:
+        headers["Retry-After"] = POLL_SECONDS
+    if _matches(if_none_match, headers["ETag"]):
+        return Response(status_code=status.HTTP_304_NOT_MODIFIED, headers=headers)  # type: ignore[return-value]
+    response.headers.update(headers)
+    return view
+
+
+@router.post(
+    "/{job_id}/cancel",
+    operation_id="cancelJob",
+    responses={202: {"model": JobView, "description": "It will be canceled once its device is free."}},
+)
+async def cancel_job(caller: JobWriter, job_id: str, parts: TheParts, links: TheLinks, response: Response) -> JobView:
+    """Ask for a stop. Idempotent: 202 until the device is free, 200 once the job has ended, however it did."""
+    wanted = ids.parse("job", job_id)
+    async with parts.transaction() as session:
+        job = await requests.cancel(session, caller.tenant_id, wanted)
+        view = views.job(job, (await facts(session, [job]))[job.id], links)
+    parts.relay.wake(wanted)
+    if not view.is_final:
+        response.status_code = status.HTTP_202_ACCEPTED
+        response.headers.update({"Location": view.urls["self"], "Retry-After": POLL_SECONDS})
+    return view
+
+
+@router.get("/{job_id}/attempts", operation_id="listAttempts")
+async def list_attempts(caller: JobReader, job_id: str, parts: TheParts) -> Page[AttemptView]:
+    """Every try at the job, first to last: who ran it, when, and how it ended."""
+    async with parts.transaction() as session:
+        job = await requests.get(session, caller.tenant_id, ids.parse("job", job_id))
+        rows = (
+            await session.execute(select(Attempt).where(col(Attempt.job_id) == job.id).order_by(col(Attempt.fence)))
+        ).scalars()
+        return Page(data=[views.attempt(row) for row in rows])
+
+
+def _json(body: str, status_code: int, headers: dict[str, str]) -> Response:
+    return Response(body, status_code, headers=headers, media_type="application/json")
+
+
+def _etag(view: JobView) -> str:
+    """Weak: it stands for what the view says, not for its bytes."""
+    place = f"-{view.queue.position}-{view.queue.reason}" if view.queue else ""
+    return f'W/"{view.state_version}{place}"'
+
+
+def _matches(if_none_match: str | None, etag: str) -> bool:
+    known = [tag.strip().removeprefix("W/") for tag in (if_none_match or "").split(",")]
+    return "*" in known or etag.removeprefix("W/") in known
