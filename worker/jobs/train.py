@@ -68,6 +68,7 @@ class _Training:
             self.trainer = Trainer.resume(family, spec, data, device, checkpoint)
             run.log(f"Going on from step {checkpoint.step}.")
         self.order = BatchOrder(len(dataset.train_indices), spec.batch_size, spec.seed)
+        self.milestone_every = spec.preview_every or milestone_interval(spec.steps, self.order.steps_per_epoch)
         self.previewer = Previewer(self.trainer)
         self.uploads = Background()
         self.checkpointed = self.trainer.step
@@ -95,17 +96,10 @@ class _Training:
             self.run.step(trainer.step, steps, **values)
             if trainer.step - self.checkpointed >= self.spec.checkpoint_every and trainer.step < steps:
                 self._checkpoint_beside()
-            if self._is_milestone(trainer.step):
+            if trainer.step % self.milestone_every == 0 or trainer.step == steps:
                 self._publish_preview()
                 if trainer.step < steps:
                     self._measure()
-
-    def _is_milestone(self, step: int) -> bool:
-        every = self.spec.preview_every
-        if every is None:
-            epochs = ceil(self.spec.steps / self.order.steps_per_epoch / MOST_MILESTONES)
-            every = self.order.steps_per_epoch * epochs
-        return step % every == 0 or step == self.spec.steps
 
     def _batch(self, indices: np.ndarray) -> Batch:
         batch = {"image": torch.from_numpy(self.dataset.gather(indices))}
@@ -170,6 +164,11 @@ class _Training:
             "reproducibility": REPRODUCIBILITY,
             "fingerprint": fingerprint(trainer.device) | trainer.numerics.as_json(),
         }
+
+
+def milestone_interval(steps: int, steps_per_epoch: int) -> int:
+    """Steps between milestones: an epoch, or several where that would make too many."""
+    return steps_per_epoch * max(1, ceil(steps / steps_per_epoch / MOST_MILESTONES))
 
 
 class Previewer:

@@ -35,17 +35,17 @@ class Domain(IntEnum):
 def philox(counter: Sequence[Tensor], key: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Four random 32-bit words for each counter of four words and key of two, all in int64 tensors."""
     c0, c1, c2, c3 = counter
-    k0, k1 = key
-    for _ in range(ROUNDS):
+    rounds = torch.arange(ROUNDS, device=c0.device)
+    k0, k1 = ((word[..., None] + rounds * weyl & WORD).unbind(-1) for word, weyl in zip(key, WEYL, strict=True))
+    for round_number in range(ROUNDS):
         # The 64-bit product wraps around in int64, which keeps every one of its bits.
         product0, product1 = c0 * MULTIPLIERS[0], c2 * MULTIPLIERS[1]
         c0, c1, c2, c3 = (
-            (product1 >> 32) & WORD ^ c1 ^ k0,
+            (product1 >> 32 & WORD) ^ c1 ^ k0[round_number],
             product1 & WORD,
-            (product0 >> 32) & WORD ^ c3 ^ k1,
+            (product0 >> 32 & WORD) ^ c3 ^ k1[round_number],
             product0 & WORD,
         )
-        k0, k1 = (k0 + WEYL[0]) & WORD, (k1 + WEYL[1]) & WORD
     return c0, c1, c2, c3
 
 
@@ -83,12 +83,12 @@ class Noise:
     def bits(self, num_elements: int, *, stream: int = 0) -> Tensor:
         """Uniform 32-bit words, int64 of shape ``(B, num_elements)``."""
         num_blocks = -(-num_elements // WORDS_PER_BLOCK)
-        block = torch.arange(num_blocks, device=self.device).expand(len(self.index_B), num_blocks)
-        purpose = torch.full_like(block, self.domain << STREAM_BITS | stream)
+        block = torch.arange(num_blocks, device=self.device)
+        purpose = torch.tensor(self.domain << STREAM_BITS | stream, device=self.device)
         counter = (block, self.index_B[:, None] & WORD, self.step_B[:, None] & WORD, purpose)
-        key = (self.seed_B[:, None] & WORD, self.seed_B[:, None] >> 32 & WORD)
-        words = torch.stack(philox(counter, key), dim=-1)
-        return words.flatten(1)[:, :num_elements]
+        seed_B1 = self.seed_B[:, None]
+        words = philox(torch.broadcast_tensors(*counter), (seed_B1 & WORD, seed_B1 >> 32))
+        return torch.stack(words, dim=-1).flatten(1)[:, :num_elements]
 
     def uniform(self, *shape: int, stream: int = 0) -> Tensor:
         """Numbers in (0, 1), both ends excluded, float32 of shape ``(B, *shape)``; exact on any device."""

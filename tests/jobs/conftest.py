@@ -1,0 +1,79 @@
+"""A small dataset in a folder, and assignments that use it."""
+
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.jobs.folder_run import FolderRun, store_array
+from worker.run import Assignment, StoredObject
+
+DATASET_ID = "ds_" + "1" * 32
+SHAPE = [1, 12, 12]
+SPEC = {
+    "family": "vae",
+    "dataset": DATASET_ID,
+    "model": "bars",
+    "steps": 12,
+    "batch_size": 16,
+    "network": "mlp",
+    "hidden_dim": 32,
+    "latent_dim": 4,
+    "warmup_steps": 2,
+    "checkpoint_every": 5,
+}
+_serial = itertools.count(1)
+
+
+def bars(num_images: int) -> np.ndarray:
+    """Images of one bright row or column each."""
+    images = np.zeros((num_images, *SHAPE), np.uint8)
+    for index in range(num_images):
+        image = images[index, 0] if index % 2 else images[index, 0].T
+        image[index % 12] = 200 + index % 50
+    return images
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> dict[str, Any]:
+    """Sixty-four images in two shards, every eighth of them held out."""
+    split = (np.arange(64) % 8 == 0).astype(np.uint8)
+    files = [
+        store_array(tmp_path, "images-00000.npy", bars(64)[:40]),
+        store_array(tmp_path, "images-00001.npy", bars(64)[40:]),
+        store_array(tmp_path, "split.npy", split),
+    ]
+    return {"id": DATASET_ID, "modality": "image", "info": {"shape": SHAPE}, "files": files}
+
+
+@pytest.fixture
+def train_run(tmp_path: Path, dataset: dict[str, Any]) -> Callable[..., FolderRun]:
+    """A run of a train job; fields of the spec by keyword, ``resume`` a checkpoint with its step."""
+
+    def make(*, resume: tuple[StoredObject, int] | None = None, **spec: Any) -> FolderRun:
+        resumed = None if resume is None else resume[0].as_json() | {"step": resume[1]}
+        inputs = {"dataset": dataset, "resume": resumed}
+        serial = next(_serial)
+        assignment = Assignment(job_id=f"job_{serial}", fence=serial, type="train", spec=SPEC | spec, inputs=inputs)
+        return FolderRun(folder=tmp_path, assignment=assignment)
+
+    return make
+
+
+@pytest.fixture
+def generate_run(tmp_path: Path, dataset: dict[str, Any]) -> Callable[..., FolderRun]:
+    """A run of a generate job with the model of a training's result."""
+
+    def make(result: dict[str, Any], *, model_spec: dict[str, Any] | None = None, **spec: Any) -> FolderRun:
+        trained = SPEC | (model_spec or {})
+        model = {"id": "mdl_1", "name": "bars", "version": 1, "family": "vae", "spec": trained}
+        inputs = {"model": model | {"info": result["info"], "weights": result["weights"]}, "dataset": dataset}
+        task = {"model": "bars@1", "task": "generate"} | spec
+        serial = next(_serial)
+        assignment = Assignment(job_id=f"job_{serial}", fence=serial, type="generate", spec=task, inputs=inputs)
+        return FolderRun(folder=tmp_path, assignment=assignment)
+
+    return make

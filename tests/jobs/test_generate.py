@@ -1,0 +1,192 @@
+"""What a generate job publishes: the same request gives the same bytes, whoever asks and whatever else is asked."""
+
+import io
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from shared.errors import DatasetInvalid, ModelLoadFailed
+from tests.jobs.conftest import DATASET_ID, bars
+from tests.jobs.folder_run import FolderRun, put, store_array
+from worker.jobs.generate import generate
+from worker.jobs.pictures import encode_png, sheet
+from worker.jobs.train import train
+from worker.run import Stopped
+
+MakeRun = Callable[..., FolderRun]
+
+
+@pytest.fixture
+def trained(train_run: MakeRun) -> dict[str, Any]:
+    return train(train_run(steps=2))
+
+
+def samples_of(run: FolderRun) -> dict[str, bytes]:
+    return {artifact.name: run.body(artifact) for artifact in run.artifacts("sample")}
+
+
+def generated(run: FolderRun) -> dict[str, bytes]:
+    generate(run)
+    return samples_of(run)
+
+
+def test_each_sample_is_a_png_of_its_own_beside_one_sheet(generate_run: MakeRun, trained: dict[str, Any]) -> None:
+    run = generate_run(trained, num_samples=10)
+
+    result = generate(run)
+
+    assert list(samples_of(run)) == [f"sample-{index:04d}.png" for index in range(10)]
+    assert {Image.open(io.BytesIO(body)).size for body in samples_of(run).values()} == {(12, 12)}
+    assert [artifact.name for artifact in run.artifacts("sheet")] == ["sheet.png"]
+    assert result["num_samples"] == 10
+
+
+def test_two_jobs_with_the_same_request_publish_the_same_bytes(generate_run: MakeRun, trained: dict[str, Any]) -> None:
+    first, second = (generate_run(trained, seed=3, num_samples=9) for _ in range(2))
+
+    assert generate(first)["sha256"] == generate(second)["sha256"]
+    assert samples_of(first) == samples_of(second)
+    assert first.body(first.artifacts("sheet")[0]) == second.body(second.artifacts("sheet")[0])
+
+
+def test_a_sample_does_not_depend_on_how_many_are_asked_for(generate_run: MakeRun, trained: dict[str, Any]) -> None:
+    many = generated(generate_run(trained, seed=3, num_samples=20))
+
+    few = generated(generate_run(trained, seed=3, num_samples=3))
+
+    assert few == {name: many[name] for name in few}
+
+
+def test_another_seed_gives_other_samples(generate_run: MakeRun, trained: dict[str, Any]) -> None:
+    results = [generate(generate_run(trained, seed=seed, num_samples=2))["sha256"] for seed in (0, 1)]
+
+    assert results[0] != results[1]
+
+
+def test_a_sample_tells_how_to_make_it_again(generate_run: MakeRun, trained: dict[str, Any]) -> None:
+    run = generate_run(trained, seed=3, num_samples=2, temperature=0.5)
+    body = generated(run)["sample-0001.png"]
+
+    recipe = json.loads(Image.open(io.BytesIO(body)).info["noisemill"])
+
+    assert recipe == {
+        "model": "bars@1",
+        "weights_sha256": trained["weights"]["sha256"],
+        "task": "generate",
+        "parameters": {"temperature": 0.5},
+        "seed": 3,
+        "index": 1,
+    }
+
+
+def test_a_reconstruction_resembles_its_input(generate_run: MakeRun, train_run: MakeRun) -> None:
+    fields = {"steps": 300, "learning_rate": 5e-3, "hidden_dim": 64, "latent_dim": 8}
+    trained = train(train_run(**fields, preview_every=1000))
+    run = generate_run(trained, model_spec=fields, task="reconstruct", dataset=DATASET_ID, num_samples=4)
+
+    pictures = [np.asarray(Image.open(io.BytesIO(body))) for body in generated(run).values()]
+
+    held_out = bars(64)[::8][:4, 0].astype(float)
+    blank = np.abs(held_out - held_out.mean(axis=(1, 2), keepdims=True)).mean()
+    assert np.abs(np.stack(pictures) - held_out).mean() < blank / 2
+
+
+def test_a_path_is_one_row_of_the_sheet(generate_run: MakeRun, trained: dict[str, Any]) -> None:
+    run = generate_run(trained, task="interpolate", num_pairs=3, num_points=5)
+
+    generate(run)
+
+    assert len(samples_of(run)) == 15
+    width, height = Image.open(io.BytesIO(run.body(run.artifacts("sheet")[0]))).size
+    assert (width - 2) / 5 == (height - 2) / 3
+
+
+def test_a_model_is_loaded_once_for_several_jobs(generate_run: MakeRun, trained: dict[str, Any]) -> None:
+    first = generate_run(trained, num_samples=1)
+    generate(first)
+
+    second = generate_run(trained, num_samples=1)
+    (second.folder / trained["weights"]["key"]).unlink()
+
+    assert generated(second) == samples_of(first)
+
+
+def test_weights_that_do_not_fit_their_description_are_refused(generate_run: MakeRun, trained: dict[str, Any]) -> None:
+    run = generate_run(trained, model_spec={"hidden_dim": 33})
+
+    with pytest.raises(ModelLoadFailed, match="model.safetensors does not fit"):
+        generate(run)
+
+
+def test_damaged_weights_are_refused(generate_run: MakeRun, trained: dict[str, Any], tmp_path: Path) -> None:
+    damaged = put(tmp_path, "jobs/x/model.safetensors", os.urandom(1000))
+
+    with pytest.raises(ModelLoadFailed, match="model.safetensors is not"):
+        generate(generate_run(trained | {"weights": damaged.as_json()}))
+
+
+def test_an_empty_split_cannot_be_reconstructed(
+    generate_run: MakeRun, trained: dict[str, Any], dataset: dict[str, Any], tmp_path: Path
+) -> None:
+    dataset["files"][2] = store_array(tmp_path, "split.npy", np.zeros(64, np.uint8))
+
+    with pytest.raises(DatasetInvalid, match="no held_out samples"):
+        generate(generate_run(trained, task="reconstruct", dataset=DATASET_ID))
+
+
+def test_a_stopped_job_draws_no_further_sample(generate_run: MakeRun, trained: dict[str, Any]) -> None:
+    run = generate_run(trained, num_samples=30)
+    run.stop_at = (4, "cancel")
+
+    with pytest.raises(Stopped):
+        generate(run)
+
+    assert len(samples_of(run)) == 4
+
+
+def test_progress_ends_at_its_total(generate_run: MakeRun, trained: dict[str, Any]) -> None:
+    run = generate_run(trained, num_samples=11)
+
+    generate(run)
+
+    assert [step[:2] for step in run.steps] == [(done, 11) for done in range(1, 12)]
+
+
+def test_the_result_says_what_its_bytes_depend_on(generate_run: MakeRun, trained: dict[str, Any]) -> None:
+    result = generate(generate_run(trained, num_samples=1))
+
+    assert result["reproducibility"] == "same_hardware"
+    assert {"torch", "device", "num_threads", "tile"} <= result["fingerprint"].keys()
+
+
+def test_a_sheet_holds_each_image_at_its_place() -> None:
+    images = np.arange(6, dtype=np.uint8).reshape(6, 1, 1, 1) * 40 * np.ones((1, 3, 64, 64), np.uint8)
+
+    canvas = sheet(images, columns=3)
+
+    assert canvas.shape == (3, 2 * 66 + 2, 3 * 66 + 2)
+    assert [int(canvas[0, 2 + 66 * (place // 3), 2 + 66 * (place % 3)]) for place in range(6)] == [
+        0,
+        40,
+        80,
+        120,
+        160,
+        200,
+    ]
+
+
+def test_a_picture_keeps_its_pixels() -> None:
+    image = np.arange(3 * 5 * 4, dtype=np.uint8).reshape(3, 5, 4)
+
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(encode_png(image)))), image.transpose(1, 2, 0))
+
+
+def test_a_picture_has_one_or_three_channels() -> None:
+    with pytest.raises(ValueError, match="2"):
+        encode_png(np.zeros((2, 4, 4), np.uint8))
