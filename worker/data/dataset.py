@@ -177,6 +177,7 @@ def _mapped(files: Mapping[str, Path], name: str, dtype: type[np.generic], *, nd
     return array
 
 
-def _require(condition: bool, name: str, problem: str) -> None:
+def _require(condition: object, name: str, problem: str) -> None:
+    """Raise unless ``condition`` holds."""
     if not condition:
         raise DatasetInvalid(f"dataset file {name} {problem}")

@@ -11,6 +11,7 @@ import json
 import resource
 import sys
 import warnings
+from pathlib import Path
 from typing import Any, BinaryIO, Final
 
 # WebP registers itself when imported; to find it, Pillow would otherwise load every format it knows.
@@ -112,14 +113,14 @@ def _answer(file: BinaryIO, request: Request) -> tuple[dict[str, Any], bytes]:
         return {"error": "is not a PNG, JPEG or WEBP image, or its header is damaged"}, b""
     except MemoryError:
         return {"error": "needs too much memory to decode"}, b""
-    except Exception as error:  # whatever a hostile file makes a decoder raise is a fact about that file
+    except Exception as error:  # noqa: BLE001 (whatever a hostile file makes a decoder raise is a fact about it)
         return {"error": f"is damaged ({type(error).__name__}: {error})"[:200]}, b""
 
 
 def main() -> None:
     """Answer requests until standard input ends."""
     _limit_process()
-    with open(sys.argv[1], "rb") as file:
+    with Path(sys.argv[1]).open("rb") as file:
         for line in sys.stdin.buffer:
             reply, pixels = _answer(file, json.loads(line))
             sys.stdout.buffer.write(json.dumps(reply).encode() + b"\n" + pixels)

@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Final
+from typing import IO, Any, Final, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,7 +52,7 @@ class Decoder:
         """The process that decodes now, if there is one."""
         return self._process and self._process.pid
 
-    def __enter__(self) -> "Decoder":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

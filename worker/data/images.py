@@ -91,7 +91,7 @@ def choose_shape(facts: Sequence[ImageFacts], resolution: int | None) -> Shape:
 def check_shape(num_images: int, shape: Shape) -> Shape:
     """Return ``shape`` if a dataset may have it."""
     channels, height, width = shape
-    if not (MIN_SIDE <= min(height, width) and max(height, width) <= MAX_SIDE):
+    if min(height, width) < MIN_SIDE or max(height, width) > MAX_SIDE:
         raise DatasetInvalid(
             f"the images are {height} x {width} pixels; sides from {MIN_SIDE} to {MAX_SIDE} are allowed: "
             "give a resolution to have them resized"

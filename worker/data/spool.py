@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import Self
 
 from shared.errors import DatasetInvalid
 from worker.data.members import CHUNK_BYTES, shown
@@ -41,7 +42,7 @@ class Spool:
         self._file = path.open("w+b")
         self._end = 0
 
-    def __enter__(self) -> "Spool":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
