@@ -13,6 +13,7 @@ import pytest
 import yaml
 from compose_spec import PyCompose
 
+from api.setup import check_key
 from noisemill.local.services import S3Access, Wiring, noisemill_services
 from shared.settings import Settings
 from tests.infra.conftest import REPOSITORY, VariableMissing, interpolate
@@ -176,6 +177,7 @@ def test_the_command_in_the_example_makes_an_environment_that_compose_takes(tmp_
     secrets = [value for name, value in made.items() if SECRET_WORDS.search(name)]
     assert len(set(secrets)) == len(secrets) >= 6
     assert all(re.fullmatch(r"[0-9a-f]{48}", secret) for secret in secrets)
+    check_key(made["NOISEMILL_API_KEY"])
 
 
 def test_the_environment_with_secrets_cannot_be_committed():
