@@ -8,7 +8,9 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from datetime import timedelta
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -20,45 +22,13 @@ import redis
 
 from noisemill.local import LocalError, Stack
 from noisemill.local.ports import free_port
-from noisemill.local.probe import http_get
-from noisemill.local.services import Command, Services, Wiring
+from noisemill.local.servers import ObjectStore, Postgres
+from noisemill.local.services import Services, Wiring
+from tests.local.stand_ins import never_ready_services, small_services
 
 PARTS = ["postgres", "valkey", "s3", "api", "worker-train-1"]
 
 StackFactory = Callable[..., Stack]
-
-
-def serving(port: int) -> list[str]:
-    return [sys.executable, "-m", "http.server", str(port), "--bind", "127.0.0.1"]
-
-
-# A worker that has a child in a session of its own, as the real one has its runner.
-WORKER = """
-import subprocess, sys, time
-child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
-print("runner", child.pid, flush=True)
-time.sleep(600)
-"""
-
-
-def small_services(wiring: Wiring) -> Services:
-    """Stand-ins that start in a moment; how Noisemill's own commands behave is tested elsewhere."""
-    soon = timedelta(seconds=5)
-    api = Command(
-        name="api",
-        argv=serving(wiring.api_port),
-        env=wiring.env(),
-        answers=lambda: http_get(wiring.api_port, "/")[0] == 200,
-        grace=soon,
-    )
-    worker = Command(
-        name="worker-train-1",
-        argv=[sys.executable, "-c", WORKER],
-        env=wiring.env(),
-        answers=lambda: True,
-        grace=soon,
-    )
-    return Services(setup=[sys.executable, "-c", "print('set up')"], parts=[api, worker])
 
 
 @pytest.fixture
@@ -78,6 +48,24 @@ def make_stack(tmp_path: Path, said: list[str]) -> Iterator[StackFactory]:
     yield make
     for stack in made:
         stack.down()
+
+
+@pytest.fixture
+def given_servers(valkey: str, postgres: Postgres, object_store: ObjectStore) -> dict[str, str]:
+    return {
+        **os.environ,
+        "NOISEMILL_DATABASE_URL": postgres.url,
+        "NOISEMILL_BROKER_URL": valkey,
+        "NOISEMILL_S3_ENDPOINT": object_store.endpoint,
+        "NOISEMILL_S3_ACCESS_KEY": object_store.access_key,
+        "NOISEMILL_S3_SECRET_KEY": object_store.secret_key,
+    }
+
+
+@pytest.fixture
+def make_small_stack(make_stack: StackFactory, given_servers: dict[str, str]) -> StackFactory:
+    """The same without servers of its own, for facts that do not depend on them."""
+    return partial(make_stack, environ=given_servers)
 
 
 def pids(stack: Stack) -> dict[str, int]:
@@ -105,8 +93,8 @@ def test_stack_json_names_every_process_once_and_every_address(make_stack: Stack
     assert info["s3"].keys() == {"endpoint", "bucket", "access_key", "secret_key"}
 
 
-def test_only_the_owner_can_read_the_files_that_hold_secrets(make_stack: StackFactory) -> None:
-    stack = make_stack()
+def test_only_the_owner_can_read_the_files_that_hold_secrets(make_small_stack: StackFactory) -> None:
+    stack = make_small_stack()
     stack.up()
 
     modes = {name: (stack.data_dir / name).stat().st_mode & 0o777 for name in ("stack.json", "secrets.json")}
@@ -114,10 +102,10 @@ def test_only_the_owner_can_read_the_files_that_hold_secrets(make_stack: StackFa
     assert modes == {"stack.json": 0o600, "secrets.json": 0o600}
 
 
-def test_a_second_up_changes_nothing_and_says_so(make_stack: StackFactory, said: list[str]) -> None:
-    first = make_stack().up()
+def test_a_second_up_changes_nothing_and_says_so(make_small_stack: StackFactory, said: list[str]) -> None:
+    first = make_small_stack().up()
 
-    second = make_stack().up()
+    second = make_small_stack().up()
 
     assert second == first
     assert said[-1] == "everything is already running"
@@ -155,14 +143,14 @@ def test_everything_killed_comes_back_with_the_same_key_ports_and_data(make_stac
 
 
 def test_what_a_killed_worker_left_behind_is_gone_before_it_starts_again(
-    make_stack: StackFactory, wait_until: Any
+    make_small_stack: StackFactory, wait_until: Any
 ) -> None:
-    stack = make_stack()
+    stack = make_small_stack()
     worker = psutil.Process(stack.up()["pids"]["worker-train-1"])
     [runner] = wait_until(worker.children)
     worker.kill()
 
-    make_stack().up()
+    make_small_stack().up()
 
     assert not is_alive(runner)
 
@@ -194,15 +182,15 @@ def test_down_stops_the_users_of_a_part_before_the_part(make_stack: StackFactory
     assert stops == ["worker-train-1", "api", "s3", "valkey", "postgres"]
 
 
-def test_a_process_that_got_the_pid_of_a_dead_part_is_left_alone(make_stack: StackFactory) -> None:
-    stack = make_stack()
+def test_a_process_that_got_the_pid_of_a_dead_part_is_left_alone(make_small_stack: StackFactory) -> None:
+    stack = make_small_stack()
     info = stack.up()
     os.kill(info["pids"]["api"], signal.SIGKILL)
     with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]) as bystander:
         info["processes"]["api"]["pid"] = info["pids"]["api"] = bystander.pid
         (stack.data_dir / "stack.json").write_text(json.dumps(info))
 
-        stopped = make_stack().down()
+        stopped = make_small_stack().down()
 
         assert "api" not in stopped
         assert bystander.poll() is None
@@ -226,12 +214,12 @@ def test_a_very_long_path_of_the_data_folder_is_no_obstacle(make_stack: StackFac
     assert query(stack, "SELECT 1") == [(1,)]
 
 
-def test_a_part_whose_way_to_start_changed_is_started_again(make_stack: StackFactory) -> None:
-    before = make_stack().up()["pids"]
+def test_a_part_whose_way_to_start_changed_is_started_again(make_small_stack: StackFactory) -> None:
+    before = make_small_stack().up()["pids"]
 
-    after = make_stack().up(port=free_port())["pids"]
+    after = make_small_stack().up(port=free_port())["pids"]
 
-    assert {name for name in PARTS if after[name] != before[name]} == {"api", "worker-train-1"}
+    assert {name for name in after if after[name] != before[name]} == {"api", "worker-train-1"}
 
 
 def test_a_server_given_in_the_environment_replaces_the_embedded_one(make_stack: StackFactory, valkey: str) -> None:
@@ -250,9 +238,9 @@ def test_an_s3_endpoint_without_keys_is_refused_by_name(make_stack: StackFactory
         stack.up()
 
 
-def test_a_port_that_is_taken_is_refused_and_nothing_is_left_running(make_stack: StackFactory, valkey: str) -> None:
+def test_a_port_that_is_taken_is_refused_before_anything_starts(make_small_stack: StackFactory, valkey: str) -> None:
     taken = urlsplit(valkey).port or 0
-    stack = make_stack()
+    stack = make_small_stack()
 
     with pytest.raises(LocalError, match=f"Port {taken} is in use"):
         stack.up(port=taken)
@@ -260,14 +248,11 @@ def test_a_port_that_is_taken_is_refused_and_nothing_is_left_running(make_stack:
     assert pids(stack) == {}
 
 
-def test_when_a_part_cannot_start_all_that_was_started_is_stopped(make_stack: StackFactory) -> None:
-    def broken(wiring: Wiring) -> Services:
-        return Services(setup=[sys.executable, "-c", "raise SystemExit('no schema')"], parts=[])
+def test_when_something_cannot_start_all_that_was_started_before_it_is_stopped(make_stack: StackFactory) -> None:
+    def with_a_broken_setup(wiring: Wiring) -> Services:
+        return replace(small_services(wiring), setup=[sys.executable, "-c", "raise SystemExit('no schema')"])
 
-    def with_a_part(wiring: Wiring) -> Services:
-        return Services(setup=broken(wiring).setup, parts=small_services(wiring).parts)
-
-    stack = make_stack(services=with_a_part)
+    stack = make_stack(services=with_a_broken_setup)
 
     with pytest.raises(LocalError, match=r"setup failed[\s\S]*no schema"):
         stack.up()
@@ -276,17 +261,70 @@ def test_when_a_part_cannot_start_all_that_was_started_is_stopped(make_stack: St
 
 
 def test_in_the_foreground_a_crashed_part_is_started_again_and_that_is_said(
-    make_stack: StackFactory, said: list[str], wait_until: Any
+    make_small_stack: StackFactory, said: list[str], wait_until: Any
 ) -> None:
-    stack = make_stack()
+    stack = make_small_stack()
     before = stack.up()["pids"]["worker-train-1"]
     watcher = threading.Thread(target=stack.watch)
     watcher.start()
     os.kill(before, signal.SIGKILL)
 
     wait_until(lambda: pids(stack).get("worker-train-1") not in (None, before))
-    make_stack().down()
+    make_small_stack().down()
     watcher.join(timeout=10)
 
     assert any(line.startswith("worker-train-1 has ended; starting it again") for line in said)
     assert said[-1] == "the stack was taken down"
+
+
+@contextmanager
+def foreground(folder: Path, services: str, environ: dict[str, str]) -> Iterator[subprocess.Popen[str]]:
+    """``noisemill up`` without ``--detach``, in a process of its own."""
+    command = [sys.executable, "-m", "tests.local.stand_ins", str(folder), services]
+    with subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, text=True) as process:
+        yield process
+        process.kill()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_in_the_foreground_every_way_to_be_ended_ends_the_stack(
+    make_small_stack: StackFactory, given_servers: dict[str, str], number: signal.Signals
+) -> None:
+    stack = make_small_stack()
+    with foreground(stack.data_dir, small_services.__name__, given_servers) as process:
+        assert process.stdout is not None
+        next(line for line in process.stdout if line == "everything is running\n")
+        family = [psutil.Process(pid) for pid in pids(stack).values()]
+
+        process.send_signal(number)
+
+        assert process.wait(timeout=20) == 0
+        assert [part for part in family if is_alive(part)] == []
+
+
+def test_an_up_that_is_interrupted_while_it_waits_leaves_nothing_running(
+    make_small_stack: StackFactory, given_servers: dict[str, str]
+) -> None:
+    stack = make_small_stack()
+    with foreground(stack.data_dir, never_ready_services.__name__, given_servers) as process:
+        assert process.stdout is not None
+        next(line for line in process.stdout if line.startswith("worker-train-1 started"))
+        family = [psutil.Process(pid) for pid in pids(stack).values()]
+
+        process.send_signal(signal.SIGINT)
+
+        assert process.wait(timeout=20) == 0
+        assert [part for part in family if is_alive(part)] == []
+
+
+def test_in_the_foreground_a_stack_that_already_runs_is_left_to_itself(
+    make_small_stack: StackFactory, given_servers: dict[str, str]
+) -> None:
+    stack = make_small_stack()
+    before = stack.up()
+
+    with foreground(stack.data_dir, small_services.__name__, given_servers) as process:
+        said, _ = process.communicate(timeout=20)
+
+    assert (process.returncode, said) == (0, "everything is already running\n")
+    assert stack.info() == before
