@@ -24,7 +24,14 @@ def exact_kernels() -> Iterator[None]:
 
 def small_spec(**fields: Any) -> VaeSpec:
     """A VAE small enough for milliseconds."""
-    small = {"steps": 8, "batch_size": 16, "hidden_dim": 32, "base_channels": 8, "latent_dim": 4, "warmup_steps": 2}
+    small: dict[str, Any] = {
+        "steps": 8,
+        "batch_size": 16,
+        "hidden_dim": 32,
+        "base_channels": 8,
+        "latent_dim": 4,
+        "warmup_steps": 2,
+    }
     return VaeSpec(family="vae", dataset="ds_" + "0" * 32, model="bars", **(small | fields))
 
 

@@ -34,3 +34,9 @@ def test_a_batch_may_be_larger_than_the_data() -> None:
 def test_an_epoch_has_at_least_one_step() -> None:
     assert BatchOrder(5, 128, seed=0).steps_per_epoch == 1
     assert BatchOrder(4500, 64, seed=0).steps_per_epoch == 70
+
+
+def test_every_epoch_has_an_order_of_its_own() -> None:
+    order = BatchOrder(100, 100, seed=3)
+
+    assert not np.array_equal(order.at(0), order.at(1))

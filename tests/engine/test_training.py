@@ -16,6 +16,7 @@ from worker.engine.checkpoint import Checkpoint
 from worker.engine.numerics import Numerics
 from worker.engine.training import Trainer, build, evaluate
 from worker.families import FAMILIES
+from worker.families.family import DataInfo
 
 VAE = FAMILIES["vae"]
 
@@ -233,6 +234,21 @@ def test_a_checkpoint_of_another_spec_is_refused() -> None:
 
     with pytest.raises(ModelLoadFailed, match="another spec"):
         Trainer.resume(VAE, small_spec(beta=2), DATA, CPU, checkpoint)
+
+
+def test_a_checkpoint_from_before_a_field_existed_is_taken() -> None:
+    checkpoint = advanced(trainer_of(), to=1).checkpoint()
+    spec = {name: value for name, value in checkpoint.spec.items() if name != "schedule"}
+
+    older = Checkpoint(**{**vars(checkpoint), "spec": spec})
+    assert Trainer.resume(VAE, small_spec(), DATA, CPU, older).step == 1
+
+
+def test_a_checkpoint_of_other_data_is_refused() -> None:
+    checkpoint = advanced(trainer_of(), to=1).checkpoint()
+
+    with pytest.raises(ModelLoadFailed, match="other data"):
+        Trainer.resume(VAE, small_spec(), DataInfo(shape=(1, 12, 13)), CPU, checkpoint)
 
 
 def test_a_checkpoint_that_lacks_a_moment_is_refused() -> None:

@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from shared.specs.spec import Seed, Spec
+from shared.specs.spec import Modality, Seed, Spec
 from shared.specs.training import TrainSpec
 from worker.families.family import Batch, DataInfo, Draw, Family, Measured, SlotState
 from worker.kernels.noise import Noise
@@ -15,7 +15,7 @@ from worker.kernels.noise import Noise
 class ToySpec(TrainSpec):
     """A family of tests."""
 
-    modality: ClassVar[Literal["image"]] = "image"
+    modality: ClassVar[Modality] = "image"
     tasks: ClassVar[frozenset[str]] = frozenset({"walk"})
     family: Literal["toy"] = "toy"
 

@@ -29,7 +29,7 @@ KEYED = Noise.of_step(Domain.TRAINING, 5, 0, range(6), CPU)
 
 
 def spec_of(**fields: Any) -> VaeSpec:
-    small = {"base_channels": 4, "hidden_dim": 16, "latent_dim": 3}
+    small: dict[str, Any] = {"base_channels": 4, "hidden_dim": 16, "latent_dim": 3}
     return VaeSpec(family="vae", dataset=DATASET, model="m", **(small | fields))
 
 

@@ -5,6 +5,7 @@ import platform
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Final, Literal, TypeVar
 
 import torch
@@ -102,7 +103,17 @@ def fingerprint(device: torch.device) -> dict[str, Any]:
     is_cuda = device.type == "cuda"
     return {
         "torch": torch.__version__,
-        "device": torch.cuda.get_device_name(device) if is_cuda else platform.machine(),
+        "device": torch.cuda.get_device_name(device) if is_cuda else processor_name(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "num_threads": torch.get_num_threads(),
     }
+
+
+def processor_name() -> str:
+    """The model of the CPU where Linux tells it, else its architecture."""
+    try:
+        described = Path("/proc/cpuinfo").read_text("utf-8")
+    except OSError:
+        return platform.machine()
+    names = [line.split(":", 1)[1].strip() for line in described.splitlines() if line.startswith("model name")]
+    return names[0] if names else platform.machine()

@@ -118,7 +118,7 @@ class Trainer(Generic[SpecT, NetT]):
         """A copy of the state, so that training may go on while it is written."""
         return Checkpoint(
             step=self.step,
-            spec=self._spec_json(),
+            spec=self.spec.model_dump(mode="json"),
             data=self.data.as_json(),
             numerics=self.numerics.as_json(),
             tensors={name: detached_copy(tensor) for name, tensor in self._tensors()},
@@ -135,11 +135,13 @@ class Trainer(Generic[SpecT, NetT]):
         """
         try:
             numerics = Numerics(**checkpoint.numerics)
-        except TypeError as error:
+            # Validated, so that fields which the spec has gained since then have their defaults.
+            same = family.spec.model_validate(checkpoint.spec) == spec and DataInfo.from_json(checkpoint.data) == data
+        except (TypeError, KeyError, ValueError) as error:
             raise ModelLoadFailed(f"the checkpoint's header is damaged: {error}") from error
-        trainer = cls(family, spec, data, device, numerics)
-        if (checkpoint.spec, checkpoint.data) != (trainer._spec_json(), data.as_json()):
+        if not same:
             raise ModelLoadFailed("the checkpoint was taken of another spec or of other data")
+        trainer = cls(family, spec, data, device, numerics)
         trainer._load(checkpoint)
         return trainer
 
@@ -158,9 +160,6 @@ class Trainer(Generic[SpecT, NetT]):
             yield from ((f"{prefix}.{name}", tensor) for name, tensor in net.state_dict().items())
         for name, part in self.parts.items():
             yield from ((f"part.{name}.{key}", tensor) for key, tensor in part.tensors())
-
-    def _spec_json(self) -> dict[str, Any]:
-        return self.spec.model_dump(mode="json")
 
 
 def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
