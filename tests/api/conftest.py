@@ -2,59 +2,19 @@
 
 import hashlib
 import secrets
-import socket
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
-from uuid import UUID
 
 import httpx
 import pytest
-import uvicorn
 from sqlalchemy import Engine, create_engine, func, select
 from sqlalchemy.orm import Session
 from sqlmodel import SQLModel
 
-from api.app import create_app
 from api.auth import SCOPES
-from shared.ids import parse, public
-from shared.jobs.rows import ApiKey, Dataset, DatasetState, Model, ModelVersion, Tenant
+from shared.jobs.rows import ApiKey, Tenant
 from shared.settings import Settings
-
-
-def make_settings(database: str, broker: str, bucket: Any, **api: Any) -> Settings:
-    """Settings as the environment would give them."""
-    return Settings.model_validate(
-        {
-            "database": {"url": database, "pool_size": 10},
-            "broker": {"url": broker, "prefix": f"test-{secrets.token_hex(4)}:"},
-            "s3": vars(bucket),
-            "api": {"max_body": 64 * 1024, "max_upload": 1024 * 1024, **api},
-        }
-    )
-
-
-@contextmanager
-def serving(settings: Settings) -> Iterator[str]:
-    """Run the API on a free port; yields its address."""
-    listener = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(
-        uvicorn.Config(create_app(settings), log_config=None, lifespan="on", timeout_graceful_shutdown=3)
-    )
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
-    thread.start()
-    while not server.started and thread.is_alive():
-        thread.join(0.01)
-    assert server.started
-    try:
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        thread.join(10)
-        listener.close()
-        assert not thread.is_alive()
+from tests.api.support import Owner, make_settings, serving
 
 
 @pytest.fixture(scope="module")
@@ -73,66 +33,6 @@ def engine(settings: Settings) -> Iterator[Engine]:
     engine = create_engine(settings.database.url.get_secret_value())
     yield engine
     engine.dispose()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Owner:
-    """A tenant, with a client that holds its key."""
-
-    id: UUID
-    key: str
-    client: httpx.Client
-    engine: Engine
-
-    def add_dataset(self, *, state: DatasetState = DatasetState.READY, modality: str = "image", **fields: Any) -> str:
-        with Session(self.engine) as session, session.begin():
-            source = {"filename": "a.zip", "key": "k", "size_bytes": 1, "sha256": "0"}
-            info = {"shape": [1, 28, 28]}
-            dataset = Dataset(
-                tenant_id=self.id, name="digits", state=state, modality=modality, info=info, source=source, **fields
-            )
-            session.add(dataset)
-            session.flush()
-            return public("ds", dataset.id)
-
-    def add_model(self, name: str = "digits", *, job_id: str, version: int = 1) -> str:
-        with Session(self.engine) as session, session.begin():
-            model = Model(tenant_id=self.id, name=name, latest=version)
-            session.add(model)
-            session.flush()
-            weights = {"key": "w", "sha256": "0" * 64, "size_bytes": 10}
-            job = parse("job", job_id)
-            info = {"shape": [1, 28, 28]}
-            session.add(
-                ModelVersion(
-                    model_id=model.id,
-                    version=version,
-                    family="vae",
-                    spec={},
-                    info=info,
-                    metrics={},
-                    weights=weights,
-                    job_id=job,
-                )
-            )
-        return f"{name}@{version}"
-
-    def train(self, **fields: Any) -> dict[str, Any]:
-        """Submit a training job on a dataset of one's own."""
-        answer = self.client.post("/v1/jobs", json=train_request(self.add_dataset(), **fields))
-        assert answer.status_code == 202, answer.text
-        return answer.json()
-
-
-def train_request(
-    dataset: str, *, labels: dict[str, str] | None = None, priority: str = "normal", **spec: Any
-) -> dict[str, Any]:
-    return {
-        "type": "train",
-        "spec": {"family": "vae", "dataset": dataset, "model": "digits", "steps": 100, **spec},
-        "labels": labels or {},
-        "priority": priority,
-    }
 
 
 MakeOwner = Callable[..., Owner]

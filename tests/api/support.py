@@ -1,0 +1,153 @@
+"""What the tests of the API are made with: a server in a thread, a tenant with its key, and a worker played by SQL."""
+
+import secrets
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+from uuid import UUID
+
+import httpx
+import uvicorn
+from sqlalchemy import Engine, text
+from sqlalchemy.orm import Session
+
+from api.app import create_app
+from shared.ids import parse, public
+from shared.jobs import attempts
+from shared.jobs.attempts import Claim, NewArtifact
+from shared.jobs.rows import Dataset, DatasetState, Model, ModelVersion
+from shared.settings import Settings
+
+LEASE = timedelta(seconds=60)
+
+
+def make_settings(database: str, broker: str, bucket: Any, **api: Any) -> Settings:
+    """Settings as the environment would give them."""
+    return Settings.model_validate(
+        {
+            "database": {"url": database, "pool_size": 10},
+            "broker": {"url": broker, "prefix": f"test-{secrets.token_hex(4)}:"},
+            "s3": vars(bucket),
+            "api": {"max_body": 64 * 1024, "max_upload": 1024 * 1024, **api},
+        }
+    )
+
+
+@contextmanager
+def serving(settings: Settings) -> Iterator[str]:
+    """Run the API on a free port; yields its address."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    server = uvicorn.Server(
+        uvicorn.Config(create_app(settings), log_config=None, lifespan="on", timeout_graceful_shutdown=3)
+    )
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+    thread.start()
+    while not server.started and thread.is_alive():
+        thread.join(0.01)
+    assert server.started
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join(10)
+        listener.close()
+        assert not thread.is_alive()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Owner:
+    """A tenant, with a client that holds its key."""
+
+    id: UUID
+    key: str
+    client: httpx.Client
+    engine: Engine
+
+    def add_dataset(self, *, state: DatasetState = DatasetState.READY, modality: str = "image", **fields: Any) -> str:
+        with Session(self.engine) as session, session.begin():
+            source = {"filename": "a.zip", "key": "k", "size_bytes": 1, "sha256": "0"}
+            info = {"shape": [1, 28, 28]}
+            dataset = Dataset(
+                tenant_id=self.id, name="digits", state=state, modality=modality, info=info, source=source, **fields
+            )
+            session.add(dataset)
+            session.flush()
+            return public("ds", dataset.id)
+
+    def add_model(self, name: str = "digits", *, job_id: str, version: int = 1) -> str:
+        with Session(self.engine) as session, session.begin():
+            model = Model(tenant_id=self.id, name=name, latest=version)
+            session.add(model)
+            session.flush()
+            weights = {"key": "w", "sha256": "0" * 64, "size_bytes": 10}
+            job = parse("job", job_id)
+            info = {"shape": [1, 28, 28]}
+            session.add(
+                ModelVersion(
+                    model_id=model.id,
+                    version=version,
+                    family="vae",
+                    spec={},
+                    info=info,
+                    metrics={},
+                    weights=weights,
+                    job_id=job,
+                )
+            )
+        return f"{name}@{version}"
+
+    def train(self, **fields: Any) -> dict[str, Any]:
+        """Submit a training job on a dataset of one's own."""
+        answer = self.client.post("/v1/jobs", json=train_request(self.add_dataset(), **fields))
+        assert answer.status_code == 202, answer.text
+        return answer.json()
+
+
+def train_request(
+    dataset: str, *, labels: dict[str, str] | None = None, priority: str = "normal", **spec: Any
+) -> dict[str, Any]:
+    return {
+        "type": "train",
+        "spec": {"family": "vae", "dataset": dataset, "model": "digits", "steps": 100, **spec},
+        "labels": labels or {},
+        "priority": priority,
+    }
+
+
+def claim(engine: Engine, job_id: str) -> Claim:
+    """Start an attempt at this job, as a worker would that finds it first in its queue."""
+    row = {"id": parse("job", job_id)}
+    with Session(engine) as session, session.begin():
+        find = text("SELECT priority, queue FROM jobs WHERE id = :id")
+        priority, queue = session.execute(find, row).one()
+        prefer = text("UPDATE jobs SET priority = :priority WHERE id = :id")
+        session.execute(prefer, row | {"priority": 99})
+        (found,) = attempts.claim(session, worker="w1", queues=[queue], lease=LEASE)
+        session.execute(prefer, row | {"priority": priority})
+    assert found.job_id == row["id"]
+    return found
+
+
+def succeed(engine: Engine, claimed: Claim, artifacts: tuple[NewArtifact, ...] = ()) -> None:
+    """End the attempt well."""
+    result = {"metrics": {"loss": 1.0}, "info": {"shape": [1, 28, 28]}}
+    result["weights"] = {"key": "w", "sha256": "0" * 64, "size_bytes": 10}
+    timings = {"load_ms": 5, "execution_ms": 20, "upload_ms": 3}
+    with Session(engine) as session, session.begin():
+        assert attempts.succeed(session, claimed, result=result, artifacts=artifacts, timings=timings, steps=100)
+
+
+def note(engine: Engine, claimed: Claim, message: str) -> None:
+    """Add a log event."""
+    with Session(engine) as session, session.begin():
+        attempts.note(session, claimed.job_id, claimed.fence, "job.log", {"message": message})
+
+
+def new_artifact(key: str, **fields: Any) -> NewArtifact:
+    """An artifact that is said to lie in storage."""
+    known = {"kind": "sample", "name": key.rpartition("/")[2], "size_bytes": 3, "sha256": "0" * 64, "media_type": "image/png"}
+    return NewArtifact(key=key, **{**known, **fields})
