@@ -114,7 +114,7 @@ class Client:
             ApiError: the server refused it; ``error.problem.errors`` names the fields.
         """
         body = dict(request) if isinstance(request, Mapping) else request.model_dump(mode="json", exclude_unset=True)
-        headers = {"Idempotency-Key": idempotency_key or uuid.uuid4().hex}
+        headers = {"Idempotency-Key": _header(idempotency_key or uuid.uuid4().hex)}
         timeout = self._transport.timeout
         if wait is not None:
             seconds = max(0, min(round(wait), _LONGEST_PREFER_WAIT))
@@ -138,10 +138,15 @@ class Client:
         return self._get(JobView, f"/v1/jobs/{_quoted(job_id)}")
 
     def jobs(
-        self, *, state: JobStateName | None = None, type: Literal["train", "generate", "ingest"] | None = None
+        self,
+        *,
+        state: JobStateName | None = None,
+        type: Literal["train", "generate", "ingest"] | None = None,
+        labels: Mapping[str, str] | None = None,
     ) -> Iterator[JobView]:
-        """All jobs, newest first, fetched page by page."""
-        return self._pages(JobView, "/v1/jobs", {"state": state, "type": type})
+        """Jobs in this state, of this type, with these labels, newest first, fetched page by page."""
+        filters = {f"label.{name}": value for name, value in (labels or {}).items()}
+        return self._pages(JobView, "/v1/jobs", {**filters, "state": state, "type": type})
 
     def cancel(self, job_id: str) -> JobView:
         """Ask for a stop. Idempotent; a running job is ``canceling`` until its device is free."""
@@ -183,9 +188,9 @@ class Client:
 
     # Artifacts
 
-    def artifacts(self, job_id: str) -> list[ArtifactView]:
-        """What the job has made, each with a presigned URL."""
-        return list(self._pages(ArtifactView, f"/v1/jobs/{_quoted(job_id)}/artifacts"))
+    def artifacts(self, job_id: str, *, kind: str | None = None) -> list[ArtifactView]:
+        """What the job has made so far (of this kind), oldest first, each with a presigned URL."""
+        return list(self._pages(ArtifactView, f"/v1/jobs/{_quoted(job_id)}/artifacts", {"kind": kind, "limit": 200}))
 
     def artifact(self, artifact_id: str) -> ArtifactView:
         """One artifact, with a fresh presigned URL."""
@@ -371,6 +376,12 @@ def _parse(view: type[ViewT], content: bytes) -> ViewT:
             f"The answer is not a {view.__name__} ({field or 'body'}: {error.errors()[0]['msg']}). Check that "
             "NOISEMILL_URL is a Noisemill server of this client's version."
         ) from error
+
+
+def _header(value: str) -> str:
+    if not (value.isascii() and value.isprintable()):
+        raise InvalidInput(f"The idempotency key {value!r} does not fit into a header: use letters, digits and dashes.")
+    return value
 
 
 def _quoted(identifier: str) -> str:

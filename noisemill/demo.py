@@ -1,5 +1,6 @@
 """The demo: real digits in, new digits out, through every real part. Uses the client and the local stack only."""
 
+import signal
 import tempfile
 import time
 import zipfile
@@ -52,6 +53,8 @@ class Demo:
             LocalError: the stack could not be started.
         """
         was_running = any(part.is_running for part in self._stack.status())
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.default_int_handler)  # however it ends, it cleans up
         try:
             with self._stage("Starting Valkey, PostgreSQL, S3, the API, two workers and Flower", log="api"):
                 addresses = self._stack.up()
@@ -60,6 +63,7 @@ class Demo:
             self._tell(picture, addresses, goes_on=keep or was_running)
         finally:
             if not (keep or was_running):
+                _ignore_interrupts()
                 with self._stage("Stopping what was started", log="api"):
                     self._stack.down()
         return picture
@@ -115,6 +119,12 @@ class Demo:
             path = self._stack.data_dir / "logs" / f"{log}.log"
             raise DemoFailed(f"{title}: {error}\nLook at {path}.") from error
         say(f"  {time.monotonic() - begun:.1f} s")
+
+
+def _ignore_interrupts() -> None:
+    # An impatient second Ctrl-C would leave half of the stack running.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def write_digits(path: Path) -> None:

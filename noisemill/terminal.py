@@ -133,7 +133,7 @@ class JobProgress:
         self._title = job.summary or job.id
         self._phase: str = job.state
         self._said = ""
-        self._tenth = -1
+        self._tenth = 0
         self._quiet = quiet
         console = _console(stderr=True)
         self._live = console.is_terminal and not quiet
@@ -156,7 +156,7 @@ class JobProgress:
         match event.type:
             case "job.state":
                 self._enter_phase(data.get("state", ""))
-                self._tenth = -1
+                self._tenth = 0
             case "job.progress":
                 self._enter_phase(data.get("phase") or self._phase)
                 self._advance(data)
