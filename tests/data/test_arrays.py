@@ -137,3 +137,12 @@ def test_a_bad_array_is_refused_by_name(ingest_upload: Ingest, what: str) -> Non
 
     with pytest.raises(DatasetInvalid, match=message):
         ingest_upload(make(), "a.npz")
+
+
+def test_floats_are_rounded_to_the_nearest_level(ingest_upload: Ingest) -> None:
+    images = np.full((1, 8, 8), 254.6 / 255)
+    images[0, 0, :2] = np.array([0.4, 0.6]) / 255
+
+    pixels = ingest_upload(npz(images=images), "a.npz").images().gather([0])[0, 0]
+
+    assert [*pixels[0, :2], pixels[7, 7]] == [0, 1, 255]

@@ -53,12 +53,19 @@ def test_other_formats_are_decoded(ingest_upload: Ingest, kind: str) -> None:
     assert np.abs(dataset.gather([0]).mean(axis=(0, 2, 3)) - [10, 20, 200]).max() < 5
 
 
+def see_through_palette() -> Image.Image:
+    image = Image.new("RGB", (8, 8), (1, 2, 3)).quantize()
+    image.info["transparency"] = 0
+    return image
+
+
 PIXELS: dict[str, tuple[Image.Image, list[int]]] = {
     "black and white": (Image.new("1", (8, 8), 1), [255]),
     "16-bit grey": (Image.fromarray(np.full((8, 8), 0xABCD, dtype=np.uint16)), [0xAB]),
     "transparent": (Image.new("RGBA", (8, 8), (255, 0, 0, 0)), [255, 255, 255]),
     "half transparent": (Image.new("LA", (8, 8), (0, 51)), [204]),
     "palette": (Image.new("RGB", (8, 8), (1, 2, 3)).quantize(), [1, 2, 3]),
+    "transparent palette": (see_through_palette(), [255, 255, 255]),
 }
 
 

@@ -99,7 +99,7 @@ def _mapped(spool: Spool, entry: Entry, key: str) -> Array:
         file.seek(entry.offset)
         shape, is_fortran, dtype = _header(file, key)
         data_offset = file.tell()
-    if dtype.hasobject or dtype.kind not in "uif" or dtype.shape:
+    if dtype.kind not in "uif" or dtype.shape:
         raise DatasetInvalid(f"array {key}: {_short(dtype)} values are not allowed; use uint8 or float32")
     if not shape or any(length <= 0 for length in shape):
         raise DatasetInvalid(f"array {key}: the shape {_short(shape)} holds nothing")
