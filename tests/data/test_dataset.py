@@ -40,7 +40,7 @@ def test_gather_of_nothing_is_an_empty_batch(tmp_path: Path) -> None:
 @pytest.mark.parametrize("index", [-1, 23])
 def test_gather_refuses_an_index_that_is_not_there(tmp_path: Path, index: int) -> None:
     with pytest.raises(IndexError):
-        open_images(written(tmp_path).files).gather([0, index])
+        open_images(written(tmp_path, per_shard=100).files).gather([0, index])
 
 
 def test_the_sides_of_the_split_are_apart_and_complete(tmp_path: Path) -> None:
