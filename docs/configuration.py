@@ -1,4 +1,4 @@
-"""Prints docs/configuration.md from the settings themselves: ``python docs/configuration.py > docs/configuration.md``."""
+"""Prints docs/configuration.md from the settings: ``python docs/configuration.py > docs/configuration.md``."""
 
 from collections.abc import Iterator
 from datetime import timedelta
@@ -30,9 +30,9 @@ FOOT = """
 
 | variable | read by | meaning |
 |---|---|---|
-| `REMAP_SIGTERM=SIGQUIT` | Celery | Required in containers: SIGTERM hands the running job back instead of finishing it. |
+| `REMAP_SIGTERM=SIGQUIT` | Celery | Needed in containers: SIGTERM then hands the job back instead of finishing it. |
 | `FLOWER_BASIC_AUTH` | Flower | `user:password`. Flower is never started without it. |
-| `PIP_EXTRA_INDEX_URL` | `make` | Where pip also looks for torch: `https://download.pytorch.org/whl/cpu` without a GPU. |
+| `PIP_EXTRA_INDEX_URL` | `make` | Where pip also looks: `https://download.pytorch.org/whl/cpu` without a GPU. |
 """
 
 

@@ -9,7 +9,6 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from shared.settings import DatabaseSettings
 
-
 AWAY: Final = (OperationalError, InterfaceError, PoolTimeout)
 """What a statement raises while the database cannot be reached, or asks to be tried again."""
 

@@ -125,7 +125,9 @@ class Storage:
         names = list(keys)
         for start in range(0, len(names), _DELETE_BATCH):
             batch = [{"Key": key} for key in names[start : start + _DELETE_BATCH]]
-            answer = self._call(self._client.delete_objects, Bucket=self.bucket, Delete={"Objects": batch, "Quiet": True})
+            answer = self._call(
+                self._client.delete_objects, Bucket=self.bucket, Delete={"Objects": batch, "Quiet": True}
+            )
             if answer.get("Errors"):
                 raise StorageError(f"could not delete {answer['Errors'][0]}")
 
@@ -139,7 +141,9 @@ class Storage:
                 return
             token = {"ContinuationToken": answer["NextContinuationToken"]}
 
-    def link(self, key: str, *, filename: str | None = None, media_type: str | None = None, lifetime: timedelta | None = None) -> str:
+    def link(
+        self, key: str, *, filename: str | None = None, media_type: str | None = None, lifetime: timedelta | None = None
+    ) -> str:
         """A presigned GET URL, as clients reach the service."""
         params: dict[str, str] = {"Bucket": self.bucket, "Key": key}
         if filename is not None:

@@ -169,9 +169,7 @@ class EventView(View):
 
     seq: int
     """Counts from 1 per job, without a gap; the ``id`` of the server-sent event."""
-    type: Literal[
-        "job.state", "job.progress", "job.log", "job.metric", "job.preview", "job.checkpoint", "job.artifact"
-    ]
+    type: Literal["job.state", "job.progress", "job.log", "job.metric", "job.preview", "job.checkpoint", "job.artifact"]
     data: dict[str, Any]
     created_at: datetime
 

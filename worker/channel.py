@@ -6,6 +6,7 @@ Either side closing, or dying, is an end of file for the other. Knows nothing of
 import json
 import socket
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from threading import Lock
 from typing import Any
 
@@ -49,7 +50,5 @@ class Channel:
 
     def close(self) -> None:
         # Closing a file another thread reads from would wait for that thread; a shutdown wakes it.
-        try:
+        with suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            pass

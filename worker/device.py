@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from queue import Empty, Queue
 from threading import Lock, Thread
 from typing import Final
@@ -84,10 +85,8 @@ class Device:
             process, channel = self._process, self._channel
         if process is None or channel is None:
             return None
-        try:
+        with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         status = process.wait()
         channel.close()
         self.name = None

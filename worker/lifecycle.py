@@ -17,7 +17,7 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from threading import Thread
-from typing import Any
+from typing import Any, cast
 
 from celery import Celery, bootsteps, signals
 from celery.platforms import EX_OK
@@ -48,7 +48,7 @@ def supervisor() -> Supervisor:
 
 def connect(app: Celery) -> None:
     """Have Celery call what is below."""
-    app.steps["worker"].add(HandBackFirst)
+    cast(Any, app).steps["worker"].add(HandBackFirst)
     signals.celeryd_after_setup.connect(_parent_starts)
     signals.worker_process_init.connect(_child_starts)
     signals.worker_process_shutdown.connect(_child_stops)
@@ -61,8 +61,8 @@ def _lock_file(parent_pid: int) -> Path:
 
 def _parent_starts(sender: str, instance: Any, **_: Any) -> None:
     """Tell the child, through its environment, what Celery's command line said."""
-    os.environ["NOISEMILL_WORKER_NAME"] = sender  # noqa: TID251  (the one way to a spawned child)
-    os.environ["NOISEMILL_WORKER_QUEUES"] = ",".join(instance.app.amqp.queues.consume_from)  # noqa: TID251
+    os.environ["NOISEMILL_WORKER_NAME"] = sender
+    os.environ["NOISEMILL_WORKER_QUEUES"] = ",".join(instance.app.amqp.queues.consume_from)
 
 
 class HandBackFirst(bootsteps.StartStopStep):
@@ -124,7 +124,7 @@ def _child_stops(**_: Any) -> None:
 def _poll(supervisor: Supervisor) -> None:
     """Look into SQL while idle, so that the queue moves even if every bell is lost."""
     seconds = supervisor.settings.worker.poll.total_seconds()
-    while not supervisor.draining.wait(seconds * random.uniform(0.75, 1.25)):  # noqa: S311  (jitter)
+    while not supervisor.draining.wait(seconds * random.uniform(0.75, 1.25)):
         try:
             while not supervisor.busy and supervisor.run_next():
                 pass

@@ -14,7 +14,7 @@ class Pace:
 
     def tick(self, step: int, now: float) -> None:
         """Note that ``step`` was done at ``now`` (monotonic seconds)."""
-        if not self._marks or now - self._marks[-1][0] >= 0.1:  # noqa: PLR2004
+        if not self._marks or now - self._marks[-1][0] >= 0.1:
             self._marks.append((now, step))
         while now - self._marks[0][0] > _WINDOW:
             self._marks.popleft()
@@ -22,7 +22,7 @@ class Pace:
     def figures(self, step: int, steps: int) -> dict[str, float]:
         """``rate`` in steps per second and ``eta_seconds``, once there is something to go by."""
         (began, first), (ended, last) = self._marks[0], self._marks[-1]
-        if ended - began < 0.5 or last == first:  # noqa: PLR2004
+        if ended - began < 0.5 or last == first:
             return {}
         rate = (last - first) / (ended - began)
         return {"rate": round(rate, 3), "eta_seconds": round((steps - step) / rate, 1)}

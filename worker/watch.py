@@ -20,9 +20,9 @@ from shared.errors import InternalError, JobError, LeaseLost, TimeLimitExceeded,
 from shared.ids import public
 from shared.jobs import attempts
 from shared.jobs.state import JobState
+from worker.channel import Message
 from worker.device import GONE
 from worker.fuse import Fuse
-from worker.channel import Message
 from worker.run import StopReason
 
 if TYPE_CHECKING:
@@ -36,7 +36,9 @@ _EVENT_STEP, _EVENT_SECONDS = 0.01, 10.0
 """A progress event is written when this share of the work, or this time, has passed since the last."""
 _VISIBLE_AT_ONCE: Final = frozenset({"preview", "checkpoint"})
 _ENDINGS: Final = frozenset({"done", "failed", "stopped", "gone"})
-_ERRORS: Final = {kind.code: kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, JobError)}
+_ERRORS: Final = {
+    kind.code: kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, JobError)
+}
 
 
 class Watch:
@@ -151,7 +153,12 @@ class Watch:
         fresh = value - self._event_value >= _EVENT_STEP or self._phase != self._event_phase
         if not fresh and (value == self._event_value or now - self._event_at < _EVENT_SECONDS):
             return attempts.heartbeat(session, claim.job_id, claim.fence, lease=self._lease)
-        where: dict[str, Any] = {"step": self._step, "steps": self._steps, "phase": self._phase, "figures": self._figures}
+        where: dict[str, Any] = {
+            "step": self._step,
+            "steps": self._steps,
+            "phase": self._phase,
+            "figures": self._figures,
+        }
         state = attempts.progress(session, claim.job_id, claim.fence, **where, lease=self._lease)
         self._event_at, self._event_value, self._event_phase = now, value, self._phase
         self._supervisor.ring(claim.job_id)
@@ -220,7 +227,9 @@ class Watch:
                 if attempts.succeed(session, claim, **how) is None:
                     attempts.hand_back(session, claim.job_id, claim.fence)
             case {"type": "failed", "code": code, "message": message}:
-                attempts.fail(session, claim.job_id, claim.fence, _ERRORS.get(code, InternalError)(message), backoff=backoff)
+                attempts.fail(
+                    session, claim.job_id, claim.fence, _ERRORS.get(code, InternalError)(message), backoff=backoff
+                )
             case {"type": "stopped"}:
                 attempts.hand_back(session, claim.job_id, claim.fence)
             case _:

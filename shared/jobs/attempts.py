@@ -125,10 +125,25 @@ def heartbeat(session: Session, job_id: UUID, fence: int, *, lease: timedelta) -
 
 
 def progress(
-    session: Session, job_id: UUID, fence: int, *, step: int, steps: int, phase: str | None, figures: Mapping[str, Any], lease: timedelta
+    session: Session,
+    job_id: UUID,
+    fence: int,
+    *,
+    step: int,
+    steps: int,
+    phase: str | None,
+    figures: Mapping[str, Any],
+    lease: timedelta,
 ) -> JobState:
     """``heartbeat`` that also reports where the attempt is, with a ``job.progress`` event."""
-    data = {"step": step, "steps": steps, "phase": phase, "attempt": fence, "value": step / steps if steps else 0.0, **figures}
+    data = {
+        "step": step,
+        "steps": steps,
+        "phase": phase,
+        "attempt": fence,
+        "value": step / steps if steps else 0.0,
+        **figures,
+    }
     values = {"step": step, "steps": steps, "phase": phase, "figures": dict(figures)}
     statement = append_event(
         job_id,
@@ -201,20 +216,26 @@ def succeed(
         ``succeeded``, or None: a cancel came first or the attempt is over, and nothing changed.
     """
     where = _current(claim.job_id, claim.fence)
-    moved = session.execute(
-        move(
-            JobState.SUCCEEDED,
-            *where,
-            outcome=AttemptOutcome.SUCCEEDED,
-            step=steps,
-            steps=steps,
-            timings=col(Job.timings).op("||")(literal(dict(timings), JSONB)),
+    moved = (
+        session.execute(
+            move(
+                JobState.SUCCEEDED,
+                *where,
+                outcome=AttemptOutcome.SUCCEEDED,
+                step=steps,
+                steps=steps,
+                timings=col(Job.timings).op("||")(literal(dict(timings), JSONB)),
+            )
         )
-    ).mappings().one_or_none()
+        .mappings()
+        .one_or_none()
+    )
     if moved is None:
         return None
     session.add_all(_artifact(claim, artifact) for artifact in artifacts)
-    complete = products.publish(session, claim.tenant_id, claim.job_id, claim.type, claim.spec, claim.inputs, result)
+    complete = products.publish(
+        session, claim.tenant_id, claim.job_id, claim.type, spec=claim.spec, inputs=claim.inputs, result=result
+    )
     session.execute(update(Job).where(col(Job.id) == claim.job_id).values(result=complete))
     session.flush()
     return JobState.SUCCEEDED
@@ -230,12 +251,12 @@ def fail(session: Session, job_id: UUID, fence: int, error: JobError, *, backoff
     wait = backoff.total_seconds() * func.power(2, Job.failures)
     again = col(Job.state) == JobState.RUNNING
     if not error.retryable:
-        again &= literal(False)  # noqa: FBT003
+        again &= literal(False)
     statement = move_by_case(
         [
             (JobState.CANCELED, col(Job.state) == JobState.CANCELING),
             (JobState.QUEUED, again & (spent < Job.max_attempts)),
-            (JobState.FAILED, literal(True)),  # noqa: FBT003
+            (JobState.FAILED, literal(True)),
         ],
         *_current(job_id, fence),
         outcome={

@@ -39,7 +39,13 @@ def digest(body: Mapping[str, Any]) -> str:
 
 
 async def begin(
-    session: AsyncSession, tenant_id: UUID, key: str, request_sha256: str, *, lifetime: timedelta, wait: timedelta = timedelta(seconds=2)
+    session: AsyncSession,
+    tenant_id: UUID,
+    key: str,
+    request_sha256: str,
+    *,
+    lifetime: timedelta,
+    wait: timedelta = timedelta(seconds=2),
 ) -> Answer | None:
     """Take the key for this transaction; returns the stored answer if it was used before.
 

@@ -64,7 +64,9 @@ def move_by_case(
     return statement
 
 
-def append_event(job_id: Any, kind: str, data: dict[str, Any], *conditions: ColumnElement[bool], **values: Any) -> Select[Any]:
+def append_event(
+    job_id: Any, kind: str, data: dict[str, Any], *conditions: ColumnElement[bool], **values: Any
+) -> Select[Any]:
     """Add an event that moves nothing, and set ``values``; yields a row only where ``conditions`` hold."""
     touched = (
         update(Job)

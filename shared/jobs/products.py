@@ -43,7 +43,13 @@ def _dataset_input(session: Session, inputs: Mapping[str, Any]) -> dict[str, Any
     if "dataset_id" not in inputs:
         return None
     row = _dataset(session, inputs["dataset_id"])
-    return {"id": public("ds", row.id), "modality": row.modality, "digest": row.digest, "info": row.info, "files": row.files}
+    return {
+        "id": public("ds", row.id),
+        "modality": row.modality,
+        "digest": row.digest,
+        "info": row.info,
+        "files": row.files,
+    }
 
 
 def _last_checkpoint(session: Session, job_id: UUID) -> dict[str, Any] | None:
@@ -80,6 +86,7 @@ def publish(
     tenant_id: UUID,
     job_id: UUID,
     kind: JobType,
+    *,
     spec: Mapping[str, Any],
     inputs: Mapping[str, Any],
     result: Mapping[str, Any],
@@ -111,7 +118,12 @@ def _publish_dataset(session: Session, job_id: UUID, result: Mapping[str, Any]) 
 
 
 def _publish_version(
-    session: Session, tenant_id: UUID, job_id: UUID, spec: Mapping[str, Any], inputs: Mapping[str, Any], result: Mapping[str, Any]
+    session: Session,
+    tenant_id: UUID,
+    job_id: UUID,
+    spec: Mapping[str, Any],
+    inputs: Mapping[str, Any],
+    result: Mapping[str, Any],
 ) -> dict[str, Any]:
     # The upsert locks the name's row, so versions of one name are numbered without a gap or a tie.
     named = (
@@ -137,5 +149,3 @@ def _publish_version(
     )
     shown = {name: value for name, value in result.items() if name not in ("weights", "info")}
     return {"model": f"{spec['model']}@{version}", "model_id": public("mdl", model_id), "version": version, **shown}
-
-

@@ -42,7 +42,11 @@ async def submit(
     Raises:
         InvalidSpec: a reference in the spec cannot be used; the error points at the field.
     """
-    draft = await (_train(session, tenant_id, request.spec) if request.type == "train" else _generate(session, tenant_id, request.spec))
+    draft = await (
+        _train(session, tenant_id, request.spec)
+        if request.type == "train"
+        else _generate(session, tenant_id, request.spec)
+    )
     job = _job(tenant_id, draft, max_attempts=request.max_attempts or max_attempts)
     job.priority = Priority(request.priority).rank
     job.labels = dict(request.labels)
@@ -81,7 +85,9 @@ async def cancel(session: AsyncSession, tenant_id: UUID, job_id: UUID) -> Job:
     asked = move(JobState.CANCELING, *mine, held, cancel_requested_at=now)
     if (await session.execute(asked)).one_or_none() is None:
         at_once = move_by_case(
-            [(JobState.CANCELED, col(Job.state).in_([JobState.QUEUED, JobState.PAUSED]))], *mine, cancel_requested_at=now
+            [(JobState.CANCELED, col(Job.state).in_([JobState.QUEUED, JobState.PAUSED]))],
+            *mine,
+            cancel_requested_at=now,
         )
         if (await session.execute(at_once)).one_or_none() is None:
             await session.execute(asked)
@@ -119,7 +125,9 @@ def _job(tenant_id: UUID, draft: _Draft, *, max_attempts: int) -> Job:
 async def _add(session: AsyncSession, job: Job) -> Job:
     session.add(job)
     await session.flush()
-    session.add(Event(job_id=job.id, seq=1, type="job.state", data={"state": "queued", "state_version": 1, "attempt": 0}))
+    session.add(
+        Event(job_id=job.id, seq=1, type="job.state", data={"state": "queued", "state_version": 1, "attempt": 0})
+    )
     session.add(Bell(job_id=job.id))
     await session.flush()
     await session.refresh(job)
@@ -149,7 +157,8 @@ async def _generate(session: AsyncSession, tenant_id: UUID, spec: Generate | Rec
         dataset = await _dataset(session, tenant_id, spec.dataset, family.modality)
         if dataset.info.get("shape") != version.info.get("shape"):
             raise InvalidSpec(
-                f"the dataset's samples are {dataset.info.get('shape')}, the model's {version.info.get('shape')}", pointer="/spec/dataset"
+                f"the dataset's samples are {dataset.info.get('shape')}, the model's {version.info.get('shape')}",
+                pointer="/spec/dataset",
             )
         inputs["dataset_id"] = str(dataset.id)
     # The spec names the version that was the newest at submission, so that it means the same for ever.
@@ -174,7 +183,9 @@ async def _dataset(session: AsyncSession, tenant_id: UUID, dataset_id: str, moda
     return dataset
 
 
-async def find_version(session: AsyncSession, tenant_id: UUID, ref: str, *, pointer: str | None = None) -> tuple[Model, ModelVersion]:
+async def find_version(
+    session: AsyncSession, tenant_id: UUID, ref: str, *, pointer: str | None = None
+) -> tuple[Model, ModelVersion]:
     """The model version that ``name`` (its newest) or ``name@version`` stands for.
 
     Raises:

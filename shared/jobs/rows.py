@@ -48,9 +48,7 @@ def _values_of(kind: type[StrEnum]) -> list[str]:
 
 
 def _enum(kind: type[StrEnum], name: str) -> Enum:
-    return Enum(
-        kind, native_enum=False, length=16, name=name, create_constraint=True, values_callable=_values_of
-    )
+    return Enum(kind, native_enum=False, length=16, name=name, create_constraint=True, values_callable=_values_of)
 
 
 def _time(*, default: bool = False, nullable: bool = True) -> Any:
@@ -104,14 +102,22 @@ class Job(SQLModel, table=True):
     __tablename__ = "jobs"
     __table_args__ = (
         # The claim reads this in order and takes the first unlocked row.
-        Index("ix_jobs_claim", "queue", text("priority DESC"), "queued_at", "id", postgresql_where=text("state = 'queued'")),
+        Index(
+            "ix_jobs_claim",
+            "queue",
+            text("priority DESC"),
+            "queued_at",
+            "id",
+            postgresql_where=text("state = 'queued'"),
+        ),
         Index("ix_jobs_lease", "lease_until", postgresql_where=text("state IN ('running', 'canceling', 'pausing')")),
         Index("ix_jobs_tenant_list", "tenant_id", text("id DESC")),
         CheckConstraint(
             "(state IN ('running', 'canceling', 'pausing')) = (lease_until IS NOT NULL)", name="lease_while_held"
         ),
         CheckConstraint(
-            "(state IN ('succeeded', 'failed', 'canceled', 'expired')) = (completed_at IS NOT NULL)", name="completed_when_final"
+            "(state IN ('succeeded', 'failed', 'canceled', 'expired')) = (completed_at IS NOT NULL)",
+            name="completed_when_final",
         ),
         CheckConstraint("(state = 'failed') = (error_code IS NOT NULL)", name="error_when_failed"),
         {"postgresql_with": {"fillfactor": "70"}},

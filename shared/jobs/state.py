@@ -1,11 +1,11 @@
 """The life of a job: which states exist, and which moves between them are legal.
 
-    queued ──► running ──► succeeded | failed
-      │ ▲         ├──► canceling ──► canceled
-      │ │         ├──► pausing ──► paused ──► queued
-      │ └─────────┘    (lease lost, interrupted, or failed with attempts left)
-      ├──► canceled | paused
-      └──► expired     (start deadline passed)
+queued ──► running ──► succeeded | failed
+  │ ▲         ├──► canceling ──► canceled
+  │ │         ├──► pausing ──► paused ──► queued
+  │ └─────────┘    (lease lost, interrupted, or failed with attempts left)
+  ├──► canceled | paused
+  └──► expired     (start deadline passed)
 """
 
 from collections.abc import Mapping

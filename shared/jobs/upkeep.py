@@ -29,7 +29,7 @@ def reap(session: Session) -> list[tuple[UUID, JobState]]:
             (JobState.CANCELED, col(Job.state) == JobState.CANCELING),
             (JobState.PAUSED, col(Job.state) == JobState.PAUSING),
             (JobState.QUEUED, col(Job.failures) + col(Job.losses) + 1 < col(Job.max_attempts)),
-            (JobState.FAILED, literal(True)),  # noqa: FBT003
+            (JobState.FAILED, literal(True)),
         ],
         col(Job.state).in_(HELD),
         col(Job.lease_until) < _NOW,
@@ -70,7 +70,10 @@ def settle_datasets(session: Session) -> None:
             col(Dataset.state) == DatasetState.INGESTING,
             col(Job.state).in_([JobState.FAILED, JobState.CANCELED, JobState.EXPIRED]),
         )
-        .values(state=DatasetState.FAILED, error=func.coalesce(Job.error_message, literal("ingestion was ") + col(Job.state)))
+        .values(
+            state=DatasetState.FAILED,
+            error=func.coalesce(Job.error_message, literal("ingestion was ") + col(Job.state)),
+        )
     )
 
 

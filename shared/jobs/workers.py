@@ -14,11 +14,17 @@ GONE_AFTER = timedelta(seconds=15)
 
 
 def sign_in(
-    session: Session, *, name: str, host: str, pid: int, queues: list[str], device: str | None, state: str, job_id: UUID | None
+    session: Session,
+    *,
+    name: str,
+    host: str,
+    pid: int,
+    queues: list[str],
+    device: str | None,
+    state: str,
+    job_id: UUID | None,
 ) -> None:
     """Say that the worker lives, and what it does."""
     says = {"host": host, "pid": pid, "queues": queues, "device": device, "state": state, "job_id": job_id}
     row = insert(Worker).values(name=name, **says)
-    session.execute(
-        row.on_conflict_do_update(index_elements=["name"], set_=says | {"seen_at": func.clock_timestamp()})
-    )
+    session.execute(row.on_conflict_do_update(index_elements=["name"], set_=says | {"seen_at": func.clock_timestamp()}))

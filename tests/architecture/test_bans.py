@@ -52,24 +52,28 @@ ALLOWED = {
 }
 
 
-def uses(module: Module) -> Iterator[str]:
-    """Dotted names of everything that the module imports, calls or reads, with aliases resolved."""
-    aliases: dict[str, str] = {}
+def imports(module: Module) -> dict[str, str]:
+    """Names that the module's imports bind, each with what it stands for."""
+    bound: dict[str, str] = {}
     for node in ast.walk(module.tree):
         if isinstance(node, ast.Import):
             for name in node.names:
-                aliases[name.asname or name.name.partition(".")[0]] = name.name if name.asname else name.name.partition(".")[0]
-                yield name.name
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            for name in node.names:
-                aliases[name.asname or name.name] = f"{node.module}.{name.name}"
-                yield f"{node.module}.{name.name}"
+                first = name.name.partition(".")[0]
+                bound |= {name.asname: name.name} if name.asname else {first: first, name.name: name.name}
+        elif isinstance(node, ast.ImportFrom):
+            bound |= {name.asname or name.name: f"{node.module}.{name.name}" for name in node.names}
+    return bound
+
+
+def uses(module: Module) -> Iterator[str]:
+    """Dotted names of everything that the module imports, calls or reads, with aliases resolved."""
+    bound = imports(module)
+    yield from bound.values()
     for node in ast.walk(module.tree):
         if isinstance(node, ast.Attribute | ast.Name):
-            dotted = ast.unparse(node)
-            first, _, rest = dotted.partition(".")
-            if first in aliases or not rest:
-                yield ".".join(filter(None, (aliases.get(first, first), rest)))
+            first, _, rest = ast.unparse(node).partition(".")
+            if first in bound or not rest:
+                yield ".".join(filter(None, (bound.get(first, first), rest)))
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +87,7 @@ def users_of(name: str, used: dict[str, set[str]]) -> set[str]:
 
 
 def is_shipped(path: str) -> bool:
-    return path.split("/")[0] in PACKAGES
+    return path.split("/", maxsplit=1)[0] in PACKAGES
 
 
 @pytest.mark.parametrize("banned", ALLOWED)

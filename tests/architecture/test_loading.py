@@ -11,12 +11,26 @@ import grimp
 from tests.architecture.conftest import REPOSITORY, sources
 
 MODEL_LIBRARIES = {"torch", "numpy", "PIL", "safetensors", "triton"}
-SERVER_LIBRARIES = {"alembic", "boto3", "botocore", "celery", "fastapi", "kombu", "psycopg", "redis", "sqlalchemy", "sqlmodel", "starlette"}
+SERVER_LIBRARIES = {
+    "alembic",
+    "boto3",
+    "botocore",
+    "celery",
+    "fastapi",
+    "kombu",
+    "psycopg",
+    "redis",
+    "sqlalchemy",
+    "sqlmodel",
+    "starlette",
+}
 
 
 def loaded_by(statement: str) -> set[str]:
     """Top-level modules that are loaded after ``statement``."""
-    program = f"import sys, json; {statement}; print(json.dumps(sorted({{name.partition('.')[0] for name in sys.modules}})))"
+    program = (
+        f"import sys, json; {statement}; print(json.dumps(sorted({{name.partition('.')[0] for name in sys.modules}})))"
+    )
     environment = os.environ | {
         "PYTHONPATH": str(REPOSITORY),
         "NOISEMILL_DATABASE_URL": "postgresql://nobody@127.0.0.1:1/none",
@@ -78,7 +92,8 @@ def test_no_family_imports_another():
         (family, other)
         for family in families
         for other in graph.find_modules_directly_imported_by(family)
-        if other.startswith("worker.families.") and not any(other == ground or other.startswith(f"{ground}.") for ground in shared_ground)
+        if other.startswith("worker.families.")
+        and not any(other == ground or other.startswith(f"{ground}.") for ground in shared_ground)
     }
 
     assert families

@@ -69,7 +69,9 @@ def test_the_worker_runs_with_these_settings(monkeypatch: pytest.MonkeyPatch):
     assert {name: app.conf[name] for name in QUEUE} == QUEUE
 
 
-@pytest.mark.parametrize("name", sorted({*SETTINGS, *TRANSPORT} - {"task_default_queue", "task_create_missing_queues", "timezone"}))
+@pytest.mark.parametrize(
+    "name", sorted({*SETTINGS, *TRANSPORT} - {"task_default_queue", "task_create_missing_queues", "timezone"})
+)
 def test_the_reason_for_each_queue_setting_is_written_down(name: str):
     assert f"`{name}`" in (REPOSITORY / "docs/reliability.md").read_text()
 

@@ -214,9 +214,8 @@ def test_what_holds_data_or_runs_models_cannot_reach_the_internet(compose: dict[
 def local() -> dict[str, Any]:
     """The local stack's commands by service, told in compose's places."""
     s3 = S3Access(endpoint="", bucket="", access_key="", secret_key="")
-    wiring = Wiring(
-        api_port=8000, api_key="", flower_port=5555, flower_password="secret", database_url="", broker_url="", s3=s3, cache=Path()
-    )  # fmt: skip
+    access = {"api_key": "", "flower_password": "secret", "database_url": "", "broker_url": ""}
+    wiring = Wiring(api_port=8000, flower_port=5555, s3=s3, cache=Path(), **access)
     stack = noisemill_services(wiring)
     commands = {re.sub(r"-\d+$", "", part.name): part for part in stack.parts}
     return {"setup": list(stack.setup), **{name: list(part.argv) for name, part in commands.items()}, "parts": commands}
@@ -241,14 +240,12 @@ def test_flower_is_behind_a_password_as_in_the_local_stack(services: dict[str, A
 
 
 @pytest.mark.parametrize("name", OURS)
-def test_the_settings_of_a_container_can_be_read(
-    services: dict[str, Any], monkeypatch: pytest.MonkeyPatch, name: str
-):
+def test_the_settings_of_a_container_can_be_read(services: dict[str, Any], monkeypatch: pytest.MonkeyPatch, name: str):
     for variable, value in services[name]["environment"].items():
         monkeypatch.setenv(variable, value)
         if variable.startswith("NOISEMILL_"):
             _, section, field = variable.lower().split("_", 2)
-            assert field in getattr(Settings.model_fields[section].annotation, "model_fields")
+            assert field in Settings.model_fields[section].annotation.model_fields
 
     settings = Settings.read()
 

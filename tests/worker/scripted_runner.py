@@ -36,7 +36,11 @@ def _publish(run: Run, kind: str, name: str, text: str) -> None:
 
 
 def _fail(run: Run, code: str, message: str) -> None:
-    kinds = {kind.code: kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.JobError)}
+    kinds = {
+        kind.code: kind
+        for kind in vars(errors).values()
+        if isinstance(kind, type) and issubclass(kind, errors.JobError)
+    }
     raise kinds[code](message)
 
 

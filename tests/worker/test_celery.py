@@ -29,7 +29,18 @@ def start_worker(workplace: Workplace, tmp_path: Path) -> Iterator[StartWorker]:
         def start(name: str = "w1", *, queues: str = "generate", **variables: str) -> subprocess.Popen[bytes]:
             log = stack.enter_context((tmp_path / f"{name}.log").open("wb"))
             process = subprocess.Popen(
-                [sys.executable, "-m", "celery", "-A", "tests.worker.scripted_app", "worker", "-Q", queues, "-n", f"{name}@%h"],
+                [
+                    sys.executable,
+                    "-m",
+                    "celery",
+                    "-A",
+                    "tests.worker.scripted_app",
+                    "worker",
+                    "-Q",
+                    queues,
+                    "-n",
+                    f"{name}@%h",
+                ],
                 env=os.environ | environment(workplace.settings) | variables | {"REMAP_SIGTERM": "SIGQUIT"},
                 cwd=REPOSITORY,
                 stdout=log,
@@ -70,7 +81,9 @@ def test_a_rung_bell_runs_the_job(workplace: Workplace, start_worker: StartWorke
     app.close()
 
 
-def test_a_job_runs_although_every_bell_was_lost(workplace: Workplace, start_worker: StartWorker, wait_until, broker: str) -> None:
+def test_a_job_runs_although_every_bell_was_lost(
+    workplace: Workplace, start_worker: StartWorker, wait_until, broker: str
+) -> None:
     job_id = workplace.job(["steps", 3, 0.01])
     app = make_celery(workplace.settings.broker)
     Relay(workplace.engine, app).run_once()
@@ -83,7 +96,9 @@ def test_a_job_runs_although_every_bell_was_lost(workplace: Workplace, start_wor
     app.close()
 
 
-def test_the_worker_answers_while_its_device_is_busy(workplace: Workplace, start_worker: StartWorker, wait_until) -> None:
+def test_the_worker_answers_while_its_device_is_busy(
+    workplace: Workplace, start_worker: StartWorker, wait_until
+) -> None:
     job_id = workplace.job(["steps", 1, 0.0], ["hang", 60])
     start_worker()
     wait_until(lambda: workplace.get(job_id).step == 1, timeout=30)
@@ -105,12 +120,17 @@ def test_a_job_survives_the_kill_of_its_worker(workplace: Workplace, start_worke
     start_worker("w2")
 
     wait_until(lambda: workplace.state(job_id) == JobState.SUCCEEDED, timeout=40)
-    assert [attempt.outcome for attempt in workplace.attempts(job_id)] == [AttemptOutcome.LOST, AttemptOutcome.SUCCEEDED]
+    assert [attempt.outcome for attempt in workplace.attempts(job_id)] == [
+        AttemptOutcome.LOST,
+        AttemptOutcome.SUCCEEDED,
+    ]
     assert [artifact.fence for artifact in workplace.artifacts(job_id)] == [2]
     assert not [member for member in members if member.is_running() and member.status() != psutil.STATUS_ZOMBIE]
 
 
-def test_a_worker_that_slept_past_its_lease_changes_nothing(workplace: Workplace, start_worker: StartWorker, wait_until) -> None:
+def test_a_worker_that_slept_past_its_lease_changes_nothing(
+    workplace: Workplace, start_worker: StartWorker, wait_until
+) -> None:
     job_id = workplace.job(["steps", 300, 0.02], ["publish", "sample", "a", "x"])
     first = start_worker("w1")
     wait_until(lambda: workplace.get(job_id).step > 0, timeout=30)
@@ -124,11 +144,16 @@ def test_a_worker_that_slept_past_its_lease_changes_nothing(workplace: Workplace
         member.resume()
     wait_until(lambda: workplace.state(job_id) == JobState.SUCCEEDED, timeout=40)
 
-    assert [attempt.outcome for attempt in workplace.attempts(job_id)] == [AttemptOutcome.LOST, AttemptOutcome.SUCCEEDED]
+    assert [attempt.outcome for attempt in workplace.attempts(job_id)] == [
+        AttemptOutcome.LOST,
+        AttemptOutcome.SUCCEEDED,
+    ]
     assert [artifact.fence for artifact in workplace.artifacts(job_id)] == [2]
 
 
-def test_sigterm_hands_the_job_back_without_counting_a_failure(workplace: Workplace, start_worker: StartWorker, wait_until) -> None:
+def test_sigterm_hands_the_job_back_without_counting_a_failure(
+    workplace: Workplace, start_worker: StartWorker, wait_until
+) -> None:
     job_id = workplace.job(["steps", 10_000, 0.01])
     worker = start_worker()
     wait_until(lambda: workplace.get(job_id).step > 0, timeout=30)
@@ -143,11 +168,16 @@ def test_sigterm_hands_the_job_back_without_counting_a_failure(workplace: Workpl
     assert time.monotonic() - asked < 10
 
 
-def test_a_pickled_message_is_refused_and_not_executed(workplace: Workplace, start_worker: StartWorker, wait_until, tmp_path: Path) -> None:
+def test_a_pickled_message_is_refused_and_not_executed(
+    workplace: Workplace, start_worker: StartWorker, wait_until, tmp_path: Path
+) -> None:
     settings = workplace.settings.broker
-    with Connection(
-        settings.url.get_secret_value(), transport_options={"global_keyprefix": settings.prefix}
-    ) as connection, connection.SimpleQueue("generate") as queue:
+    with (
+        Connection(
+            settings.url.get_secret_value(), transport_options={"global_keyprefix": settings.prefix}
+        ) as connection,
+        connection.SimpleQueue("generate") as queue,
+    ):
         queue.put({"id": "1", "task": "generate", "args": [_Trap(tmp_path / MARK)]}, serializer="pickle")
     job_id = workplace.job(["steps", 1, 0.0])
 

@@ -40,7 +40,9 @@ def runners() -> list[psutil.Process]:
 
 def expire_lease(workplace: Workplace, job_id) -> None:
     with Session(workplace.engine) as session, session.begin():
-        session.execute(text("UPDATE jobs SET lease_until = clock_timestamp() - interval '1 s' WHERE id = :id"), {"id": job_id})
+        session.execute(
+            text("UPDATE jobs SET lease_until = clock_timestamp() - interval '1 s' WHERE id = :id"), {"id": job_id}
+        )
         upkeep.reap(session)
 
 
@@ -134,7 +136,9 @@ def test_a_job_that_kills_its_runner_is_tried_again_on_a_new_one(workplace: Work
     supervisor.run_next()
     (attempt,) = workplace.attempts(job_id)
     with Session(workplace.engine) as session, session.begin():
-        session.execute(text("UPDATE jobs SET spec = '{\"script\": []}', not_before = NULL WHERE id = :id"), {"id": job_id})
+        session.execute(
+            text("UPDATE jobs SET spec = '{\"script\": []}', not_before = NULL WHERE id = :id"), {"id": job_id}
+        )
     supervisor.run_next()
     supervisor.run_next()
 
@@ -202,11 +206,11 @@ def test_a_worker_that_lost_its_attempt_kills_its_runner_and_changes_nothing(wor
     job_id = workplace.job(["steps", 10_000, 0.01], ["publish", "sample", "a", "late"])
     running = workplace.background(workplace.supervisor("w1").run_next)
     wait_until(lambda: workplace.get(job_id).step > 0)
+    (old,) = runners()
 
     expire_lease(workplace, job_id)
     with Session(workplace.engine) as session, session.begin():
         (claim,) = attempts.claim(session, worker="w2", queues=["generate"], lease=timedelta(seconds=30))
-    (old,) = runners()
     running.join(10)
 
     job = workplace.get(job_id)
@@ -239,7 +243,10 @@ def test_a_job_goes_on_while_sql_is_away_for_less_than_its_lease(workplace: Work
     for _ in range(10):
         with workplace.engine.connect() as connection:
             connection.execute(
-                text("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()")
+                text(
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                    " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+                )
             )
         time.sleep(0.1)
     running.join(20)
