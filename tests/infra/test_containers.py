@@ -2,10 +2,12 @@
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import tomllib
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -103,6 +105,27 @@ def test_what_an_image_copies_is_there_and_not_ignored(path: Path):
             for source in arguments.split()[:-1]:
                 assert (REPOSITORY / source).exists(), source
                 assert f"!{source}" in wanted
+
+
+@pytest.mark.slow
+def test_what_is_installed_holds_every_file(tmp_path: Path):
+    """Images install a wheel, not the working tree: a page or migration left out of it would be missing there only."""
+    source, tracked = tmp_path / "source", files_of("api", "noisemill", "shared", "worker")
+    for name in [*tracked, "pyproject.toml", "README.md", "LICENSE"]:
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(REPOSITORY / name, source / name)
+
+    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--no-index", "."]
+    built = subprocess.run([*command, "-w", str(tmp_path)], cwd=source, capture_output=True, text=True, check=False)
+
+    assert built.returncode == 0, built.stderr
+    (wheel,) = tmp_path.glob("noisemill-*.whl")
+    assert set(tracked) - set(zipfile.ZipFile(wheel).namelist()) == set()
+
+
+def files_of(*folders: str) -> list[str]:
+    listed = subprocess.run(["git", "ls-files", *folders], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    return [name for name in listed.stdout.splitlines() if (REPOSITORY / name).exists()]
 
 
 def test_each_stage_that_compose_builds_exists(services: dict[str, Any]):
