@@ -78,6 +78,7 @@ def make_plan(
         flower_password=choices.flower_password,
         database_url=environ.get("NOISEMILL_DATABASE_URL", postgres.url),
         broker_url=environ.get("NOISEMILL_BROKER_URL", valkey.url),
+        broker_prefix=environ.get("NOISEMILL_BROKER_PREFIX", "noisemill:"),
         s3=_external_s3(environ) or _s3_of(store, environ),
         cache=folder.path / "cache",
         train_workers=wish.train_workers,

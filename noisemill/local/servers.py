@@ -4,6 +4,7 @@ Each listens on 127.0.0.1 only, wants a password, keeps its data in one folder a
 ``kill -9``. Nothing here knows what they are used for.
 """
 
+import json
 import os
 import shutil
 import signal
@@ -60,7 +61,7 @@ class Valkey:
             "bind": LOOPBACK,
             "port": self.port,
             "requirepass": self.password,
-            "dir": f'"{self.folder}"',
+            "dir": json.dumps(str(self.folder), ensure_ascii=False),  # it quotes like JSON
             "appendonly": "yes",
             "appendfsync": "everysec",
             "save": '""',  # the append-only file is the copy on disk; no snapshots beside it

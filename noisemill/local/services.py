@@ -37,6 +37,7 @@ class Wiring:
     flower_password: str
     database_url: str
     broker_url: str
+    broker_prefix: str = "noisemill:"
     s3: S3Access
     cache: Path
     train_workers: int = 1
@@ -134,7 +135,7 @@ def _worker(wiring: Wiring, name: str, kind: str) -> Command:
         argv=[*_celery(), "worker", "-Q", f"{kind},ingest", "-n", f"{name}@%h"],
         # Celery then gives its job back within a bound instead of running it to its end.
         env=wiring.env() | {"REMAP_SIGTERM": "SIGQUIT"},
-        answers=lambda: _answers_ping(wiring.broker_url, f"{name}@{socket.gethostname()}"),
+        answers=lambda: _answers_ping(wiring, f"{name}@{socket.gethostname()}"),
         grace=timedelta(seconds=45),
     )
 
@@ -154,7 +155,7 @@ def _celery() -> list[str]:
     return [sys.executable, "-m", "celery", "-A", "worker.app"]
 
 
-def _answers_ping(broker_url: str, node: str) -> bool:
+def _answers_ping(wiring: Wiring, node: str) -> bool:
     from kombu.exceptions import KombuError
     from pydantic import SecretStr
     from redis import RedisError
@@ -162,8 +163,9 @@ def _answers_ping(broker_url: str, node: str) -> bool:
     from shared.queue import make_celery
     from shared.settings import BrokerSettings
 
+    broker = BrokerSettings(url=SecretStr(wiring.broker_url), prefix=wiring.broker_prefix)
     try:
-        with make_celery(BrokerSettings(url=SecretStr(broker_url))) as app:
+        with make_celery(broker) as app:
             return bool(app.control.ping(destination=[node], timeout=1, limit=1))
     except (KombuError, RedisError, OSError):
         return False

@@ -26,6 +26,9 @@ from noisemill.local.servers import ObjectStore, Postgres
 from noisemill.local.services import Services, Wiring
 from tests.local.stand_ins import never_ready_services, small_services
 
+# A second or two each, and there are many of them.
+pytestmark = pytest.mark.slow
+
 PARTS = ["postgres", "valkey", "s3", "api", "worker-train-1"]
 
 StackFactory = Callable[..., Stack]
@@ -207,7 +210,7 @@ def test_two_ups_at_once_start_one_stack(make_stack: StackFactory, said: list[st
 
 def test_a_very_long_path_of_the_data_folder_is_no_obstacle(make_stack: StackFactory, tmp_path: Path) -> None:
     """Unix sockets in it would not be: their paths are limited to 107 bytes."""
-    stack = make_stack(tmp_path / ("deep " * 15) / ("er" * 30))
+    stack = make_stack(tmp_path / ('"deep" ' * 10) / ("er" * 30))
 
     stack.up()
 
