@@ -169,6 +169,8 @@ def test_the_command_in_the_example_makes_an_environment_that_compose_takes(tmp_
     shutil.copy(example, tmp_path / "infra")
     (command,) = re.findall(r"^#   (.+)$", example.read_text(), re.MULTILINE)
 
+    assert command in (REPOSITORY / "README.md").read_text()
+
     subprocess.run(command, shell=True, cwd=tmp_path, check=True)
 
     lines = [line for line in (tmp_path / ".env").read_text().splitlines() if line and line[0] != "#"]

@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tomllib
@@ -164,7 +165,7 @@ def running(command: list[str], env: dict[str, str]) -> Iterator[subprocess.Pope
         yield process
     finally:
         process.send_signal(signal.SIGTERM)
-        process.wait(10)
+        process.wait(30)
 
 
 def test_the_broker_starts_and_wants_its_password(services: dict[str, Any], tmp_path: Path, wait_until: Any):
@@ -223,3 +224,31 @@ def test_flower_answers_nobody_without_the_password_and_changes_nothing_with_it(
         assert answers("/workers", auth=password) == 200
         assert answers("/api/worker/shutdown/any", "POST", auth=password) == 403
         assert answers("/api/task/async-apply/train", "POST", auth=password, json={"args": ["x"]}) == 403
+
+
+@pytest.mark.slow
+def test_a_worker_is_found_healthy_by_its_own_check_and_ill_without_a_process(
+    services: dict[str, Any], broker: str, database: str, s3: Any, tmp_path: Path, wait_until: Any
+):
+    """The container's own command, environment and check; Docker sets HOSTNAME."""
+    service = services["worker-generate"]
+    told = service["environment"] | {
+        "NOISEMILL_BROKER_URL": broker,
+        "NOISEMILL_DATABASE_URL": database,
+        "NOISEMILL_S3_ENDPOINT": s3.endpoint,
+        "NOISEMILL_S3_BUCKET": s3.bucket,
+        "NOISEMILL_S3_ACCESS_KEY": s3.access_key,
+        "NOISEMILL_S3_SECRET_KEY": s3.secret_key,
+        "NOISEMILL_WORKER_CACHE_DIR": str(tmp_path),
+        "HOSTNAME": socket.gethostname(),
+        "PYTHONPATH": str(REPOSITORY),
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    }
+
+    def healthy() -> bool:
+        check = ["sh", "-c", service["healthcheck"]["test"][1]]
+        return subprocess.run(check, env=os.environ | told, capture_output=True, check=False).returncode == 0
+
+    with running([sys.executable, *service["command"][1:]], env=os.environ | told):
+        wait_until(healthy, timeout=60)
+    assert not healthy()
