@@ -115,6 +115,8 @@ class WorkerSettings(Section):
     """Name in attempts and pages. Celery's node name; the worker sets it for its own child process."""
     queues: str = ""
     """Queues to claim from, comma-separated. Celery's ``-Q``; the worker sets it for its own child process."""
+    lock: Path | None = None
+    """Locked while a job runs; the worker sets it for its own child process."""
     device: str = "auto"
     """Torch device, or ``auto``: the first CUDA device, else the CPU."""
     threads: int | None = None

@@ -5,10 +5,12 @@ child (one, spawned) holds the supervisor, polls SQL while idle and does houseke
 parent has the child hand its job back, and waits until it has.
 """
 
+import atexit
 import fcntl
 import logging
 import os
 import random
+import shutil
 import signal
 import socket
 import tempfile
@@ -54,13 +56,12 @@ def connect(app: Celery) -> None:
     signals.worker_process_shutdown.connect(_child_stops)
 
 
-def _lock_file(parent_pid: int) -> Path:
-    """Locked by the child while a job runs; its content is the child's pid."""
-    return Path(tempfile.gettempdir()) / f"noisemill-worker-{parent_pid}.lock"
-
-
 def _parent_starts(sender: str, instance: Any, **_: Any) -> None:
     """Tell the child, through its environment, what Celery's command line said."""
+    # Locked by the child while a job runs; its content is the child's pid.
+    folder = tempfile.mkdtemp(prefix="noisemill-worker-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    os.environ["NOISEMILL_WORKER_LOCK"] = f"{folder}/busy"
     os.environ["NOISEMILL_WORKER_NAME"] = sender
     os.environ["NOISEMILL_WORKER_QUEUES"] = ",".join(instance.app.amqp.queues.consume_from)
 
@@ -88,16 +89,15 @@ class HandBackFirst(bootsteps.StartStopStep):
 
 def drain_child() -> None:
     """Tell the child to hand its job back, and wait until it has, within the grace."""
-    path = _lock_file(os.getpid())
-    deadline = time.monotonic() + Settings.read().worker.drain_grace.total_seconds() + 5
-    with suppress(OSError, ValueError), path.open("r+") as file:
+    settings = Settings.read().worker
+    deadline = time.monotonic() + settings.drain_grace.total_seconds() + 5
+    with suppress(OSError, ValueError), (settings.lock or Path()).open("r+") as file:
         os.kill(int(file.read()), DRAIN)
         while time.monotonic() < deadline:
             with suppress(BlockingIOError):
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             time.sleep(0.05)
-    path.unlink(missing_ok=True)
 
 
 def _child_starts(**_: Any) -> None:
@@ -106,9 +106,10 @@ def _child_starts(**_: Any) -> None:
     parent = os.getppid()
     settings = Settings.read()
     engine = make_engine(settings.database, f"noisemill {settings.worker.name}")
-    lock_file = _lock_file(parent)
-    lock_file.write_text(str(os.getpid()))
-    supervisor = _supervisor = Supervisor(settings, engine, Device(), lock_file=lock_file)
+    if settings.worker.lock is None:
+        raise RuntimeError("no lock file: this process was not started by a Noisemill worker")
+    settings.worker.lock.write_text(str(os.getpid()))
+    supervisor = _supervisor = Supervisor(settings, engine, Device(), lock_file=settings.worker.lock)
     supervisor.device.start()
     ticker = Ticker(settings, engine, make_celery(settings.broker), supervisor, host=socket.gethostname())
     signal.signal(DRAIN, lambda *_: supervisor.drain())

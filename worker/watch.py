@@ -78,7 +78,8 @@ class Watch:
                 self._kill(InternalError("what the job reported could not be recorded; the worker's log says why"))
                 self._commit_ending(GONE)
         self._supervisor.ring(claim.job_id)
-        self._supervisor.device.start()
+        if not self._supervisor.draining.is_set():
+            self._supervisor.device.start()
 
     def _until_ending(self) -> Message:
         claim, device = self._claim, self._supervisor.device
