@@ -290,7 +290,7 @@ def test_workers_can_be_multiplied(services: dict[str, Any], name: str):
 
 
 def test_each_worker_has_scratch_space_of_its_own(services: dict[str, Any]):
-    """Worker processes find each other by files in /tmp named after process ids, which repeat between containers."""
+    """What a dead worker left in a shared /tmp would stay for ever, and fill the disk of all."""
     for name in WORKERS:
         assert [volume for volume in services[name]["volumes"] if volume.endswith("/tmp")] == ["/tmp"]
 
