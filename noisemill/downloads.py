@@ -119,7 +119,6 @@ class Download:
             if response.status_code == 200 or not _continues_at(response, offset):
                 self._on_bytes(-offset)
                 file.seek(0)
-                file.truncate()
             if response.status_code == 206 and file.tell() != offset:
                 raise Refused("storage sent another part than asked for")
             self._take(file, response)

@@ -31,6 +31,8 @@ class Answer:
     cut: int | None = None
     counted: bool = True
     """Say the body's length beforehand, so that hanging up shows; else hanging up looks like the end."""
+    held: bool = False
+    """Stay silent after the body until the client hangs up."""
 
 
 App = Callable[[Request], Answer]
@@ -91,6 +93,9 @@ class LittleServer:
                     self.send_header("Connection", "close")
                 self.end_headers()
                 self.wfile.write(answer.body[: answer.cut])
+                if answer.held:
+                    self.wfile.flush()
+                    self.connection.recv(1)
                 if answer.cut is not None:
                     self._hang_up()
 
