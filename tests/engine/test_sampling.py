@@ -19,6 +19,7 @@ from worker.engine.tile_width import widest
 from worker.engine.training import build
 from worker.families import FAMILIES
 from worker.families.family import DataInfo, Draw
+from worker.kernels.noise import Domain, Noise
 
 VAE = FAMILIES["vae"]
 ODD = DataInfo(shape=(3, 10, 17))
@@ -122,16 +123,18 @@ def test_samples_of_different_lengths_share_a_tile(toy_net: nn.Module) -> None:
 
 
 def test_the_tile_is_the_plain_loop(toy_net: nn.Module) -> None:
-    """Looping ``step`` over one slot is the plain sampler."""
-    [draw] = walks(4)
-    tile = toy_tile(toy_net)
-    tile.admit([draw])
-
-    finished = [done for _ in range(4) for done in tile.step()]
+    """Start, four steps with the noise of (seed, step, index), finish."""
+    draw = Draw(request=Walk(seed=5, steps=4), index=3)
+    sampler = TOY.tasks["walk"](ToySpec(dataset="ds_" + "0" * 32, model="toy"), DATA)
+    noise = [Noise.of_step(Domain.SAMPLING, 5, step, range(3, 4), CPU) for step in range(4)]
+    state = sampler.start([draw], noise[0])
+    for step in range(4):
+        state = sampler.step(toy_net, state, noise[step])
 
     [(_, sampled)] = sample(toy_tile(toy_net), [draw])
-    assert torch.equal(finished[0][1], sampled)
-    assert tile.is_empty
+
+    # A tile is wider, and other shapes have other kernels.
+    assert torch.allclose(sampled, sampler.finish(state)[0], atol=1e-5)
 
 
 def test_an_evicted_sample_frees_its_slot_for_another(toy_net: nn.Module) -> None:

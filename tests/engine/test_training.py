@@ -106,6 +106,15 @@ def test_building_a_network_leaves_the_global_generator_alone() -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def test_every_step_draws_noise_of_its_own() -> None:
+    """With weights that stand still, only the noise can tell two steps on one batch apart."""
+    trainer = trainer_of(learning_rate=1e-30)
+
+    losses = {trainer.advance(batch_at(0))["reconstruction"] for _ in range(3)}
+
+    assert len(losses) == 3
+
+
 @pytest.mark.parametrize("network", ["mlp", "conv"])
 def test_a_vae_learns(network: str) -> None:
     trainer = trainer_of(network=network, steps=60, learning_rate=5e-3)
