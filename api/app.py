@@ -46,6 +46,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     app.state.settings = settings
     app.state.meters = Meters()
+    app.state.routers = ROUTERS
     for router in ROUTERS:
         app.include_router(router)
     errors.install(app)

@@ -114,7 +114,15 @@ async def _http(request: Request, error: Any) -> Response:
     """What the router says: no such path, or not this method."""
     code = _CODES.get(error.status_code, "invalid_request")
     detail = f"{request.method} {request.url.path}: {HTTPStatus(error.status_code).phrase.lower()}"
-    return problem(request, error.status_code, code, detail, headers=error.headers)
+    headers = dict(error.headers or {})
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        headers["Allow"] = ", ".join(sorted(_allowed_methods(request)))  # the router names one route's only
+    return problem(request, error.status_code, code, detail, headers=headers)
+
+
+def _allowed_methods(request: Request) -> set[str]:
+    routes = [route for router in request.app.state.routers for route in router.routes]
+    return {method for route in routes if route.path_regex.match(request.url.path) for method in route.methods}
 
 
 async def _away(request: Request, error: Any) -> Response:

@@ -131,7 +131,8 @@ def _patiently(what: str, act: Callable[[], None]) -> None:
             return
 
 
-def _say(line: str, where: TextIO = sys.stdout) -> None:
+def _say(line: str, where: TextIO | None = None) -> None:
+    where = where or sys.stdout
     where.write(f"{line}\n")
     where.flush()
 

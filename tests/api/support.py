@@ -37,6 +37,19 @@ def make_settings(database: str, broker: str, bucket: Any, **api: Any) -> Settin
     )
 
 
+def environment(settings: Settings) -> dict[str, str]:
+    """The variables that make a process read these settings."""
+    return {
+        "NOISEMILL_DATABASE_URL": settings.database.url.get_secret_value(),
+        "NOISEMILL_BROKER_URL": settings.broker.url.get_secret_value(),
+        "NOISEMILL_BROKER_PREFIX": settings.broker.prefix,
+        "NOISEMILL_S3_ENDPOINT": settings.s3.endpoint or "",
+        "NOISEMILL_S3_BUCKET": settings.s3.bucket,
+        "NOISEMILL_S3_ACCESS_KEY": settings.s3.access_key,
+        "NOISEMILL_S3_SECRET_KEY": settings.s3.secret_key.get_secret_value(),
+    }
+
+
 @contextmanager
 def serving(settings: Settings) -> Iterator[str]:
     """Run the API on a free port; yields its address."""
@@ -149,5 +162,11 @@ def note(engine: Engine, claimed: Claim, message: str) -> None:
 
 def new_artifact(key: str, **fields: Any) -> NewArtifact:
     """An artifact that is said to lie in storage."""
-    known = {"kind": "sample", "name": key.rpartition("/")[2], "size_bytes": 3, "sha256": "0" * 64, "media_type": "image/png"}
+    known = {
+        "kind": "sample",
+        "name": key.rpartition("/")[2],
+        "size_bytes": 3,
+        "sha256": "0" * 64,
+        "media_type": "image/png",
+    }
     return NewArtifact(key=key, **{**known, **fields})

@@ -34,7 +34,11 @@ def test_a_finished_job_shows_its_attempts_result_and_times(owner: Owner, engine
     assert (view["state"], view["progress"]["value"], view["result"]["model"]) == ("succeeded", 1.0, "digits@1")
     assert [(one["number"], one["outcome"]) for one in view["attempts"]] == [(1, "succeeded")]
     assert view["metrics"] | {"queue_ms": 0, "device_seconds": 0} == {
-        **{"queue_ms": 0, "load_ms": 5, "execution_ms": 20, "upload_ms": 3, "device_seconds": 0},
+        "queue_ms": 0,
+        "load_ms": 5,
+        "execution_ms": 20,
+        "upload_ms": 3,
+        "device_seconds": 0,
     }
 
 
