@@ -59,7 +59,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     parts = await asyncio.to_thread(_build, app.state.settings)
     app.state.parts = parts
-    collector = JobCollector(parts.sync_engine)
+    collector = JobCollector(parts.metrics_engine)
     app.state.meters.registry.register(collector)
     parts.relay.start()
     try:
@@ -71,7 +71,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         await asyncio.to_thread(parts.relay.stop)
         await parts.broker.aclose()
         await parts.engine.dispose()
-        parts.sync_engine.dispose()
+        parts.metrics_engine.dispose()
 
 
 def _build(settings: Settings) -> Parts:
@@ -81,16 +81,15 @@ def _build(settings: Settings) -> Parts:
 
     broker = connect_async(settings.broker)
     storage = Storage(settings.s3)
-    sync_engine = make_engine(settings.database, "noisemill-relay")
     return Parts(
         settings=settings,
         engine=make_async_engine(settings.database, "noisemill-api"),
-        sync_engine=sync_engine,
+        metrics_engine=make_engine(settings.database, "noisemill-metrics"),
         storage=storage,
         storage_probe=StorageProbe(storage),
         broker=broker,
         news=News(broker, settings.broker),
-        relay=RelayThread(sync_engine, settings.broker),
+        relay=RelayThread(settings),
     )
 
 

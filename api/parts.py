@@ -28,7 +28,7 @@ class Parts:
 
     settings: Settings
     engine: AsyncEngine
-    sync_engine: Engine
+    metrics_engine: Engine
     storage: "Storage"
     storage_probe: StorageProbe
     broker: Any

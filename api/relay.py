@@ -13,8 +13,8 @@ from uuid import UUID
 
 from sqlalchemy import Engine
 
-from shared.database import AWAY
-from shared.settings import BrokerSettings
+from shared.database import AWAY, make_engine
+from shared.settings import Settings
 
 logger = logging.getLogger(__name__)
 
@@ -26,8 +26,7 @@ _RINGS_KEPT: Final = 1000
 class RelayThread:
     """Runs until ``stop``. A daemon: it never keeps a process alive, because SQL remembers."""
 
-    def __init__(self, engine: Engine, settings: BrokerSettings) -> None:
-        self._engine = engine
+    def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._rings: deque[UUID] = deque(maxlen=_RINGS_KEPT)
         self._woken = threading.Event()
@@ -49,12 +48,20 @@ class RelayThread:
         self._woken.set()
 
     def _run(self) -> None:
+        # Its own engine, closed when the thread ends: a request to stop may find it waiting for the broker.
+        engine = make_engine(self._settings.database, "noisemill-relay")
+        try:
+            self._work(engine)
+        finally:
+            engine.dispose()
+
+    def _work(self, engine: Engine) -> None:
         # Celery takes a while to import; the API serves meanwhile.
         from shared.events import EventBell  # noqa: PLC0415
         from shared.queue import BROKER_AWAY, RELAY_PAUSE, Relay, make_celery  # noqa: PLC0415
 
-        bell = EventBell(self._settings)
-        relay = Relay(self._engine, make_celery(self._settings))
+        bell = EventBell(self._settings.broker)
+        relay = Relay(engine, make_celery(self._settings.broker))
         failures = 0
         while not self._stopping.is_set():
             try:

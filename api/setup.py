@@ -132,9 +132,9 @@ def _patiently(what: str, act: Callable[[], None]) -> None:
 
 
 def _say(line: str, where: TextIO | None = None) -> None:
-    where = where or sys.stdout
-    where.write(f"{line}\n")
-    where.flush()
+    stream = where or sys.stdout
+    stream.write(f"{line}\n")
+    stream.flush()
 
 
 if __name__ == "__main__":
