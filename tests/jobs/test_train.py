@@ -3,6 +3,7 @@
 import io
 import json
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -141,9 +142,9 @@ def test_checkpoints_come_as_often_as_was_asked(train_run: MakeRun) -> None:
     train(run)
 
     steps = [artifact.metadata["step"] for artifact in run.artifacts("checkpoint")]
+    # One that comes due during an upload is taken after it, so later ones may be further apart.
     assert steps[0] == 3
-    assert steps == sorted(set(steps))
-    assert len(steps) >= 2
+    assert all(later - earlier >= 3 for earlier, later in pairwise(steps))
 
 
 @pytest.mark.parametrize("reason", ["interrupt", "pause"])
@@ -160,15 +161,13 @@ def test_a_canceled_training_leaves_no_checkpoint_of_its_last_step(train_run: Ma
 
 
 def test_a_training_stopped_right_after_a_checkpoint_does_not_write_it_twice(train_run: MakeRun) -> None:
-    stopped = stopped_run(train_run, 6, "pause")
-    again = train_run(resume=(stopped.artifacts("checkpoint")[-1].stored, 6), steps=12, checkpoint_every=5)
-    again.before_publish = lambda kind: setattr(again, "stop_at", (0, "pause")) if kind == "preview" else None
+    run = train_run(checkpoint_every=4)
+    run.before_publish = lambda kind: setattr(run, "stop_at", (4, "pause")) if kind == "preview" else None
 
     with pytest.raises(Stopped):
-        train(again)
+        train(run)
 
-    # Steps 7 and 8 were done: one checkpoint of the last, none of the step it began with.
-    assert [artifact.metadata["step"] for artifact in again.artifacts("checkpoint")] == [8]
+    assert [artifact.metadata["step"] for artifact in run.artifacts("checkpoint")] == [4]
 
 
 @pytest.mark.parametrize("step", [1, 5, 7, 11, 12])
@@ -226,8 +225,9 @@ def test_training_goes_on_while_a_checkpoint_is_uploaded(train_run: MakeRun) -> 
     assert [artifact.metadata["step"] for artifact in run.artifacts("checkpoint")] == [1]
 
 
-def test_a_checkpoint_that_cannot_be_stored_fails_the_attempt(train_run: MakeRun) -> None:
-    run = train_run()
+@pytest.mark.parametrize("checkpoint_every", [5, 10])
+def test_a_checkpoint_that_cannot_be_stored_fails_the_attempt(train_run: MakeRun, checkpoint_every: int) -> None:
+    run = train_run(checkpoint_every=checkpoint_every)
 
     def refuse(kind: str) -> None:
         if kind == "checkpoint":
