@@ -58,6 +58,8 @@ def connect(app: Celery) -> None:
 
 def _parent_starts(sender: str, instance: Any, **_: Any) -> None:
     """Tell the child, through its environment, what Celery's command line said."""
+    # OpenMP threads that spin while they wait halve the speed of whoever shares the cores, the runner included.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # Locked by the child while a job runs; its content is the child's pid.
     folder = tempfile.mkdtemp(prefix="noisemill-worker-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -83,6 +84,7 @@ def make_plan(
         cache=folder.path / "cache",
         train_workers=wish.train_workers,
         generate_workers=wish.generate_workers,
+        threads=None if "NOISEMILL_WORKER_THREADS" in environ else _fair_share(wish),
     )
     folder.keep(choices)
     replaced_by = {
@@ -96,6 +98,11 @@ def make_plan(
         services=services(wiring),
         base_env=_base_env(environ),
     )
+
+
+def _fair_share(wish: Wish) -> int:
+    """Threads for each worker, so that all of them together have no more than there are cores."""
+    return max(1, (os.cpu_count() or 1) // max(1, wish.train_workers + wish.generate_workers))
 
 
 class _Ports:

@@ -42,6 +42,8 @@ class Wiring:
     cache: Path
     train_workers: int = 1
     generate_workers: int = 1
+    threads: int | None = None
+    """CPU threads of each worker's runner; None leaves it to the environment."""
 
     @property
     def api_url(self) -> str:
@@ -134,10 +136,14 @@ def _worker(wiring: Wiring, name: str, kind: str) -> Command:
         name=name,
         argv=[*_celery(), "worker", "-Q", f"{kind},ingest", "-n", f"{name}@%h"],
         # Celery then gives its job back within a bound instead of running it to its end.
-        env=wiring.env() | {"REMAP_SIGTERM": "SIGQUIT"},
+        env=wiring.env() | _threads(wiring) | {"REMAP_SIGTERM": "SIGQUIT"},
         answers=lambda: _answers_ping(wiring, f"{name}@{socket.gethostname()}"),
         grace=timedelta(seconds=45),
     )
+
+
+def _threads(wiring: Wiring) -> dict[str, str]:
+    return {} if wiring.threads is None else {"NOISEMILL_WORKER_THREADS": str(wiring.threads)}
 
 
 def _flower(wiring: Wiring, port: int) -> Command:
