@@ -23,11 +23,15 @@ TRAIN: Final[Mapping[str, Any]] = {
     "family": "vae",
     "network": "conv",
     "model": MODEL,
-    "steps": 1200,
-    "batch_size": 128,
+    "steps": 800,
+    "batch_size": 64,
+    "base_channels": 16,
+    "latent_dim": 12,
+    "learning_rate": 0.003,
 }
 """What to train, but for the dataset."""
 NUM_SAMPLES: Final = 64
+_LABELS: Final = {"from": "demo"}
 _STAGE_LIMIT_SECONDS: Final = 900
 
 
@@ -69,15 +73,26 @@ class Demo:
         return picture
 
     def _go_through(self, client: Client) -> Path:
+        self._cancel_leftovers(client)
         with self._stage("Uploading 5,000 handwritten digits", log="worker-train-1"):
             dataset = self._add_digits(client)
         with self._stage(f"Training a convolutional VAE on them, {TRAIN['steps']} steps", log="worker-train-1"):
-            trained = self._follow(client, client.train(dataset=dataset.id, **TRAIN))
+            trained = self._follow(client, self._submit(client, "train", {**TRAIN, "dataset": dataset.id}))
         with self._stage(f"Drawing {NUM_SAMPLES} new digits", log="worker-generate-1"):
             ref = (trained.result or {})["model"]
-            drawn = self._follow(client, client.generate(model=ref, num_samples=NUM_SAMPLES, seed=0))
+            wanted = {"model": ref, "task": "generate", "num_samples": NUM_SAMPLES, "seed": 0, "temperature": 0.8}
+            drawn = self._follow(client, self._submit(client, "generate", wanted))
         with self._stage("Downloading them by presigned URL", log="s3"):
             return self._download(client, drawn)
+
+    def _cancel_leftovers(self, client: Client) -> None:
+        """A demo that was interrupted left its job behind, which would go on before ours."""
+        for job in client.jobs(labels=_LABELS):
+            if not job.is_final:
+                client.cancel(job.id)
+
+    def _submit(self, client: Client, kind: str, spec: Mapping[str, Any]) -> JobView:
+        return client.submit({"type": kind, "spec": spec, "labels": _LABELS})
 
     def _add_digits(self, client: Client) -> DatasetView:
         with tempfile.TemporaryDirectory(prefix="noisemill-demo-") as folder:
