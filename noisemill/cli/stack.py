@@ -1,6 +1,6 @@
 """``noisemill up``, ``down``, ``status`` and ``demo``: the local stack. They need ``noisemill[local]``."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -41,9 +41,10 @@ def up(
         raise typer.BadParameter("--json needs --detach", param_hint="--json")
     with _stack(data_dir) as stack:
         if detach:
-            _present(stack.up(port=port), as_json=as_json)
+            addresses = stack.up(port=port)
+            (show_json if as_json else _show_addresses)(addresses)
         else:
-            stack.run(port=port)
+            stack.run(port=port, on_up=_show_addresses)
 
 
 def down(data_dir: DataDir = None, as_json: AsJson = False) -> None:
@@ -100,14 +101,12 @@ def _stack(data_dir: Path | None) -> Iterator["Stack"]:
         raise StackFailed(str(error)) from error
 
 
-def _present(addresses: dict[str, Any], *, as_json: bool) -> None:
-    if as_json:
-        show_json(addresses)
-    else:
-        show_fields(
-            {
-                "page": addresses["api_url"],
-                "API key": addresses["api_key"],
-                "Flower": addresses.get("flower_url"),
-            }
-        )
+def _show_addresses(addresses: Mapping[str, Any]) -> None:
+    flower = f"{addresses['flower_url']} (user {addresses['flower_user']}, password {addresses['flower_password']})"
+    show_fields(
+        {
+            "page": addresses["api_url"],
+            "API key": addresses["api_key"],
+            "Flower": flower if addresses["flower_url"] else None,
+        }
+    )

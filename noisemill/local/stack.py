@@ -168,14 +168,15 @@ class Stack:
             time.sleep(_WATCH_SECONDS)
         self._say("the stack was taken down")
 
-    def run(self, **wish: Any) -> None:
+    def run(self, *, on_up: Callable[[dict[str, Any]], None] = lambda addresses: None, **wish: Any) -> None:
         """``up`` and ``watch`` until Ctrl-C, SIGTERM or a closed terminal, then ``down``.
 
-        Returns at once when everything was running already: then somebody else looks after it.
+        ``on_up`` is told the content of ``stack.json`` once all of it works. Returns at once when everything was
+        running already: then somebody else looks after it.
         """
         with _all_ends_interrupt():
             try:
-                self.up(**wish)
+                on_up(self.up(**wish))
                 if self._started:
                     self._look_after()
             except KeyboardInterrupt:

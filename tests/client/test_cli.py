@@ -151,6 +151,22 @@ def test_a_job_can_be_canceled(run: Run, train: list[str]):
     assert "canceled" in run("jobs", "list", "--state", "canceled").stdout
 
 
+def test_a_cancel_returns_when_the_job_has_really_stopped(run: Run, real: Client, hand: Hand, train: list[str]):
+    job_id = run(*train, "--no-wait").stdout.strip()
+    claim = hand.claim("train")
+
+    def stop_when_asked() -> None:
+        while real.job(job_id).state != "canceling":
+            pass
+        hand.hand_back(claim)
+
+    with ThreadPoolExecutor(1) as worker:
+        worker.submit(stop_when_asked)
+        result = run("jobs", "cancel", job_id, "--json")
+
+    assert json.loads(result.stdout)["state"] == "canceled"
+
+
 def test_a_spec_can_come_from_a_file_or_stdin(run: Run, dataset_id: str, tmp_path: Path):
     spec = {"family": "vae", "dataset": dataset_id, "model": "from-file", "steps": 7}
     (tmp_path / "spec.json").write_text(json.dumps(spec))
@@ -256,7 +272,7 @@ def test_nothing_is_stopped_where_nothing_runs(tmp_path: Path):
     assert json.loads(result.stdout) == {"stopped": []}
 
 
-def test_the_client_of_the_tests_is_the_one_of_the_command(run: Run, real: Client):
+def test_the_list_is_that_of_the_client(run: Run, real: Client):
     listed = json.loads(run("jobs", "list", "--limit", "500", "--json").stdout)
 
     assert [job["id"] for job in listed] == [job.id for job in real.jobs()]

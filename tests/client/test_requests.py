@@ -294,7 +294,12 @@ def test_direct_uploads_take_no_key_to_storage(little: LittleServer, client: Cli
         Answer(status=202, body=json.dumps({**dataset, "state": "ingesting"}).encode()),
     )
 
-    assert client.upload_dataset(tmp_path / "text.txt", direct=True).state == "ingesting"
+    sent: list[int] = []
+
+    dataset = client.upload_dataset(tmp_path / "text.txt", direct=True, on_bytes=sent.append)
+
+    assert dataset.state == "ingesting"
+    assert sum(sent) == 5000
 
     announced, _, put, completed = little.requests
     assert json.loads(announced.body) == {"name": "text", "filename": "text.txt", "size_bytes": 5000}
