@@ -28,8 +28,8 @@ class TrainSpec(Spec):
     """Samples per optimizer step."""
     learning_rate: float = Field(default=1e-3, gt=0, le=1)
     """Peak learning rate of AdamW."""
-    warmup_steps: int = Field(default=100, ge=0, le=1_000_000)
-    """Steps of linear warm-up from zero to ``learning_rate``."""
+    warmup_steps: int | None = Field(default=None, ge=0, le=1_000_000)
+    """Steps of linear warm-up from zero to ``learning_rate``; when left out a tenth of ``steps``, at most 100."""
     schedule: Schedule = "cosine"
     """Learning rate after the warm-up: half a cosine down to zero, or constant."""
     weight_decay: float = Field(default=0.0, ge=0, le=1)
@@ -52,6 +52,7 @@ class TrainSpec(Spec):
 
     @model_validator(mode="after")
     def _warmup_fits(self) -> "TrainSpec":
-        if self.warmup_steps > self.steps and "warmup_steps" in self.model_fields_set:
+        # The spec is stored with its defaults: what is checked must not depend on which fields were written out.
+        if self.warmup_steps is not None and self.warmup_steps > self.steps:
             raise wrong("warmup_steps", "warmup_steps must not exceed steps")
         return self

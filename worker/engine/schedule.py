@@ -16,6 +16,11 @@ def learning_rate(step: int, *, peak: float, steps: int, warmup_steps: int, sche
     return peak * (1 + cos(pi * min(1.0, done))) / 2
 
 
+def warmup_steps(asked: int | None, steps: int) -> int:
+    """Steps of warm-up of a training of ``steps`` steps."""
+    return min(100, steps // 10) if asked is None else asked
+
+
 def ema_decay(step: int, *, longest: float) -> float:
     """Decay of the weight average: short at first, so that it forgets the initial weights."""
     return min(longest, (1 + step) / (10 + step))

@@ -16,7 +16,7 @@ from shared.errors import ModelLoadFailed, NanLoss
 from worker.engine.checkpoint import Checkpoint, detached_copy, fill
 from worker.engine.numerics import Numerics
 from worker.engine.part import Part
-from worker.engine.schedule import ema_decay, learning_rate
+from worker.engine.schedule import ema_decay, learning_rate, warmup_steps
 from worker.families.family import Batch, DataInfo, Family, NetT, SpecT
 from worker.kernels.noise import Domain, Noise
 
@@ -90,7 +90,7 @@ class Trainer(Generic[SpecT, NetT]):
             self.step,
             peak=self.spec.learning_rate,
             steps=self.spec.steps,
-            warmup_steps=min(self.spec.warmup_steps, self.spec.steps),
+            warmup_steps=warmup_steps(self.spec.warmup_steps, self.spec.steps),
             schedule=self.spec.schedule,
         )
 

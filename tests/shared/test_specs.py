@@ -1,0 +1,21 @@
+"""Specs are stored with their defaults written out, and read again by the worker."""
+
+import pytest
+from pydantic import ValidationError
+
+from shared.specs import FAMILIES
+
+REQUIRED = {"dataset": "ds_" + "0" * 32, "model": "digits"}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("steps", [1, 60, 100_000])
+def test_a_stored_spec_says_the_same_when_it_is_read_again(family: str, steps: int) -> None:
+    spec = FAMILIES[family].model_validate(REQUIRED | {"family": family, "steps": steps})
+
+    assert FAMILIES[family].model_validate(spec.model_dump(mode="json")) == spec
+
+
+def test_a_warmup_longer_than_the_training_is_refused() -> None:
+    with pytest.raises(ValidationError, match="warmup_steps"):
+        FAMILIES["vae"].model_validate(REQUIRED | {"family": "vae", "steps": 10, "warmup_steps": 11})
