@@ -57,20 +57,29 @@ class Demo:
             LocalError: the stack could not be started.
         """
         was_running = any(part.is_running for part in self._stack.status())
-        for number in (signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, signal.default_int_handler)  # however it ends, it cleans up
-        try:
-            with self._stage("Starting Valkey, PostgreSQL, S3, the API, two workers and Flower", log="api"):
-                addresses = self._stack.up()
-            with Client(addresses["api_url"], addresses["api_key"]) as client:
-                picture = self._go_through(client)
-            self._tell(picture, addresses, goes_on=keep or was_running)
-        finally:
-            if not (keep or was_running):
-                _ignore_interrupts()
-                with self._stage("Stopping what was started", log="api"):
-                    self._stack.down()
+        goes_on = keep or was_running
+        with _handling(signal.default_int_handler, signal.SIGTERM, signal.SIGHUP):
+            try:
+                return self._show(goes_on=goes_on)
+            finally:
+                if not goes_on:
+                    self._stop()
+
+    def _show(self, *, goes_on: bool) -> Path:
+        with self._stage("Starting Valkey, PostgreSQL, S3, the API, two workers and Flower", log="api"):
+            addresses = self._stack.up()
+        with Client(addresses["api_url"], addresses["api_key"]) as client:
+            picture = self._go_through(client)
+        self._tell(picture, addresses, goes_on=goes_on)
         return picture
+
+    def _stop(self) -> None:
+        # An impatient second Ctrl-C would leave half of the stack running.
+        with (
+            _handling(signal.SIG_IGN, signal.SIGINT, signal.SIGTERM, signal.SIGHUP),
+            self._stage("Stopping what was started", log="api"),
+        ):
+            self._stack.down()
 
     def _go_through(self, client: Client) -> Path:
         self._cancel_leftovers(client)
@@ -136,10 +145,15 @@ class Demo:
         say(f"  {time.monotonic() - begun:.1f} s")
 
 
-def _ignore_interrupts() -> None:
-    # An impatient second Ctrl-C would leave half of the stack running.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
+@contextmanager
+def _handling(handler: Any, *numbers: signal.Signals) -> Iterator[None]:
+    """Give these signals another handler for a while."""
+    before = {number: signal.signal(number, handler) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, previous in before.items():
+            signal.signal(number, previous)
 
 
 def write_digits(path: Path) -> None:
