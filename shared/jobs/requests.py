@@ -80,8 +80,9 @@ async def cancel(session: AsyncSession, tenant_id: UUID, job_id: UUID) -> Job:
     held = col(Job.state).in_([JobState.RUNNING, JobState.PAUSING])
     mine = (col(Job.id) == job_id, col(Job.tenant_id) == tenant_id)
     now = func.coalesce(Job.cancel_requested_at, func.clock_timestamp())
-    # Two statements, each of which matches in its own states only; a job that changes in between is
-    # caught by the second, because held jobs never go back to queued after a cancel.
+    # Two statements, each of which matches in its own states only; locked, so that the job cannot be claimed
+    # or handed back in between and slip through both.
+    await session.execute(select(col(Job.id)).where(*mine).with_for_update())
     asked = move(JobState.CANCELING, *mine, held, cancel_requested_at=now)
     if (await session.execute(asked)).one_or_none() is None:
         at_once = move_by_case(
@@ -89,8 +90,7 @@ async def cancel(session: AsyncSession, tenant_id: UUID, job_id: UUID) -> Job:
             *mine,
             cancel_requested_at=now,
         )
-        if (await session.execute(at_once)).one_or_none() is None:
-            await session.execute(asked)
+        await session.execute(at_once)
     return await get(session, tenant_id, job_id)
 
 
