@@ -4,10 +4,11 @@ Every function takes the caller's session and never commits; every write is guar
 Times are the database's (``clock_timestamp()``): no worker's clock decides anything.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any
+from typing import Any, Final
 from uuid import UUID
 
 from sqlalchemy import ColumnElement, RowMapping, Text, bindparam, case, func, literal, select, text, update
@@ -15,11 +16,15 @@ from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.orm import Session
 from sqlmodel import col
 
-from shared.errors import InputGone, JobError, LeaseLost, NotFound
+from shared.errors import InputGone, InternalError, JobError, LeaseLost, NotFound
 from shared.jobs import products
 from shared.jobs.moves import append_event, move, move_by_case
 from shared.jobs.rows import Artifact, Attempt, Job
 from shared.jobs.state import HELD, AttemptOutcome, JobState, JobType
+
+logger = logging.getLogger(__name__)
+
+LONGEST_BACKOFF: Final = timedelta(minutes=10)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +60,7 @@ _CLAIM = text("""
 WITH candidate AS MATERIALIZED (
     SELECT id, state_version FROM jobs
     WHERE state = 'queued' AND queue = ANY(:queues) AND (not_before IS NULL OR not_before <= clock_timestamp())
-        AND (start_deadline IS NULL OR start_deadline > clock_timestamp())
+        AND (start_deadline IS NULL OR start_deadline > clock_timestamp() OR started_at IS NOT NULL)
     ORDER BY priority DESC, queued_at, id
     LIMIT :limit FOR UPDATE SKIP LOCKED
 ), claimed AS (
@@ -93,6 +98,11 @@ def _claim(session: Session, row: RowMapping) -> Claim | None:
         inputs = products.resolve(session, row["id"], kind, row["inputs"])
     except NotFound as error:
         fail(session, row["id"], row["fence"], InputGone(error.detail), backoff=timedelta(0))
+        return None
+    except (LookupError, TypeError, ValueError):
+        # A row that no claim can read would stay at the head of its queue and block everybody.
+        logger.exception("job %s: its inputs cannot be resolved", row["id"])
+        fail(session, row["id"], row["fence"], InternalError("its inputs cannot be resolved"), backoff=timedelta(0))
         return None
     return Claim(
         job_id=row["id"],
@@ -175,9 +185,16 @@ def note(session: Session, job_id: UUID, fence: int, kind: str, data: Mapping[st
 def record(session: Session, claim: Claim, artifact: NewArtifact) -> None:
     """Make an object visible while its job still runs (previews, checkpoints).
 
+    Again for the same object it changes nothing: a commit that was answered by an error may have happened.
+
     Raises:
         LeaseLost: the attempt is over.
     """
+    held = select(col(Job.state)).where(*_current(claim.job_id, claim.fence)).with_for_update()
+    _held(session.scalars(held).one_or_none(), claim.job_id, claim.fence)
+    same = (col(Artifact.key) == artifact.key, col(Artifact.sha256) == artifact.sha256)
+    if session.scalars(select(col(Artifact.id)).where(*same)).one_or_none() is not None:
+        return
     row = _artifact(claim, artifact)
     event = f"job.{artifact.kind}" if artifact.kind in ("preview", "checkpoint") else "job.artifact"
     data = {"id": f"art_{row.id.hex}", "kind": row.kind, "name": row.name, "details": dict(artifact.details)}
@@ -248,7 +265,7 @@ def fail(session: Session, job_id: UUID, fence: int, error: JobError, *, backoff
         The state the job is in now, or None: the attempt was over already.
     """
     spent = Job.failures + Job.losses + 1
-    wait = backoff.total_seconds() * func.power(2, Job.failures)
+    wait = func.least(backoff.total_seconds() * func.power(2, Job.failures), LONGEST_BACKOFF.total_seconds())
     again = col(Job.state) == JobState.RUNNING
     if not error.retryable:
         again &= literal(False)

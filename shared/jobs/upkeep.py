@@ -41,8 +41,9 @@ def reap(session: Session) -> list[tuple[UUID, JobState]]:
 
 
 def expire(session: Session) -> list[UUID]:
-    """End every job that did not start before its deadline."""
-    statement = move(JobState.EXPIRED, col(Job.state) == JobState.QUEUED, col(Job.start_deadline) < _NOW)
+    """End every job that did not start before its deadline. One that did, and waits again, goes on waiting."""
+    never_started = (col(Job.state) == JobState.QUEUED, col(Job.started_at).is_(None))
+    statement = move(JobState.EXPIRED, *never_started, col(Job.start_deadline) < _NOW)
     return [row["id"] for row in session.execute(statement).mappings()]
 
 

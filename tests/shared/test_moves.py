@@ -15,7 +15,7 @@ from shared.errors import InternalError, LeaseLost, UploadFailed
 from shared.ids import uuid7
 from shared.jobs import attempts, upkeep
 from shared.jobs.moves import move
-from shared.jobs.rows import Attempt, Bell, Event, Job, Tenant
+from shared.jobs.rows import Artifact, Attempt, Bell, Event, Job, Tenant
 from shared.jobs.state import HELD, MOVES, AttemptOutcome, JobState, JobType
 from shared.settings import DatabaseSettings
 
@@ -47,8 +47,9 @@ def make_job(session: Session, state: JobState = JobState.QUEUED, **columns: obj
     final = {"completed_at": NOW} if state.is_final else {}
     failed = {"error_code": "internal", "error_message": "x"} if state == JobState.FAILED else {}
     job = Job(
-        tenant_id=tenant.id, type=JobType.EVALUATE, queue="generate", spec={}, inputs={}, summary="test", state=state,
-        **{"max_attempts": 3, "fence": 0 if state == JobState.QUEUED else 1} | held | final | failed | columns,
+        tenant_id=tenant.id, queue="generate", spec={}, inputs={}, summary="test", state=state,
+        **{"type": JobType.EVALUATE, "max_attempts": 3, "fence": 0 if state == JobState.QUEUED else 1}
+        | held | final | failed | columns,
     )  # fmt: skip
     session.add(job)
     session.flush()
@@ -153,12 +154,16 @@ def test_no_write_of_an_older_attempt_is_accepted(session: Session, write: str) 
     assert count(session, Event, job_id) == 0
 
 
-def write_as(session: Session, job_id: UUID, fence: int, write: str) -> object:
-    """One write of an attempt, by its name."""
+def claim_of(session: Session, job_id: UUID, fence: int) -> attempts.Claim:
     tenant_id = session.get_one(Job, job_id).tenant_id
-    claim = attempts.Claim(
+    return attempts.Claim(
         job_id=job_id, fence=fence, tenant_id=tenant_id, type=JobType.EVALUATE, spec={}, inputs={}, timeout=None
     )
+
+
+def write_as(session: Session, job_id: UUID, fence: int, write: str) -> object:
+    """One write of an attempt, by its name."""
+    claim = claim_of(session, job_id, fence)
     artifact = attempts.NewArtifact(
         kind="preview", name="p", key=uuid7().hex, size_bytes=1, sha256="0", media_type="text/plain"
     )
@@ -266,3 +271,41 @@ def test_two_workers_never_claim_the_same_job(engine: Engine) -> None:
         cleanup.execute(Job.__table__.delete().where(col(Job.id).in_(ids)))  # pyright: ignore
     assert first.isdisjoint(second)
     assert first | second == ids
+
+
+def test_a_job_that_started_in_time_outlives_its_start_deadline(session: Session) -> None:
+    job_id = make_job(session, JobState.RUNNING, started_at=NOW - LEASE, start_deadline=NOW - timedelta(seconds=1))
+    attempts.hand_back(session, job_id, 1)
+
+    assert upkeep.expire(session) == []
+    assert [claim.job_id for claim in attempts.claim(session, worker="w", queues=["generate"], lease=LEASE)] == [job_id]
+
+
+def test_a_job_whose_inputs_make_no_sense_fails_and_lets_the_next_one_through(session: Session) -> None:
+    broken, good = make_job(session, type=JobType.GENERATE, priority=2), make_job(session)
+
+    claims = attempts.claim(session, worker="w", queues=["generate"], lease=LEASE, limit=2)
+
+    assert [claim.job_id for claim in claims] == [good]
+    assert state_of(session, broken) == JobState.FAILED
+
+
+def test_an_artifact_whose_commit_was_not_confirmed_may_be_recorded_again(session: Session) -> None:
+    job_id = make_job(session, JobState.RUNNING)
+    artifact = attempts.NewArtifact(
+        kind="preview", name="p", key=uuid7().hex, size_bytes=1, sha256="0", media_type="text/plain"
+    )
+
+    for _ in range(2):
+        attempts.record(session, claim_of(session, job_id, 1), artifact)
+
+    assert (count(session, Artifact, job_id), count(session, Event, job_id)) == (1, 1)
+
+
+def test_a_retry_waits_for_ten_minutes_at_most(session: Session) -> None:
+    job_id = make_job(session, JobState.RUNNING, failures=60, max_attempts=100)
+
+    attempts.fail(session, job_id, 1, UploadFailed("x"), backoff=timedelta(seconds=2))
+
+    waits = session.scalar(select(col(Job.not_before) <= NOW + timedelta(minutes=10)).where(col(Job.id) == job_id))
+    assert waits
