@@ -4,6 +4,7 @@ A lost ring costs a listener one poll interval, never an event.
 """
 
 import logging
+import time
 from typing import Any, Final
 from uuid import UUID
 
@@ -39,15 +40,23 @@ def connect_async(settings: BrokerSettings) -> "redis.asyncio.Redis":
     return redis.asyncio.Redis.from_url(settings.url.get_secret_value(), **_OPTIONS)  # pyright: ignore[reportUnknownMemberType]
 
 
+_REST_SECONDS: Final = 10.0
+"""After a failed ring none is tried for so long, lest each wait for the same time-out."""
+
+
 class EventBell:
     """Rings after a commit. Never raises, never blocks for long: SQL has the event already."""
 
     def __init__(self, settings: BrokerSettings) -> None:
         self._settings = settings
         self._client = connect(settings)
+        self._rests_until = 0.0
 
     def ring(self, job_id: UUID) -> None:
+        if time.monotonic() < self._rests_until:
+            return
         try:
             self._client.publish(channel(self._settings, job_id), "1")  # pyright: ignore[reportUnknownMemberType]
         except (redis.RedisError, OSError) as error:
+            self._rests_until = time.monotonic() + _REST_SECONDS
             logger.debug("bell of job %s not rung: %s", job_id, error)
