@@ -5,6 +5,8 @@ A file appears whole and verified, or not at all; its name is its SHA-256, so it
 
 import os
 import time
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from shared.storage import Storage
@@ -27,15 +29,22 @@ class ObjectCache:
             StorageError: it is missing, or its bytes do not have the digest.
         """
         path = self._folder / stored.sha256
-        if path.exists() and path.stat().st_size == stored.size_bytes:
-            os.utime(path)
-            return path
+        with suppress(FileNotFoundError):  # others make room in the folder, too
+            if path.stat().st_size == stored.size_bytes:
+                os.utime(path)
+                return path
         self._make_room(stored.size_bytes)
         self._storage.download(stored.key, path, sha256=stored.sha256)
         return path
 
+    def _files(self) -> Iterator[tuple[os.stat_result, Path]]:
+        for entry in os.scandir(self._folder):
+            with suppress(FileNotFoundError):
+                if entry.is_file():
+                    yield entry.stat(), Path(entry.path)
+
     def _make_room(self, size_bytes: int) -> None:
-        files = [(entry.stat(), Path(entry.path)) for entry in os.scandir(self._folder) if entry.is_file()]
+        files = list(self._files())
         used = sum(stat.st_size for stat, _ in files)
         in_use_since = time.time() - 60
         for stat, path in sorted(files, key=lambda item: item[0].st_mtime):

@@ -87,7 +87,7 @@ class RunnerRun:
     def fetch(self, stored: StoredObject) -> Path:
         try:
             return self._runner.cache.fetch(stored)
-        except StorageError as error:
+        except (StorageError, OSError) as error:  # OSError: the disk is full, or another runner made room
             raise StorageUnavailable(str(error)) from error
 
     def _say(self, kind: str, **content: Any) -> None:
