@@ -36,6 +36,7 @@ class Device:
         self._process: subprocess.Popen[bytes] | None = None
         self._channel: Channel | None = None
         self._heard: Queue[Message] = Queue()
+        self._killed = False
         self._lock = Lock()
 
     def start(self) -> None:
@@ -52,6 +53,7 @@ class Device:
                     start_new_session=True,
                 )
             self._channel, self._heard, self.name = Channel(ours), Queue(), None
+            self._killed = False
             Thread(target=_pump, args=(self._channel, self._heard), name="pump", daemon=True).start()
 
     def ready(self) -> bool:
@@ -83,10 +85,13 @@ class Device:
         """End the whole process group now; returns the runner's exit status. Safe to call twice."""
         with self._lock:
             process, channel = self._process, self._channel
-        if process is None or channel is None:
-            return None
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
+            if process is None or channel is None:
+                return None
+            if not self._killed:
+                # Never twice: once it is reaped, its number may be another process group's.
+                self._killed = True
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
         status = process.wait()
         channel.close()
         self.name = None
@@ -94,6 +99,10 @@ class Device:
 
 
 def _pump(channel: Channel, heard: "Queue[Message]") -> None:
-    for message in channel.messages():
-        heard.put(message)
-    heard.put(GONE)
+    try:
+        for message in channel.messages():
+            heard.put(message)
+    except ValueError as error:
+        logger.error("the runner does not speak JSON: %s", error)
+    finally:
+        heard.put(GONE)

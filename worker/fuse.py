@@ -14,6 +14,7 @@ class Fuse:
         self._burn = burn
         self._fed = time.monotonic()
         self._done = Event()
+        self._thread = Thread(target=self._watch, name="fuse", daemon=True)
         self.burnt = False
 
     def feed(self, when: float) -> None:
@@ -21,11 +22,13 @@ class Fuse:
         self._fed = when
 
     def __enter__(self) -> Self:
-        Thread(target=self._watch, name="fuse", daemon=True).start()
+        self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._done.set()
+        # One that has begun to burn must be done with it: what runs next is not its to kill.
+        self._thread.join()
 
     def _watch(self) -> None:
         while not self._done.wait(self._left()):
