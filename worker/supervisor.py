@@ -7,6 +7,7 @@ time; what happens within one is in ``worker/watch.py``.
 import fcntl
 import logging
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -53,12 +54,13 @@ class Supervisor:
         with self._turn, self._marked_busy():
             if self.draining.is_set() or not self.device.ready():
                 return False
+            asked_at = time.monotonic()
             claim = self._claim()
             if claim is None:
                 return False
             self.job_id = claim.job_id
             try:
-                Watch(self, claim).see_through()
+                Watch(self, claim, asked_at=asked_at).see_through()
             finally:
                 self.job_id = None
             return True

@@ -11,7 +11,6 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
-from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from shared import errors
@@ -44,7 +43,7 @@ _ERRORS: Final = {
 class Watch:
     """Sees one attempt through."""
 
-    def __init__(self, supervisor: "Supervisor", claim: attempts.Claim) -> None:
+    def __init__(self, supervisor: "Supervisor", claim: attempts.Claim, *, asked_at: float) -> None:
         self._supervisor = supervisor
         self._claim = claim
         self._lease = supervisor.settings.jobs.lease
@@ -59,6 +58,8 @@ class Watch:
         self._stop_by = float("inf")
         self._killed_for: JobError | None = None
         self._fuse = Fuse(self._lease.total_seconds() * _SELF_FENCE, supervisor.device.kill)
+        # The lease began when SQL ran the claim, which may be long before the answer to it came.
+        self._fuse.feed(asked_at)
 
     def see_through(self) -> None:
         """Run the attempt; afterwards it has ended in SQL, or its lease runs out by itself."""
@@ -68,11 +69,14 @@ class Watch:
             try:
                 ending = self._until_ending()
                 self._commit_ending(ending)
+                if ending.get("code") == InternalError.code:
+                    # Nobody foresaw this, so nobody knows what it left behind: a broken CUDA context stays broken.
+                    self._supervisor.device.kill()
             except LeaseLost as lost:
                 logger.warning("%s; killing the runner", lost)
                 self._supervisor.device.kill()
-            except SQLAlchemyError:
-                # Not an outage: SQL refuses what this attempt reports, and would again.
+            except Exception:
+                # Not an outage: SQL or we refuse what this attempt reports, and would again.
                 logger.exception("the attempt's reports cannot be recorded")
                 self._pending.clear()
                 self._kill(InternalError("what the job reported could not be recorded; the worker's log says why"))
@@ -128,7 +132,7 @@ class Watch:
 
     def _beat(self) -> None:
         """Write what is pending, confirm the lease, learn what the client wants; SQL may be away."""
-        sent = time.monotonic()
+        sent, told_at = time.monotonic(), self._event_at
         try:
             self._flush()
             state = self._supervisor.transact(self._heartbeat)
@@ -138,6 +142,8 @@ class Watch:
             self._fuse.feed(sent)
             self._heed(state)
         self._enforce()
+        if self._event_at != told_at:
+            self._supervisor.ring(self._claim.job_id)
 
     def _flush(self) -> None:
         if not self._pending:
@@ -162,7 +168,6 @@ class Watch:
         }
         state = attempts.progress(session, claim.job_id, claim.fence, **where, lease=self._lease)
         self._event_at, self._event_value, self._event_phase = now, value, self._phase
-        self._supervisor.ring(claim.job_id)
         return state
 
     def _heed(self, state: JobState) -> None:

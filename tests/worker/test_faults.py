@@ -1,0 +1,205 @@
+"""Faults at awkward moments: unconfirmed commits, bugs in the watch itself, a broker or cache that misbehaves."""
+
+import asyncio
+import os
+import socket
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import timedelta
+from pathlib import Path
+from threading import Event
+from typing import Any
+from uuid import UUID
+
+import pytest
+from pydantic import SecretStr
+from sqlalchemy import event, text
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Session
+
+from shared.database import make_async_engine
+from shared.events import EventBell
+from shared.ids import uuid7
+from shared.jobs import attempts, requests
+from shared.jobs.state import JobState, JobType
+from shared.settings import BrokerSettings, Settings
+from shared.storage import Storage
+from tests.worker.conftest import Workplace
+from worker.cache import ObjectCache
+from worker.device import GONE, Device
+from worker.fuse import Fuse
+from worker.run import StoredObject
+
+
+def test_reports_whose_commit_was_not_confirmed_do_not_fail_the_job(workplace: Workplace) -> None:
+    job_id = workplace.job(["publish", "preview", "p", "x"], ["steps", 20, 0.02])
+    supervisor = workplace.supervisor()
+    transact, failed = supervisor.transact, Event()
+
+    def answered_by_an_error(work: Any) -> Any:
+        done = transact(work)
+        if workplace.artifacts(job_id) and not failed.is_set():
+            failed.set()
+            raise OperationalError("COMMIT", None, Exception("server closed the connection unexpectedly"))
+        return done
+
+    supervisor.transact = answered_by_an_error  # type: ignore[method-assign]
+    supervisor.run_next()
+
+    assert failed.is_set()
+    assert workplace.state(job_id) == JobState.SUCCEEDED
+
+
+def test_a_result_that_cannot_be_published_fails_the_job_at_once(workplace: Workplace) -> None:
+    job_id = workplace.job(type=JobType.TRAIN)  # its result lacks all that a model version needs
+
+    workplace.supervisor().run_next()
+
+    assert (workplace.state(job_id), workplace.get(job_id).error_code) == (JobState.FAILED, "internal")
+
+
+def test_a_runner_that_failed_in_an_unforeseen_way_is_replaced(workplace: Workplace) -> None:
+    first, broken, second = workplace.job(), workplace.job(["raise", "CUDA error"]), workplace.job()
+    supervisor = workplace.supervisor()
+
+    for _ in range(3):
+        supervisor.run_next()
+
+    assert workplace.state(broken) == JobState.FAILED
+    assert workplace.get(first).result["pid"] != workplace.get(second).result["pid"]
+
+
+def test_news_ring_after_their_commit(workplace: Workplace) -> None:
+    job_id = workplace.job(["steps", 20, 0.05])
+    supervisor = workplace.supervisor()
+    rings: list[int] = []
+    supervisor.ring = lambda _: rings.append(len(workplace.events(job_id)))  # type: ignore[method-assign]
+
+    supervisor.run_next()
+
+    assert len(rings) > 3
+    assert rings == sorted(set(rings))  # each found something new in SQL
+
+
+def test_a_broker_that_hangs_costs_the_ringer_one_timeout() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as deaf:
+        bell = EventBell(BrokerSettings(url=SecretStr(f"redis://127.0.0.1:{deaf.getsockname()[1]}/0")))
+        bell.ring(uuid7())
+
+        began = time.monotonic()
+        for _ in range(10):
+            bell.ring(uuid7())
+
+    assert time.monotonic() - began < 1
+
+
+def test_a_cached_file_may_vanish_while_room_is_made(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As another runner of the machine makes room at the same time."""
+    storage = Storage(settings.s3)
+    stored = storage.put("inputs/a", b"good", media_type="text/plain")
+    cache = ObjectCache(tmp_path / "shared", storage, limit_bytes=1)
+    (tmp_path / "shared" / "old").write_bytes(b"old")
+    scan = os.scandir
+
+    def vanishing(folder: Path) -> list[os.DirEntry[str]]:
+        entries = list(scan(folder))
+        (tmp_path / "shared" / "old").unlink()
+        return entries
+
+    monkeypatch.setattr(os, "scandir", vanishing)
+    path = cache.fetch(StoredObject(key="inputs/a", sha256=stored.sha256, size_bytes=4))
+
+    assert path.read_bytes() == b"good"
+
+
+def test_a_runner_that_talks_nonsense_is_gone() -> None:
+    nonsense = "import os, sys, time; os.write(int(sys.argv[2]), b'nonsense\\n'); time.sleep(60)"
+    device = Device((sys.executable, "-c", nonsense))
+    device.start()
+    try:
+        assert device.receive(5) is GONE
+    finally:
+        device.kill()
+
+
+def test_a_fuse_that_is_left_burns_nothing_any_more() -> None:
+    burning, burnt = Event(), Event()
+
+    def burn() -> None:
+        burning.set()
+        time.sleep(0.2)
+        burnt.set()
+
+    with Fuse(0.01, burn):
+        burning.wait(5)
+
+    assert burnt.is_set()
+
+
+def test_a_claim_that_was_answered_too_late_is_not_worked_on(workplace: Workplace) -> None:
+    """Its lease counts from when SQL ran it, so it may be over before the first heartbeat."""
+    job_id = workplace.job(["hang", 1.5], ["publish", "sample", "a", "x"])
+    supervisor = workplace.supervisor(beat=timedelta(seconds=1))
+    with workplace.engine.begin() as connection:
+        connection.exec_driver_sql(
+            "CREATE FUNCTION doze() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(3.2); RETURN NULL; END'"
+        )
+        connection.exec_driver_sql(
+            "CREATE CONSTRAINT TRIGGER doze AFTER INSERT ON attempts"
+            " DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION doze()"
+        )
+
+    supervisor.run_next()
+
+    assert not workplace.artifacts(job_id)
+    assert workplace.state(job_id) == JobState.RUNNING  # until it is reaped
+
+
+def test_a_dead_runner_is_killed_only_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = Device((sys.executable, "-c", "import time; time.sleep(60)"))
+    device.start()
+    status = device.kill()
+    killed: list[int] = []
+    monkeypatch.setattr(os, "killpg", lambda group, _: killed.append(group))
+
+    assert (device.kill(), killed) == (status, [])
+
+
+def test_a_cancel_is_not_lost_between_a_claim_and_its_return(workplace: Workplace) -> None:
+    job_id = workplace.job()
+    acts = [
+        lambda s: attempts.claim(s, worker="w", queues=["generate"], lease=timedelta(seconds=30)),
+        lambda s: attempts.hand_back(s, job_id, 1),
+    ]
+
+    def between(statement: str) -> None:
+        """Another worker acts after the first, and after the second statement that tries to move the job."""
+        if "UPDATE jobs" in statement and acts:
+            with Session(workplace.engine) as session, session.begin():
+                session.execute(text("SET LOCAL lock_timeout = 200"))
+                acts.pop(0)(session)
+
+    cancel(workplace, job_id, after_each=between)
+
+    assert workplace.state(job_id) == JobState.CANCELED
+
+
+def cancel(workplace: Workplace, job_id: UUID, *, after_each: Callable[[str], None]) -> None:
+    async def ask() -> None:
+        engine = make_async_engine(workplace.settings.database, "test client")
+
+        def executed(*about: Any) -> None:
+            with suppress(OperationalError):
+                after_each(about[2])
+
+        event.listen(engine.sync_engine, "after_cursor_execute", executed)
+        async with AsyncSession(engine) as session, session.begin():
+            await requests.cancel(session, workplace.tenant_id, job_id)
+        await engine.dispose()
+
+    asyncio.run(ask())
