@@ -14,8 +14,9 @@ from noisemill.local.services import S3Access, Services, Wiring
 
 USUAL_API_PORT = 8000
 
-# They would change what a child does behind our back: an open Flower, another broker.
-_NOT_INHERITED = ("FLOWER_", "CELERY_", "NANIO_")
+# They would change what a child does behind our back (an open Flower, another broker), or are the client's alone
+# and must not count as a changed stack.
+_NOT_INHERITED = ("FLOWER_", "CELERY_", "NANIO_", "NOISEMILL_URL")
 
 
 @dataclass(frozen=True, kw_only=True)

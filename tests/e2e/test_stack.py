@@ -54,7 +54,9 @@ def test_a_training_shows_its_figures_on_both_splits(client: Client, model: str)
     assert {"job.metric", "job.preview", "job.progress"} <= {event.type for event in client.events(version.job_id)}
 
 
-def test_the_same_seed_gives_the_same_bytes_in_another_order_on_another_worker(client: Client, stack: Stack, model: str) -> None:
+def test_the_same_seed_gives_the_same_bytes_in_another_order_on_another_worker(
+    client: Client, stack: Stack, model: str
+) -> None:
     first = {seed: client.wait(client.generate(model=model, num_samples=4, seed=seed).id, 60) for seed in (1, 2)}
     worker = stack.up()["pids"]["worker-generate-1"]
     os.kill(worker, signal.SIGKILL)
@@ -137,7 +139,9 @@ def test_flower_shows_readable_tasks_to_those_who_sign_in(client: Client, stack:
     def tasks() -> list[dict]:
         return list(httpx.get(f"{addresses['flower_url']}/api/tasks", auth=sign_in).json().values())
 
-    wait_until(lambda: [t for t in tasks() if job.id in t["args"] and t["name"] == "generate" and "shared@1" in t["args"]])
+    wait_until(
+        lambda: [t for t in tasks() if job.id in t["args"] and t["name"] == "generate" and "shared@1" in t["args"]]
+    )
     assert httpx.get(f"{addresses['flower_url']}/tasks").status_code == 401
 
 
