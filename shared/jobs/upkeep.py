@@ -4,6 +4,7 @@ Like ``attempts.py``: the caller's session, no commit, the database's clock.
 """
 
 from datetime import timedelta
+from typing import Final
 from uuid import UUID
 
 from sqlalchemy import delete, exists, func, insert, literal, not_, select, text, update
@@ -16,6 +17,9 @@ from shared.jobs.rows import Bell, Dataset, DatasetState, IdempotencyKey, Job, N
 from shared.jobs.state import HELD, AttemptOutcome, JobState
 
 _NOW = func.clock_timestamp()
+
+RUNG_AT_ONCE: Final = 20
+"""Jobs of one queue that are rung for again."""
 
 
 def reap(session: Session) -> list[tuple[UUID, JobState]]:
@@ -48,15 +52,24 @@ def expire(session: Session) -> list[UUID]:
 
 
 def redispatch(session: Session, *, after: timedelta) -> int:
-    """Ring again for jobs that stayed queued: their bell was lost. Returns how many."""
-    rung = exists().where(
-        col(Bell.job_id) == Job.id, col(Bell.sent_at).is_(None) | (col(Bell.sent_at) > _NOW - literal(after))
+    """Ring again for jobs that stayed queued: their bell was lost. Returns how many.
+
+    Only for the first of each queue: a bell makes a worker claim the best job, whichever it was rung for.
+    """
+    place = func.row_number().over(
+        partition_by=col(Job.queue), order_by=(col(Job.priority).desc(), col(Job.queued_at), col(Job.id))
     )
-    waiting = select(col(Job.id)).where(
-        col(Job.state) == JobState.QUEUED,
-        col(Job.queued_at) < _NOW - literal(after),
-        col(Job.not_before).is_(None) | (col(Job.not_before) <= _NOW),
-        not_(rung),
+    may_start = col(Job.not_before).is_(None) | (col(Job.not_before) <= _NOW)
+    queue = (
+        select(col(Job.id), col(Job.queued_at), place.label("place"))
+        .where(col(Job.state) == JobState.QUEUED, may_start)
+        .subquery()
+    )
+    rung = exists().where(
+        col(Bell.job_id) == queue.c.id, col(Bell.sent_at).is_(None) | (col(Bell.sent_at) > _NOW - literal(after))
+    )
+    waiting = select(queue.c.id).where(
+        queue.c.place <= RUNG_AT_ONCE, queue.c.queued_at < _NOW - literal(after), not_(rung)
     )
     added = insert(Bell).from_select(["job_id"], waiting).returning(col(Bell.id))
     return len(session.execute(added).all())

@@ -309,3 +309,13 @@ def test_a_retry_waits_for_ten_minutes_at_most(session: Session) -> None:
 
     waits = session.scalar(select(col(Job.not_before) <= NOW + timedelta(minutes=10)).where(col(Job.id) == job_id))
     assert waits
+
+
+def test_a_long_queue_is_not_rung_for_job_by_job(session: Session) -> None:
+    """Nobody takes bells while all workers are busy, so they would pile up in the broker."""
+    for _ in range(upkeep.RUNG_AT_ONCE + 5):
+        make_job(session, queued_at=NOW - LEASE)
+
+    rung = [upkeep.redispatch(session, after=timedelta(seconds=20)) for _ in range(2)]
+
+    assert rung == [upkeep.RUNG_AT_ONCE, 0]
