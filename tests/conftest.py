@@ -16,6 +16,7 @@ import gc
 import itertools
 import os
 import secrets
+import signal
 import sys
 import tempfile
 import time
@@ -40,6 +41,9 @@ os.environ[RUN_MARK] = secrets.token_hex(8)
 # Tiny networks are several times slower on two threads than on one. Through the environment, so
 # that the child processes of a test obey too.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# A run in the background of a script ignores Ctrl-C, and every process that a test starts would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Settings of the developer's own stack must not leak into a test.
 for name in [name for name in os.environ if name.startswith(("NOISEMILL_", "FLOWER_"))]:
