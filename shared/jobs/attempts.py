@@ -85,9 +85,12 @@ SELECT id, fence, tenant_id, type, spec, inputs, timeout_seconds FROM claimed
 
 def claim(session: Session, *, worker: str, queues: Sequence[str], lease: timedelta, limit: int = 1) -> list[Claim]:
     """Take the best waiting jobs of these queues, each with a fence of its own; maybe none."""
-    found = session.execute(_CLAIM, {"worker": worker, "queues": list(queues), "lease": lease, "limit": limit})
-    claims = [_claim(session, row) for row in found.mappings().all()]
-    return [made for made in claims if made is not None]
+    wanted = {"worker": worker, "queues": list(queues), "lease": lease, "limit": limit}
+    while rows := session.execute(_CLAIM, wanted).mappings().all():
+        claims = [made for row in rows if (made := _claim(session, row)) is not None]
+        if claims:
+            return claims
+    return []
 
 
 def _claim(session: Session, row: RowMapping) -> Claim | None:
@@ -266,19 +269,19 @@ def fail(session: Session, job_id: UUID, fence: int, error: JobError, *, backoff
     """
     spent = Job.failures + Job.losses + 1
     wait = func.least(backoff.total_seconds() * func.power(2, Job.failures), LONGEST_BACKOFF.total_seconds())
-    again = col(Job.state) == JobState.RUNNING
-    if not error.retryable:
-        again &= literal(False)
+    again = literal(error.retryable) & (spent < Job.max_attempts)
     statement = move_by_case(
         [
             (JobState.CANCELED, col(Job.state) == JobState.CANCELING),
-            (JobState.QUEUED, again & (spent < Job.max_attempts)),
+            (JobState.QUEUED, again & (col(Job.state) == JobState.RUNNING)),
+            (JobState.PAUSED, again & (col(Job.state) == JobState.PAUSING)),
             (JobState.FAILED, literal(True)),
         ],
         *_current(job_id, fence),
         outcome={
             JobState.CANCELED: AttemptOutcome.CANCELED,
             JobState.QUEUED: AttemptOutcome.FAILED,
+            JobState.PAUSED: AttemptOutcome.FAILED,
             JobState.FAILED: AttemptOutcome.FAILED,
         },
         error=error,
