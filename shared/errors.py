@@ -169,3 +169,7 @@ class LeaseLost(NoisemillError):
 
 class StorageError(NoisemillError):
     """Storage failed, or returned something else than what was stored."""
+
+
+class StorageAway(StorageError):
+    """Storage did not answer; it may later."""

@@ -21,7 +21,7 @@ from boto3.session import Session
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
-from shared.errors import StorageError
+from shared.errors import StorageAway, StorageError
 from shared.settings import S3Settings
 
 if TYPE_CHECKING:
@@ -167,7 +167,9 @@ class Storage:
             if cast(Any, error).response.get("ResponseMetadata", {}).get("HTTPStatusCode") == _NOT_FOUND:
                 raise ObjectMissing(f"no such object: {kwargs.get('Key', kwargs.get('Bucket'))}") from error
             raise StorageError(str(error)) from error
-        except (BotoCoreError, OSError, Boto3Error) as error:
+        except BotoCoreError as error:
+            raise StorageAway(f"storage did not answer: {error}") from error
+        except (OSError, Boto3Error) as error:
             raise StorageError(f"storage did not answer: {error}") from error
 
 

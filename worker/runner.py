@@ -14,13 +14,21 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Thread
-from typing import Any, Literal
+from typing import Any, Final, Literal, TypeVar
 
-from shared.errors import InternalError, JobError, OutOfMemory, StorageError, StorageUnavailable, UploadFailed
+from shared.errors import (
+    InternalError,
+    JobError,
+    OutOfMemory,
+    StorageAway,
+    StorageError,
+    StorageUnavailable,
+    UploadFailed,
+)
 from shared.settings import Settings
 from shared.storage import Storage
 from worker.cache import ObjectCache
@@ -33,6 +41,11 @@ logger = logging.getLogger(__name__)
 
 _REPORT_EVERY = 0.2
 """Seconds between two ``step`` messages; the supervisor commits far less often."""
+STORAGE_PATIENCE: Final = 120.0
+"""Seconds that an attempt waits for storage to come back: an outage should not use up everybody's attempts."""
+_STORAGE_PAUSE: Final = 1.0
+
+T = TypeVar("T")
 
 
 class RunnerRun:
@@ -43,6 +56,7 @@ class RunnerRun:
         self._assignment = assignment
         self._pace = Pace()
         self._reported = 0.0
+        self._values: Mapping[str, float] = {}
         self.stop_reason: StopReason | None = None
 
     @property
@@ -59,9 +73,10 @@ class RunnerRun:
     def step(self, step: int, steps: int, **values: float) -> None:
         now = time.monotonic()
         self._pace.tick(step, now)
+        self._values = values or self._values  # a step without figures, as while measuring, hides none
         if now - self._reported >= _REPORT_EVERY or step == steps:
             self._reported = now
-            self._say("step", step=step, steps=steps, figures={**values, **self._pace.figures(step, steps)})
+            self._say("step", step=step, steps=steps, figures={**self._values, **self._pace.figures(step, steps)})
         if self.stop_reason is not None:
             raise Stopped(self.stop_reason)
 
@@ -76,7 +91,7 @@ class RunnerRun:
     ) -> StoredObject:
         key = f"jobs/{self._assignment.job_id}/{self._assignment.fence}/{name}"
         try:
-            stored = self._runner.storage.put(key, body, media_type=media_type)
+            stored = self._patiently(lambda: self._runner.storage.put(key, body, media_type=media_type))
         except StorageError as error:
             raise UploadFailed(f"{name} could not be stored: {error}") from error
         result = StoredObject(key=key, sha256=stored.sha256, size_bytes=stored.size_bytes)
@@ -86,9 +101,23 @@ class RunnerRun:
 
     def fetch(self, stored: StoredObject) -> Path:
         try:
-            return self._runner.cache.fetch(stored)
+            return self._patiently(lambda: self._runner.cache.fetch(stored))
         except (StorageError, OSError) as error:  # OSError: the disk is full, or another runner made room
             raise StorageUnavailable(str(error)) from error
+
+    def _patiently(self, act: Callable[[], T]) -> T:
+        """What ``act`` returns once storage answers; raises ``Stopped`` when that is no longer wanted."""
+        give_up = time.monotonic() + STORAGE_PATIENCE
+        while True:
+            try:
+                return act()
+            except StorageAway as error:
+                if time.monotonic() > give_up:
+                    raise
+                logger.warning("waiting for storage: %s", error)
+            if self.stop_reason is not None:
+                raise Stopped(self.stop_reason)
+            time.sleep(_STORAGE_PAUSE)
 
     def _say(self, kind: str, **content: Any) -> None:
         self._runner.channel.send({"type": kind, "fence": self._assignment.fence, **content})
