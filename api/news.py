@@ -101,8 +101,8 @@ class News:
             except (RedisError, OSError) as error:
                 if self.hears:
                     logger.warning("event bells are not heard, SQL is polled instead: %s", type(error).__name__)
-                self.hears = False
-                self._ring_all()
+                    self.hears = False
+                    self._ring_all()
             await asyncio.sleep(_RETRY_SECONDS)
 
     async def _hear(self) -> None:

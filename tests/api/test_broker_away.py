@@ -1,14 +1,23 @@
 """While the broker is away jobs are accepted all the same, and their bells are published later."""
 
+import socket
+import socketserver
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import timedelta
 from typing import Any
 
 import httpx
 import pytest
 import redis
 from pydantic import SecretStr
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine, make_url, text
 
+from api import relay
+from noisemill.local.ports import free_port
+from shared import queue
 from shared.settings import Settings
 from tests.api.conftest import MakeOwner
 from tests.api.support import Owner, make_settings, serving, train_request
@@ -43,18 +52,59 @@ def test_jobs_are_accepted_at_once_while_the_broker_is_away(owner: Owner, engine
 
 
 def test_bells_are_published_once_the_broker_is_back(
-    settings: Settings, owner: Owner, valkey: str, wait_until: WaitUntil
+    settings: Settings, make_owner: MakeOwner, valkey: str, wait_until: WaitUntil, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    job_id = owner.train()["id"]
-    broker = settings.broker.model_copy(update={"url": SecretStr(valkey)})
+    monkeypatch.setattr(relay, "LONGEST_PAUSE", timedelta(seconds=0.5))
+    port = free_port()
+    url = make_url(valkey).set(port=port).render_as_string(hide_password=False)
+    broker = settings.broker.model_copy(update={"url": SecretStr(url), "prefix": "back:"})
+    settings = settings.model_copy(update={"broker": broker})
+    with serving(settings) as api_url:
+        job_id = make_owner(url=api_url).train()["id"]
+        wait_until(lambda: httpx.get(f"{api_url}/readyz").json()["broker"] == "away")
 
-    with serving(settings.model_copy(update={"broker": broker})):
-        wait_until(lambda: job_id in messages(settings, valkey), timeout=15)
+        with forwarding(port, make_url(valkey).port or 0):
+            wait_until(lambda: job_id in messages(settings, valkey), timeout=15)
+
+
+@contextmanager
+def forwarding(port: int, target: int) -> Iterator[None]:
+    """Connect a port of this machine with another, until the end."""
+
+    class Forward(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            with socket.create_connection(("127.0.0.1", target)) as there:
+                back = threading.Thread(target=pump, args=(there, self.request))
+                back.start()
+                pump(self.request, there)
+                back.join()
+
+    def pump(source: socket.socket, sink: socket.socket) -> None:
+        with suppress(OSError):
+            while data := source.recv(65536):
+                sink.sendall(data)
+        for end in (source, sink):
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", port), Forward) as server:
+        server.daemon_threads = True
+        server.block_on_close = False
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+        thread.start()
+        yield
+        server.shutdown()
+        thread.join()
 
 
 def test_a_submission_rings_within_a_moment(
-    settings: Settings, make_owner: MakeOwner, valkey: str, wait_until: WaitUntil
+    settings: Settings,
+    make_owner: MakeOwner,
+    valkey: str,
+    wait_until: WaitUntil,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(queue, "RELAY_PAUSE", timedelta(minutes=1))  # only a wake can be in time
     broker = settings.broker.model_copy(update={"url": SecretStr(valkey), "prefix": "moment:"})
     settings = settings.model_copy(update={"broker": broker})
     with serving(settings) as url:

@@ -78,7 +78,7 @@ def test_setup_makes_schema_bucket_and_key_and_may_run_again_and_at_once(
 @pytest.mark.parametrize(
     "key",
     [
-        *("short", "change-me-change-me-change-me", "a" * 40),
+        *("aB3-xY9_qW5.zK7tLmN", "change-me-change-me-change-me", "a" * 40),
         *("your-api-key-goes-here-1", "key with spaces in between it", "k3y-of-the-tést-Zr9Qw7"),
     ],
 )
