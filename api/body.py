@@ -17,12 +17,14 @@ from pydantic import TypeAdapter, ValidationError
 from api.errors import FieldsRefused, MalformedBody
 from api.parts import Parts
 from api.pointers import field_error, pointer
-from shared.errors import TooLarge, UnsupportedMedia
+from shared.errors import TooLarge, TooSlow, UnsupportedMedia
 from shared.wire import FieldError
 
 MAX_DEPTH: Final = 32
 _DRAIN_BYTES: Final = 16 * 1024 * 1024
 _DRAIN_SECONDS: Final = 2.0
+_SILENCE_SECONDS: Final = 20.0
+"""A client that sends nothing for so long is cut off; otherwise idle ones would use up the connections."""
 
 T = TypeVar("T")
 
@@ -74,13 +76,18 @@ async def stream(request: Request, limit: int) -> AsyncIterator[bytes]:
 
     Raises:
         TooLarge: there are more than ``limit`` bytes.
+        TooSlow: the client stopped sending.
     """
     declared = request.headers.get("content-length", "")
     chunks = request.stream()
     received = 0
     too_large = declared.isdecimal() and int(declared[:20]) > limit
     while not too_large:
-        chunk = await anext(chunks, None)
+        try:
+            async with asyncio.timeout(_SILENCE_SECONDS):
+                chunk = await anext(chunks, None)
+        except TimeoutError:
+            raise TooSlow(f"nothing more of the body came for {_SILENCE_SECONDS:.0f} s") from None
         if chunk is None:
             return
         received += len(chunk)

@@ -51,6 +51,7 @@ STATUS: Final[Mapping[type[RequestRefused], HTTPStatus]] = {
     errors.InvalidSpec: HTTPStatus.UNPROCESSABLE_ENTITY,
     FieldsRefused: HTTPStatus.UNPROCESSABLE_ENTITY,
     errors.TooLarge: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+    errors.TooSlow: HTTPStatus.REQUEST_TIMEOUT,
     errors.UnsupportedMedia: HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
 }
 
@@ -58,6 +59,7 @@ _HEADERS: Final[Mapping[type[RequestRefused], Mapping[str, str]]] = {
     errors.IdempotencyInProgress: {"Retry-After": "1"},
     # The rest of the body is not read, so the connection cannot carry another request.
     errors.TooLarge: {"Connection": "close"},
+    errors.TooSlow: {"Connection": "close"},
 }
 
 _CODES: Final[Mapping[int, str]] = {404: "not_found", 405: "method_not_allowed"}

@@ -8,7 +8,7 @@
     - InvalidSpec            the request can never work (names the field)
     - IdempotencyConflict    same key, other body, or still in flight
     - Unauthorized, Forbidden
-    - TooLarge, UnsupportedMedia
+    - TooLarge, TooSlow, UnsupportedMedia
   - JobError                 ends an attempt, with a code that clients may match on
     - DatasetInvalid, InputGone, ModelLoadFailed, NanLoss, OutOfMemory, TimeLimitExceeded, InternalError
     - UploadFailed, StorageUnavailable, WorkerLost     retryable
@@ -90,6 +90,12 @@ class TooLarge(RequestRefused):
     code = "payload_too_large"
 
 
+class TooSlow(RequestRefused):
+    """The client stopped sending its body."""
+
+    code = "request_timeout"
+
+
 class UnsupportedMedia(RequestRefused):
     """The content type is not one we read."""
 
@@ -113,7 +119,7 @@ class DatasetInvalid(JobError):
 
 
 class InputGone(JobError):
-    """A dataset or model that the job refers to was deleted before it ran."""
+    """A dataset or model that the job refers to was deleted before it ran, or its object is missing."""
 
     code = "input_gone"
 

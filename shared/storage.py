@@ -168,9 +168,10 @@ class Storage:
                 raise ObjectMissing(f"no such object: {kwargs.get('Key', kwargs.get('Bucket'))}") from error
             raise StorageError(str(error)) from error
         except BotoCoreError as error:
-            raise StorageAway(f"storage did not answer: {error}") from error
+            # The text of the error names our address in the network, and clients see this message.
+            raise StorageAway(f"storage did not answer ({type(error).__name__})") from error
         except (OSError, Boto3Error) as error:
-            raise StorageError(f"storage did not answer: {error}") from error
+            raise StorageError(f"storage did not answer ({type(error).__name__})") from error
 
 
 def _client(settings: S3Settings, endpoint: str | None) -> Any:

@@ -16,6 +16,7 @@ JobStateName = Literal[
 FINAL_STATES: frozenset[str] = frozenset({"succeeded", "failed", "canceled", "expired"})
 
 Label = Annotated[str, StringConstraints(max_length=63, pattern=r"^[A-Za-z0-9._/-]*$")]
+LabelKey = Annotated[str, StringConstraints(min_length=1, max_length=63, pattern=r"^[A-Za-z0-9._/-]+$")]
 ItemT = TypeVar("ItemT")
 
 
@@ -26,7 +27,7 @@ class _Request(BaseModel):
 class _JobRequest(_Request):
     priority: Literal["low", "normal", "high"] = "normal"
     """Which queued job is claimed first."""
-    labels: Annotated[dict[Label, Label], Field(max_length=32)] = {}
+    labels: Annotated[dict[LabelKey, Label], Field(max_length=32)] = {}
     """Anything you want to find the job by."""
     max_attempts: int | None = Field(default=None, ge=1, le=10)
     """Attempts that may fail or be lost before the job fails; the server's default when left out."""

@@ -21,6 +21,7 @@ from threading import Thread
 from typing import Any, Final, Literal, TypeVar
 
 from shared.errors import (
+    InputGone,
     InternalError,
     JobError,
     OutOfMemory,
@@ -30,7 +31,7 @@ from shared.errors import (
     UploadFailed,
 )
 from shared.settings import Settings
-from shared.storage import Storage
+from shared.storage import ObjectMissing, Storage
 from worker.cache import ObjectCache
 from worker.channel import Channel, Message
 from worker.jobs import executor
@@ -102,6 +103,8 @@ class RunnerRun:
     def fetch(self, stored: StoredObject) -> Path:
         try:
             return self._patiently(lambda: self._runner.cache.fetch(stored))
+        except ObjectMissing as error:  # waiting does not bring it back
+            raise InputGone(str(error)) from error
         except (StorageError, OSError) as error:  # OSError: the disk is full, or another runner made room
             raise StorageUnavailable(str(error)) from error
 

@@ -266,6 +266,14 @@ def test_an_input_whose_bytes_changed_is_refused(workplace: Workplace) -> None:
     assert "SHA-256" in (job.error_message or "")
 
 
+def test_an_input_whose_object_is_missing_is_not_waited_for(workplace: Workplace) -> None:
+    job_id = workplace.job(["fetch", "inputs/gone", "0" * 64, 4])
+
+    workplace.supervisor().run_next()
+
+    assert (workplace.get(job_id).error_code, workplace.get(job_id).fence) == ("input_gone", 1)
+
+
 def test_a_runner_dies_with_its_supervisor(workplace: Workplace, wait_until) -> None:
     supervisor = workplace.supervisor()
     assert supervisor.device.ready()
