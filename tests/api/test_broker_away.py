@@ -52,16 +52,22 @@ def test_jobs_are_accepted_at_once_while_the_broker_is_away(owner: Owner, engine
 
 
 def test_bells_are_published_once_the_broker_is_back(
-    settings: Settings, make_owner: MakeOwner, valkey: str, wait_until: WaitUntil, monkeypatch: pytest.MonkeyPatch
+    settings: Settings,
+    make_owner: MakeOwner,
+    valkey: str,
+    wait_until: WaitUntil,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr(relay, "LONGEST_PAUSE", timedelta(seconds=0.5))
     port = free_port()
     url = make_url(valkey).set(port=port).render_as_string(hide_password=False)
     broker = settings.broker.model_copy(update={"url": SecretStr(url), "prefix": "back:"})
     settings = settings.model_copy(update={"broker": broker})
+    caplog.clear()
     with serving(settings) as api_url:
         job_id = make_owner(url=api_url).train()["id"]
-        wait_until(lambda: httpx.get(f"{api_url}/readyz").json()["broker"] == "away")
+        wait_until(lambda: "bells cannot be published" in caplog.text)
 
         with forwarding(port, make_url(valkey).port or 0):
             wait_until(lambda: job_id in messages(settings, valkey), timeout=15)
