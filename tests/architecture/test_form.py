@@ -11,10 +11,8 @@ MAX_FUNCTION_LINES = 50
 GENERATED = "shared/migrations/versions/"
 NAMELESS = {"utils", "util", "helpers", "helper", "common", "misc", "manager", "base_service"}
 
-# Where somebody happened to work, and with what: true for one machine on one day.
-LOCAL_WORDS = re.compile(
-    r"(?<![\w.])/(?:home|root|Users|work)/\w|\bclaude\b|\bopenai\b|\bchatgpt\b|\bcopilot\b", re.IGNORECASE
-)
+# Where somebody happened to work: true for one machine on one day.
+LOCAL_WORDS = re.compile(r"(?<![\w.])/(?:home|root|Users|work)/\w", re.IGNORECASE)
 HOME_OF_AN_IMAGE = ("WORKDIR /home/noisemill", "/home/noisemill")
 
 

@@ -1,35 +1,15 @@
 """Which jobs are claimed, which are rung for, and what is counted when an attempt is lost."""
 
-from collections.abc import Iterator
 from datetime import timedelta
 
 import pytest
-from pydantic import SecretStr
-from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
-from shared.database import make_engine
 from shared.errors import UploadFailed
 from shared.jobs import attempts, upkeep
 from shared.jobs.rows import Job
 from shared.jobs.state import JobState, JobType
-from shared.settings import DatabaseSettings
 from tests.shared.test_moves import LEASE, NOW, lose, make_job
-
-
-@pytest.fixture(scope="module")
-def engine(module_database: str) -> Iterator[Engine]:
-    engine = make_engine(DatabaseSettings(url=SecretStr(module_database)), "test")
-    yield engine
-    engine.dispose()
-
-
-@pytest.fixture
-def session(engine: Engine) -> Iterator[Session]:
-    """Rolled back afterwards."""
-    with Session(engine) as session:
-        yield session
-        session.rollback()
 
 
 @pytest.mark.parametrize("state", [state for state in JobState if state != JobState.QUEUED])

@@ -1,41 +1,22 @@
 """The state machine against a real database: exactly the moves of the table, each with all its traces."""
 
-from collections.abc import Iterator
 from datetime import timedelta
 from uuid import UUID
 
 import pytest
-from pydantic import SecretStr
 from sqlalchemy import Engine, func, select
 from sqlalchemy.orm import Session
 from sqlmodel import col
 
-from shared.database import make_engine
 from shared.errors import InternalError, LeaseLost, UploadFailed
 from shared.ids import uuid7
 from shared.jobs import attempts, upkeep
 from shared.jobs.moves import move
 from shared.jobs.rows import Artifact, Attempt, Bell, Event, Job, Tenant
 from shared.jobs.state import HELD, MOVES, AttemptOutcome, JobState, JobType
-from shared.settings import DatabaseSettings
 
 LEASE = timedelta(seconds=30)
 NOW = func.clock_timestamp()
-
-
-@pytest.fixture(scope="module")
-def engine(module_database: str) -> Iterator[Engine]:
-    engine = make_engine(DatabaseSettings(url=SecretStr(module_database)), "test")
-    yield engine
-    engine.dispose()
-
-
-@pytest.fixture
-def session(engine: Engine) -> Iterator[Session]:
-    """Rolled back afterwards."""
-    with Session(engine) as session:
-        yield session
-        session.rollback()
 
 
 def make_job(session: Session, state: JobState = JobState.QUEUED, **columns: object) -> UUID:
