@@ -1,0 +1,106 @@
+"""Objects against a real S3 server: what was stored is what is read, or an error says otherwise."""
+
+import hashlib
+import secrets
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from pydantic import SecretStr
+
+from shared.errors import StorageAway, StorageError
+from shared.settings import S3Settings
+from shared.storage import ObjectMissing, Storage
+
+SMALLEST_PART = 5 * 1024 * 1024
+
+
+@pytest.fixture
+def settings(s3: Any) -> S3Settings:
+    return S3Settings(
+        endpoint=s3.endpoint,
+        bucket=s3.bucket,
+        access_key=s3.access_key,
+        secret_key=SecretStr(s3.secret_key),
+        multipart_threshold=SMALLEST_PART,
+    )
+
+
+@pytest.fixture
+def storage(settings: S3Settings) -> Storage:
+    return Storage(settings)
+
+
+def test_an_object_is_read_as_it_was_stored(storage: Storage) -> None:
+    stored = storage.put("a/b", b"hello", media_type="text/plain")
+
+    assert storage.get("a/b", sha256=stored.sha256) == b"hello"
+    assert (stored.sha256, stored.size_bytes) == (hashlib.sha256(b"hello").hexdigest(), 5)
+
+
+def test_a_large_file_travels_in_parts_and_arrives_whole(storage: Storage, tmp_path: Path) -> None:
+    body = secrets.token_bytes(2 * SMALLEST_PART + 7)
+    (tmp_path / "large").write_bytes(body)
+
+    stored = storage.put("large", tmp_path / "large", media_type="application/octet-stream")
+    storage.download("large", tmp_path / "back", sha256=stored.sha256)
+
+    assert (tmp_path / "back").read_bytes() == body
+    assert stored.sha256 == hashlib.sha256(body).hexdigest()
+
+
+@pytest.mark.parametrize("body", [b"other", b"hell", b""])
+def test_bytes_that_are_not_those_stored_are_refused(storage: Storage, tmp_path: Path, body: bytes) -> None:
+    stored = storage.put("a", b"hello", media_type="text/plain")
+    storage.put("a", body, media_type="text/plain")
+
+    with pytest.raises(StorageError, match="SHA-256"):
+        storage.download("a", tmp_path / "a", sha256=stored.sha256)
+
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_object_is_told_apart_from_a_missing_service(storage: Storage, settings: S3Settings) -> None:
+    with pytest.raises(ObjectMissing):
+        storage.get("nothing")
+    away = Storage(settings.model_copy(update={"endpoint": "http://127.0.0.1:9"}))
+    with pytest.raises(StorageAway) as told:
+        away.size("nothing")
+    assert "127.0.0.1" not in str(told.value)
+
+
+def test_objects_are_listed_by_prefix_and_deleted(storage: Storage) -> None:
+    for name in ("x/1", "x/2", "y/1"):
+        storage.put(name, name.encode(), media_type="text/plain")
+
+    storage.delete(["x/1", "x/never"])
+
+    assert sorted(storage.list("x/")) == [("x/2", 3)]
+    assert sorted(storage.list("")) == [("x/2", 3), ("y/1", 3)]
+
+
+def test_a_link_works_without_a_key_and_only_for_its_object(storage: Storage) -> None:
+    storage.put("a", b"hello", media_type="text/plain")
+    storage.put("b", b"secret", media_type="text/plain")
+    link = storage.link("a", filename="a.txt")
+
+    assert httpx.get(link).content == b"hello"
+    assert httpx.get(link.replace("/a?", "/b?")).status_code == 403
+
+
+def test_an_upload_link_stores_an_object(storage: Storage) -> None:
+    answer = httpx.put(storage.upload_link("up", size_bytes=5), content=b"hello")
+
+    assert answer.status_code == 200
+    assert storage.get("up") == b"hello"
+
+
+def test_a_bucket_is_made_once(settings: S3Settings) -> None:
+    storage = Storage(settings.model_copy(update={"bucket": "fresh-bucket"}))
+
+    storage.ensure_bucket()
+    storage.put("a", b"x", media_type="text/plain")
+    storage.ensure_bucket()
+
+    assert storage.get("a") == b"x"
