@@ -68,7 +68,7 @@ define install
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@echo "installing noisemill[$(1)] into .venv, once; this takes some minutes"
 	@if [ "$$(uname)" = Linux ] && ! command -v nvidia-smi >/dev/null && [ -z "$$PIP_EXTRA_INDEX_URL" ]; then \
-		echo "  (no NVIDIA GPU? PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu saves 3 GB of CUDA)"; fi
+		echo "  (no NVIDIA GPU? PIP_EXTRA_INDEX_URL=<PyTorch's index of CPU wheels> saves 3 GB of CUDA)"; fi
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$(1)]"
 	@touch $@
 endef
