@@ -11,8 +11,6 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any, Final
 from uuid import UUID
 
-from redis.exceptions import RedisError
-
 from shared.settings import BrokerSettings
 
 logger = logging.getLogger(__name__)
@@ -95,6 +93,8 @@ class News:
                 await task
 
     async def _run(self) -> None:
+        from redis.exceptions import RedisError  # noqa: PLC0415  (slow to import, and only a running app needs it)
+
         while True:
             try:
                 await self._hear()

@@ -19,6 +19,8 @@ from shared.settings import Settings
 logger = logging.getLogger(__name__)
 
 LONGEST_PAUSE: Final = timedelta(seconds=10)
+_BATCH: Final = 100
+_GATHER_SECONDS: Final = 0.01
 _RINGS_KEPT: Final = 1000
 """More rings than that are dropped, which costs a listener one poll."""
 
@@ -61,11 +63,11 @@ class RelayThread:
         from shared.queue import BROKER_AWAY, RELAY_PAUSE, Relay, make_celery  # noqa: PLC0415
 
         bell = EventBell(self._settings.broker)
-        relay = Relay(engine, make_celery(self._settings.broker))
+        relay = Relay(engine, make_celery(self._settings.broker), batch=_BATCH)
         failures = 0
         while not self._stopping.is_set():
             try:
-                while relay.run_once() and not self._stopping.is_set():
+                while relay.run_once() == _BATCH and not self._stopping.is_set():
                     pass
             except (*BROKER_AWAY, *AWAY) as error:
                 failures += 1
@@ -87,8 +89,9 @@ class RelayThread:
         if failures:
             # Not cut short by new requests: each would cost another time-out.
             self._stopping.wait(min(pause * 2 ** min(failures, 8), LONGEST_PAUSE).total_seconds())
-        else:
-            self._woken.wait(pause.total_seconds())
+        # What comes in quick succession is published together.
+        elif self._woken.wait(pause.total_seconds()):
+            self._stopping.wait(_GATHER_SECONDS)
         self._woken.clear()
 
     def _complain(self, failures: int, error: BaseException) -> None:

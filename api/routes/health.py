@@ -6,7 +6,6 @@ from typing import Literal
 
 from fastapi import APIRouter, Request, Response, status
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
-from redis.exceptions import RedisError
 from sqlalchemy import text
 
 from api.parts import Parts
@@ -57,6 +56,8 @@ def get_metrics(request: Request) -> Response:
 
 
 async def _health(question: Awaitable[object]) -> Health:
+    from redis.exceptions import RedisError  # noqa: PLC0415  (slow to import, and only a running app needs it)
+
     try:
         async with asyncio.timeout(_PATIENCE_SECONDS):
             await question
