@@ -32,7 +32,7 @@ FOOT = """
 |---|---|---|
 | `REMAP_SIGTERM=SIGQUIT` | Celery | Needed in containers: SIGTERM then hands the job back instead of finishing it. |
 | `FLOWER_BASIC_AUTH` | Flower | `user:password`. Flower is never started without it. |
-| `PIP_EXTRA_INDEX_URL` | `make` | Where pip also looks: PyTorch's index of CPU wheels spares a machine without a GPU 3 GB. |
+| `PIP_EXTRA_INDEX_URL` | `make` | Where pip also looks: PyTorch's CPU index spares 3 GB without a GPU. |
 """
 
 
