@@ -190,7 +190,7 @@ async def find(session: AsyncSession, tenant_id: UUID, dataset_id: UUID, *, lock
 
 
 async def _ingest(session: AsyncSession, parts: Parts, dataset: Dataset, spec: IngestSpec) -> None:
-    await requests.submit_ingest(session, dataset, spec, max_attempts=parts.settings.jobs.max_attempts)
+    await requests.submit_ingest(session, dataset, spec, settings=parts.settings.jobs)
     await session.flush()
     await session.refresh(dataset)
 

@@ -75,8 +75,7 @@ async def _begin(session: AsyncSession, parts: Parts, submission: Submission) ->
 
 
 async def _submit(session: AsyncSession, parts: Parts, links: Links, submission: Submission) -> JobView:
-    limit = parts.settings.jobs.max_attempts
-    job = await requests.submit(session, submission.tenant_id, submission.request, max_attempts=limit)
+    job = await requests.submit(session, submission.tenant_id, submission.request, settings=parts.settings.jobs)
     known = await facts(session, [job])
     return views.job(job, known[job.id], links)
 

@@ -7,11 +7,12 @@
     - IllegalMove            the job is not in a state that allows this
     - InvalidSpec            the request can never work (names the field)
     - IdempotencyConflict    same key, other body, or still in flight
+    - QueueFull              the tenant has as many jobs waiting as it may
     - Unauthorized, Forbidden
     - TooLarge, TooSlow, UnsupportedMedia
   - JobError                 ends an attempt, with a code that clients may match on
     - DatasetInvalid, InputGone, ModelLoadFailed, NanLoss, OutOfMemory, TimeLimitExceeded, InternalError
-    - UploadFailed, StorageUnavailable, WorkerLost     retryable
+    - Stalled, UploadFailed, StorageUnavailable, WorkerLost     retryable
   - LeaseLost                this attempt is no longer the current one
   - StorageError             S3 said no, or said nothing
 """
@@ -70,6 +71,12 @@ class IdempotencyInProgress(RequestRefused):
     """The first request with this idempotency key has not ended yet."""
 
     code = "idempotency_in_progress"
+
+
+class QueueFull(RequestRefused):
+    """The tenant has as many jobs waiting as it may."""
+
+    code = "queue_full"
 
 
 class Unauthorized(RequestRefused):
@@ -143,9 +150,15 @@ class OutOfMemory(JobError):
 
 
 class TimeLimitExceeded(JobError):
-    """The attempt ran longer than it may, or made no step for too long."""
+    """The attempt ran longer than it may."""
 
     code = "timeout"
+
+
+class Stalled(TimeLimitExceeded):
+    """No step for too long: more often the machine's fault than the job's."""
+
+    retryable = True
 
 
 class UploadFailed(JobError):

@@ -106,6 +106,12 @@ class JobSettings(Section):
     """Wait before the second attempt after a failure; doubled for each further one."""
     idempotency_lifetime: Duration = timedelta(hours=24)
     """How long an idempotency key is remembered."""
+    max_queued: int = Field(default=10_000, ge=1)
+    """Jobs of one tenant that may wait; one more is answered 429 ``queue_full``."""
+    ageing: Duration = timedelta(minutes=10)
+    """A waiting job rises by one priority whenever it has waited for so long again."""
+    quantum: Duration = timedelta(seconds=10)
+    """Device time that a running attempt counts for from its first moment, when tenants are compared."""
 
 
 class WorkerSettings(Section):

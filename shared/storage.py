@@ -29,6 +29,14 @@ if TYPE_CHECKING:
 
 _CHUNK: Final = 1024 * 1024
 _NOT_FOUND: Final = 404
+_SERVER_ERROR: Final = 500
+_LATER_STATUS: Final = frozenset({408, 409, 425, 429})
+_LATER: Final = frozenset(
+    {"BadDigest", "IncompleteBody", "InvalidPart", "NoSuchUpload", "RequestTimeout", "SlowDown", "Throttling"}
+    | {"ThrottlingException", "TooManyRequests", "XAmzContentChecksumMismatch", "XAmzContentSHA256Mismatch"}
+)
+"""Refusals of one request and not of what it asks: it was damaged on its way, came too fast, or was an upload
+whose end was executed and not confirmed, so that its second try finds nothing left to end."""
 _DELETE_BATCH: Final = 1000
 """Most keys that one DeleteObjects request may name (S3 API)."""
 
@@ -44,6 +52,14 @@ class Stored:
 
 class ObjectMissing(StorageError):
     """There is no object under this key."""
+
+
+class DigestMismatch(StorageError):
+    """Storage returned a whole object whose bytes are not those that were stored."""
+
+    def __init__(self, key: str, *, found: str, expected: str) -> None:
+        super().__init__(f"{key}: the stored bytes have the SHA-256 {found}, not {expected}")
+        self.found, self.expected = found, expected
 
 
 class Storage:
@@ -69,10 +85,11 @@ class Storage:
             self._call(self._client.create_bucket, Bucket=self.bucket)
 
     def put(self, key: str, body: bytes | Path, *, media_type: str) -> Stored:
-        """Upload, in parts above the configured size.
+        """Upload, in parts above the configured size. Safe to repeat: the same bytes go under the same key.
 
         Raises:
-            StorageError: the service refused, or another size arrived than was sent.
+            StorageAway: it did not arrive whole, or nobody said that it did.
+            StorageError: the service refused.
         """
         digest, size = _digest(body)
         extra = {"ContentType": media_type, "Metadata": {"sha256": digest}}
@@ -80,8 +97,12 @@ class Storage:
             self._call(self._client.put_object, Bucket=self.bucket, Key=key, Body=body, **extra)
         else:
             self._call(self._client.upload_file, str(body), self.bucket, key, ExtraArgs=extra, Config=self._transfer)
-        if self.size(key) != size:
-            raise StorageError(f"{key}: {size} bytes were sent, {self.size(key)} arrived")
+        try:
+            arrived = self.size(key)
+        except ObjectMissing as error:
+            raise StorageAway(f"{key}: the service took it and does not have it") from error
+        if arrived != size:
+            raise StorageAway(f"{key}: {size} bytes were sent, {arrived} arrived")
         return Stored(key=key, sha256=digest, size_bytes=size)
 
     def size(self, key: str) -> int:
@@ -89,22 +110,40 @@ class Storage:
         return int(self._call(self._client.head_object, Bucket=self.bucket, Key=key)["ContentLength"])
 
     def get(self, key: str, *, sha256: str | None = None) -> bytes:
-        """The whole object, in memory; raises ``StorageError`` if its digest differs."""
+        """The whole object, in memory; raises ``DigestMismatch`` if it is not what was stored."""
         body = b"".join(self.stream(key))
-        if sha256 is not None and hashlib.sha256(body).hexdigest() != sha256:
-            raise StorageError(f"{key}: the stored bytes do not have the SHA-256 {sha256}")
+        self._verify(key, hashlib.sha256(body).hexdigest(), len(body), expected=sha256)
         return body
 
+    def _verify(self, key: str, digest: str, size_bytes: int, *, expected: str | None) -> None:
+        if expected is None or digest == expected:
+            return
+        if (whole := self.size(key)) != size_bytes:
+            # Not every server that breaks off says so: this one announced fewer bytes than it has.
+            raise StorageAway(f"{key}: the download broke off after {size_bytes} of {whole} bytes")
+        raise DigestMismatch(key, found=digest, expected=expected)
+
     def stream(self, key: str) -> Iterator[bytes]:
-        """The object in chunks."""
+        """The object in chunks; raises ``StorageAway`` when it breaks off before its end."""
         response = self._call(self._client.get_object, Bucket=self.bucket, Key=key)
+        received, size = 0, int(response["ContentLength"])
         try:
-            yield from response["Body"].iter_chunks(_CHUNK)
+            for chunk in response["Body"].iter_chunks(_CHUNK):
+                received += len(chunk)
+                yield chunk
         except (BotoCoreError, OSError) as error:
-            raise StorageError(f"{key}: the download broke off: {error}") from error
+            raise StorageAway(f"{key}: the download broke off ({type(error).__name__})") from error
+        if received != size:
+            raise StorageAway(f"{key}: the download broke off after {received} of {size} bytes")
 
     def download(self, key: str, path: Path, *, sha256: str | None = None) -> Stored:
-        """Download to ``path``, which appears whole and verified or not at all."""
+        """Download to ``path``, which appears whole and verified or not at all.
+
+        Raises:
+            DigestMismatch: what came, whole, is not what was stored.
+            StorageAway: it did not come, or not whole.
+            OSError: this machine's disk refused it.
+        """
         digest, size = hashlib.sha256(), 0
         descriptor, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:
@@ -112,8 +151,7 @@ class Storage:
                 for chunk in self.stream(key):
                     digest.update(chunk)
                     size += file.write(chunk)
-            if sha256 is not None and digest.hexdigest() != sha256:
-                raise StorageError(f"{key}: the stored bytes have the SHA-256 {digest.hexdigest()}, not {sha256}")
+            self._verify(key, digest.hexdigest(), size, expected=sha256)
             Path(partial).replace(path)
         except BaseException:
             Path(partial).unlink(missing_ok=True)
@@ -164,14 +202,29 @@ class Storage:
         try:
             return operation(*args, **kwargs)
         except ClientError as error:
-            if cast(Any, error).response.get("ResponseMetadata", {}).get("HTTPStatusCode") == _NOT_FOUND:
-                raise ObjectMissing(f"no such object: {kwargs.get('Key', kwargs.get('Bucket'))}") from error
-            raise StorageError(str(error)) from error
+            raise _refused(error, kwargs.get("Key", kwargs.get("Bucket"))) from error
         except BotoCoreError as error:
             # The text of the error names our address in the network, and clients see this message.
             raise StorageAway(f"storage did not answer ({type(error).__name__})") from error
-        except (OSError, Boto3Error) as error:
-            raise StorageError(f"storage did not answer ({type(error).__name__})") from error
+        except Boto3Error as error:
+            # A transfer wraps what the service said into an error of another kind.
+            cause = error.__context__
+            if isinstance(cause, ClientError):
+                raise _refused(cause, None) from error
+            raise StorageAway(f"storage did not take it ({type(cause or error).__name__})") from error
+        except ConnectionError as error:
+            raise StorageAway(f"storage did not answer ({type(error).__name__})") from error
+        except OSError as error:
+            raise StorageError(f"a file of this machine could not be read ({type(error).__name__})") from error
+
+
+def _refused(error: ClientError, name: str | None) -> StorageError:
+    """What an error answer of the service means: it is gone, it may come later, or it never will."""
+    response = cast(Any, error).response
+    status, code = response.get("ResponseMetadata", {}).get("HTTPStatusCode"), response.get("Error", {}).get("Code")
+    if code in _LATER or status in _LATER_STATUS or (status or 0) >= _SERVER_ERROR:
+        return StorageAway(f"storage could not do it now ({code}, status {status})")
+    return ObjectMissing(f"no such object: {name}") if status == _NOT_FOUND else StorageError(str(error))
 
 
 def _client(settings: S3Settings, endpoint: str | None) -> Any:
@@ -185,10 +238,11 @@ def _client(settings: S3Settings, endpoint: str | None) -> Any:
             signature_version="s3v4",
             connect_timeout=5,
             read_timeout=30,
-            retries={"mode": "standard", "max_attempts": 5},
+            retries={"mode": "standard", "max_attempts": 3},
             s3={"addressing_style": "path" if settings.path_style else "auto"},
             request_checksum_calculation=settings.checksums,
-            response_checksum_validation=settings.checksums,
+            # We compare SHA-256: the service's own sum would only hide which bytes came.
+            response_checksum_validation="when_required",
         ),
     )
 

@@ -106,7 +106,7 @@ class AttemptView(View):
     worker: str
     started_at: datetime
     ended_at: datetime | None = None
-    outcome: Literal["succeeded", "failed", "canceled", "paused", "interrupted", "lost"] | None = None
+    outcome: Literal["succeeded", "failed", "canceled", "paused", "interrupted", "preempted", "lost"] | None = None
     error: ErrorView | None = None
 
 

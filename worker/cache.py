@@ -26,7 +26,8 @@ class ObjectCache:
         """The object as a local file.
 
         Raises:
-            StorageError: it is missing, or its bytes do not have the digest.
+            StorageError: it is missing, damaged, or storage is away.
+            OSError: the disk is full, or does not work.
         """
         path = self._folder / stored.sha256
         with suppress(FileNotFoundError):  # others make room in the folder, too

@@ -12,6 +12,10 @@ class Pace:
     def __init__(self) -> None:
         self._marks: deque[tuple[float, int]] = deque()
 
+    def is_behind(self, step: int) -> bool:
+        """Whether ``step`` was passed before."""
+        return bool(self._marks) and step < self._marks[-1][1]
+
     def tick(self, step: int, now: float) -> None:
         """Note that ``step`` was done at ``now`` (monotonic seconds)."""
         if not self._marks or now - self._marks[-1][0] >= 0.1:

@@ -8,13 +8,26 @@ Everything it reports travels over a pipe to the supervisor, which commits it un
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Final, Literal, Protocol
 
-StopReason = Literal["cancel", "interrupt", "pause"]
+from shared.errors import StorageUnavailable
+
+StopReason = Literal["cancel", "interrupt", "pause", "preempt"]
+
+_URGENCY: Final[Mapping[StopReason, int]] = {"preempt": 0, "interrupt": 1, "pause": 1, "cancel": 2}
+
+
+def most_urgent(first: StopReason | None, later: StopReason) -> StopReason:
+    """Of two reasons to stop the one that counts: the first, unless the later one is more urgent."""
+    return later if first is None or _URGENCY[later] > _URGENCY[first] else first
+
+
+class InputDamaged(StorageUnavailable):
+    """Storage has the object, and its bytes are not those that were stored, however often they are read."""
 
 
 class Stopped(Exception):
-    """The job was asked to stop; raised from ``Run.step`` and passed on by every executor."""
+    """The job was asked to stop; raised by ``Run.step`` or ``Run.boundary`` and passed on by every executor."""
 
     def __init__(self, reason: StopReason) -> None:
         super().__init__(reason)
@@ -41,7 +54,7 @@ class Assignment:
 
     * ingest: ``source`` {key, sha256, size_bytes, filename}
     * train: ``dataset`` {id, modality, info, files: [{name, key, sha256, size_bytes}]} and
-      ``resume`` {key, sha256, size_bytes, step} or None
+      ``resume`` [{key, sha256, size_bytes, step}], the best first: the first that is intact is used
     * generate: ``model`` {id, name, version, family, spec, info, weights: {key, sha256, size_bytes}}
       and, for tasks that read one, ``dataset`` as above
     """
@@ -77,6 +90,14 @@ class Run(Protocol):
         """
         ...
 
+    def boundary(self) -> None:
+        """Say that this is a good moment to give the device away: a checkpoint is due.
+
+        Raises:
+            Stopped: a more urgent job waits for the device (``preempt``), or as from ``step``.
+        """
+        ...
+
     def metrics(self, step: int, split: Literal["train", "held_out"], values: Mapping[str, float]) -> None:
         """Record measured figures durably (one event each call; not for every step)."""
         ...
@@ -101,5 +122,11 @@ class Run(Protocol):
         ...
 
     def fetch(self, stored: StoredObject) -> Path:
-        """Download into the content-addressed cache, verify the SHA-256, return the path."""
+        """Download into the content-addressed cache, verify the SHA-256, return the path.
+
+        Raises:
+            InputGone: there is no such object.
+            InputDamaged: its bytes are not those that were stored.
+            StorageUnavailable: it could not be read, or there is no room for it here.
+        """
         ...

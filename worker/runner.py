@@ -8,16 +8,19 @@ Says: ready, phase, step, metrics, log, artifact, done, failed, stopped. Hears: 
 """
 
 import argparse
+import errno
 import logging
+import random
 import os
 import signal
 import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
-from threading import Thread
+from threading import Event, Thread
 from typing import Any, Final, Literal, TypeVar
 
 from shared.errors import (
@@ -31,12 +34,12 @@ from shared.errors import (
     UploadFailed,
 )
 from shared.settings import Settings
-from shared.storage import ObjectMissing, Storage
+from shared.storage import DigestMismatch, ObjectMissing, Storage
 from worker.cache import ObjectCache
 from worker.channel import Channel, Message
 from worker.jobs import executor
 from worker.pace import Pace
-from worker.run import Assignment, Stopped, StopReason, StoredObject
+from worker.run import Assignment, InputDamaged, Stopped, StopReason, StoredObject, most_urgent
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +47,19 @@ _REPORT_EVERY = 0.2
 """Seconds between two ``step`` messages; the supervisor commits far less often."""
 STORAGE_PATIENCE: Final = 120.0
 """Seconds that an attempt waits for storage to come back: an outage should not use up everybody's attempts."""
-_STORAGE_PAUSE: Final = 1.0
+PARTING_PATIENCE: Final = 10.0
+"""Seconds that an attempt which was told to stop still tries to store what it leaves behind; not when canceled."""
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 8.0
+"""Seconds before the second try, doubled for each further one up to the longest; shortened by chance."""
+_READS_OF_DAMAGED: Final = 3
+"""Times that an object is read before it is taken for damaged: a wire may flip bits, too."""
+_DISK_TROUBLE: Final = {
+    errno.ENOSPC: "is full",
+    errno.EDQUOT: "is full",
+    errno.EFBIG: "takes no file of this size",
+    errno.EROFS: "is read-only",
+    errno.EIO: "is broken",
+}
 
 T = TypeVar("T")
 
@@ -58,7 +73,9 @@ class RunnerRun:
         self._pace = Pace()
         self._reported = 0.0
         self._values: Mapping[str, float] = {}
-        self.stop_reason: StopReason | None = None
+        self._stop_reason: StopReason | None = None
+        self._leave_by = float("inf")
+        self._unwanted = Event()
 
     @property
     def assignment(self) -> Assignment:
@@ -68,18 +85,34 @@ class RunnerRun:
     def device(self) -> str:
         return self._runner.device
 
+    def stop(self, reason: StopReason) -> None:
+        """Ask the attempt to stop; called from another thread. A later reason counts if it is more urgent."""
+        reason = most_urgent(self._stop_reason, reason)
+        if reason == self._stop_reason:
+            return
+        self._stop_reason = reason
+        if reason != "preempt":
+            self._leave_by = time.monotonic() + (0 if reason == "cancel" else PARTING_PATIENCE)
+            self._unwanted.set()
+
     def phase(self, name: str) -> None:
         self._say("phase", phase=name)
 
     def step(self, step: int, steps: int, **values: float) -> None:
         now = time.monotonic()
+        if self._pace.is_behind(step):  # the training went back to a checkpoint
+            self._pace = Pace()
         self._pace.tick(step, now)
         self._values = values or self._values  # a step without figures, as while measuring, hides none
         if now - self._reported >= _REPORT_EVERY or step == steps:
             self._reported = now
             self._say("step", step=step, steps=steps, figures={**self._values, **self._pace.figures(step, steps)})
-        if self.stop_reason is not None:
-            raise Stopped(self.stop_reason)
+        if self._unwanted.is_set():
+            self.boundary()
+
+    def boundary(self) -> None:
+        if self._stop_reason is not None:
+            raise Stopped(self._stop_reason)
 
     def metrics(self, step: int, split: Literal["train", "held_out"], values: Mapping[str, float]) -> None:
         self._say("metrics", step=step, split=split, values=dict(values))
@@ -92,7 +125,8 @@ class RunnerRun:
     ) -> StoredObject:
         key = f"jobs/{self._assignment.job_id}/{self._assignment.fence}/{name}"
         try:
-            stored = self._patiently(lambda: self._runner.storage.put(key, body, media_type=media_type))
+            put = partial(self._runner.storage.put, key, body, media_type=media_type)
+            stored = self._patiently(put, leaving=kind == "checkpoint")
         except StorageError as error:
             raise UploadFailed(f"{name} could not be stored: {error}") from error
         result = StoredObject(key=key, sha256=stored.sha256, size_bytes=stored.size_bytes)
@@ -105,22 +139,37 @@ class RunnerRun:
             return self._patiently(lambda: self._runner.cache.fetch(stored))
         except ObjectMissing as error:  # waiting does not bring it back
             raise InputGone(str(error)) from error
-        except (StorageError, OSError) as error:  # OSError: the disk is full, or another runner made room
+        except DigestMismatch as error:
+            raise InputDamaged(f"SHA-256 {error.found}, expected {error.expected}") from error
+        except StorageError as error:
             raise StorageUnavailable(str(error)) from error
+        except OSError as error:
+            raise StorageUnavailable(_disk_trouble(error)) from error
 
-    def _patiently(self, act: Callable[[], T]) -> T:
-        """What ``act`` returns once storage answers; raises ``Stopped`` when that is no longer wanted."""
-        give_up = time.monotonic() + STORAGE_PATIENCE
+    def _patiently(self, act: Callable[[], T], *, leaving: bool = False) -> T:
+        """What ``act`` returns once storage answers; raises ``Stopped`` when that is no longer wanted.
+
+        ``leaving``: it stores what the next attempt goes on from, so that a stop does not end the wait at once.
+        """
+        give_up, tries = time.monotonic() + STORAGE_PATIENCE, 0
         while True:
+            tries += 1
             try:
                 return act()
+            except DigestMismatch:
+                if tries >= _READS_OF_DAMAGED:
+                    raise
             except StorageAway as error:
                 if time.monotonic() > give_up:
                     raise
                 logger.warning("waiting for storage: %s", error)
-            if self.stop_reason is not None:
-                raise Stopped(self.stop_reason)
-            time.sleep(_STORAGE_PAUSE)
+            self._wait(min(_LONGEST_PAUSE, _FIRST_PAUSE * 2 ** (tries - 1)) * random.uniform(0.5, 1), leaving=leaving)
+
+    def _wait(self, seconds: float, *, leaving: bool) -> None:
+        if self._unwanted.wait(seconds):
+            if not leaving or time.monotonic() > self._leave_by:
+                self.boundary()
+            time.sleep(min(seconds, _FIRST_PAUSE))
 
     def _say(self, kind: str, **content: Any) -> None:
         self._runner.channel.send({"type": kind, "fence": self._assignment.fence, **content})
@@ -155,7 +204,7 @@ class Runner:
             case "run":
                 self._work.put(Assignment(**message["assignment"]))
             case "stop" if self._current is not None and self._current.assignment.fence == message["fence"]:
-                self._current.stop_reason = message["reason"]
+                self._current.stop(message["reason"])
             case _:
                 logger.warning("ignored message %s", message["type"])
 
@@ -182,9 +231,18 @@ def _failure(error: BaseException) -> Message:
 
 def _named(error: BaseException) -> JobError:
     """The job error that stands for a foreign exception. Its text stays in the log, not in the answer."""
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return OutOfMemory("the job does not fit into memory; ask for a smaller batch or model")
+    from worker.engine.memory import is_out_of_memory
+
+    if is_out_of_memory(error):
+        return OutOfMemory("not even one sample fits into memory beside the model; ask for a smaller model")
+    if isinstance(error, OSError) and error.errno in _DISK_TROUBLE:
+        return StorageUnavailable(_disk_trouble(error))
     return InternalError(f"{type(error).__name__} in the worker; its log has the traceback")
+
+
+def _disk_trouble(error: OSError) -> str:
+    trouble = _DISK_TROUBLE.get(error.errno or 0, f"failed ({errno.errorcode.get(error.errno or 0, 'unknown')})")
+    return f"the worker's own disk {trouble}"
 
 
 def choose_device(settings: Any) -> str:

@@ -20,7 +20,7 @@ from sqlalchemy.orm import Session
 
 from shared.database import AWAY
 from shared.events import EventBell
-from shared.jobs import attempts
+from shared.jobs import attempts, claims
 from shared.settings import Settings
 from worker.device import Device
 from worker.watch import Watch
@@ -66,9 +66,9 @@ class Supervisor:
             return True
 
     def _claim(self) -> attempts.Claim | None:
-        lease = self.settings.jobs.lease
+        terms = claims.Terms.of(self.settings.jobs)
         try:
-            found = self.transact(lambda s: attempts.claim(s, worker=self.name, queues=self.queues, lease=lease))
+            found = self.transact(lambda s: claims.claim(s, worker=self.name, queues=self.queues, terms=terms))
         except AWAY as error:
             # If the claim did commit, its lease runs out and the job is queued again.
             logger.warning("could not claim: %s", error)

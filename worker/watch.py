@@ -135,12 +135,12 @@ class Watch:
         sent, told_at = time.monotonic(), self._event_at
         try:
             self._flush()
-            state = self._supervisor.transact(self._heartbeat)
+            standing = self._supervisor.transact(self._heartbeat)
         except AWAY as error:
             logger.warning("heartbeat failed, trying on: %s", str(error).splitlines()[0])
         else:
             self._fuse.feed(sent)
-            self._heed(state)
+            self._heed(standing.state)
         self._enforce()
         if self._event_at != told_at:
             self._supervisor.ring(self._claim.job_id)
@@ -153,7 +153,7 @@ class Watch:
             self._pending.popleft()
         self._supervisor.ring(self._claim.job_id)
 
-    def _heartbeat(self, session: Session) -> JobState:
+    def _heartbeat(self, session: Session) -> attempts.Standing:
         claim = self._claim
         value = self._step / self._steps if self._steps else 0.0
         now = time.monotonic()
@@ -166,9 +166,9 @@ class Watch:
             "phase": self._phase,
             "figures": self._figures,
         }
-        state = attempts.progress(session, claim.job_id, claim.fence, **where, lease=self._lease)
+        standing = attempts.progress(session, claim.job_id, claim.fence, **where, lease=self._lease)
         self._event_at, self._event_value, self._event_phase = now, value, self._phase
-        return state
+        return standing
 
     def _heed(self, state: JobState) -> None:
         if state == JobState.CANCELING:

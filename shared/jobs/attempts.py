@@ -1,28 +1,25 @@
-"""What a worker may do with a job: claim, heartbeat, report, record, and end its attempt.
+"""What an attempt may do: heartbeat, report, record, and end. How it begins is in ``claims.py``.
 
 Every function takes the caller's session and never commits; every write is guarded by the fence.
 Times are the database's (``clock_timestamp()``): no worker's clock decides anything.
 """
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, RowMapping, Text, bindparam, case, func, literal, select, text, update
-from sqlalchemy.dialects.postgresql import ARRAY, JSONB
+from sqlalchemy import ColumnElement, case, func, literal, select, update
+from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Session
 from sqlmodel import col
 
-from shared.errors import InputGone, InternalError, JobError, LeaseLost, NotFound
+from shared.errors import JobError, LeaseLost
 from shared.jobs import products
 from shared.jobs.moves import append_event, move, move_by_case
 from shared.jobs.rows import Artifact, Attempt, Job
 from shared.jobs.state import HELD, AttemptOutcome, JobState, JobType
-
-logger = logging.getLogger(__name__)
 
 LONGEST_BACKOFF: Final = timedelta(minutes=10)
 
@@ -54,76 +51,21 @@ class NewArtifact:
     details: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
-# SKIP LOCKED may answer "none" while rows are merely locked, so nobody stops polling on one empty
-# answer. MATERIALIZED: the locking scan must run once, never inside a join.
-_CLAIM = text("""
-WITH candidate AS MATERIALIZED (
-    SELECT id, state_version FROM jobs
-    WHERE state = 'queued' AND queue = ANY(:queues) AND (not_before IS NULL OR not_before <= clock_timestamp())
-        AND (start_deadline IS NULL OR start_deadline > clock_timestamp() OR started_at IS NOT NULL)
-    ORDER BY priority DESC, queued_at, id
-    LIMIT :limit FOR UPDATE SKIP LOCKED
-), claimed AS (
-    UPDATE jobs SET
-        state = 'running', fence = fence + 1, worker = :worker, phase = 'starting',
-        lease_until = clock_timestamp() + :lease, started_at = coalesce(started_at, clock_timestamp()),
-        not_before = NULL, state_version = jobs.state_version + 1, event_seq = event_seq + 1,
-        timings = timings || jsonb_build_object('queue_ms', coalesce((timings->>'queue_ms')::float8, 0)
-            + round(extract(epoch FROM clock_timestamp() - queued_at) * 1000))
-    FROM candidate WHERE jobs.id = candidate.id AND jobs.state = 'queued'
-    RETURNING jobs.*
-), attempt AS (
-    INSERT INTO attempts (job_id, fence, worker) SELECT id, fence, :worker FROM claimed
-), event AS (
-    INSERT INTO events (job_id, seq, type, data)
-    SELECT id, event_seq, 'job.state', jsonb_build_object(
-        'state', state, 'state_version', state_version, 'attempt', fence, 'worker', worker) FROM claimed
-)
-SELECT id, fence, tenant_id, type, spec, inputs, timeout_seconds FROM claimed
-""").bindparams(bindparam("queues", type_=ARRAY(Text)))
-
-
-def claim(session: Session, *, worker: str, queues: Sequence[str], lease: timedelta, limit: int = 1) -> list[Claim]:
-    """Take the best waiting jobs of these queues, each with a fence of its own; maybe none."""
-    wanted = {"worker": worker, "queues": list(queues), "lease": lease, "limit": limit}
-    while rows := session.execute(_CLAIM, wanted).mappings().all():
-        claims = [made for row in rows if (made := _claim(session, row)) is not None]
-        if claims:
-            return claims
-    return []
-
-
-def _claim(session: Session, row: RowMapping) -> Claim | None:
-    """The claim, or None: what the job refers to is gone, so it failed here and now."""
-    seconds = row["timeout_seconds"]
-    kind = JobType(row["type"])
-    try:
-        inputs = products.resolve(session, row["id"], kind, row["inputs"])
-    except NotFound as error:
-        fail(session, row["id"], row["fence"], InputGone(error.detail), backoff=timedelta(0))
-        return None
-    except (LookupError, TypeError, ValueError):
-        # A row that no claim can read would stay at the head of its queue and block everybody.
-        logger.exception("job %s: its inputs cannot be resolved", row["id"])
-        fail(session, row["id"], row["fence"], InternalError("its inputs cannot be resolved"), backoff=timedelta(0))
-        return None
-    return Claim(
-        job_id=row["id"],
-        fence=row["fence"],
-        tenant_id=row["tenant_id"],
-        type=kind,
-        spec=row["spec"],
-        inputs=inputs,
-        timeout=None if seconds is None else timedelta(seconds=seconds),
-    )
-
-
 def _current(job_id: UUID, fence: int) -> tuple[ColumnElement[bool], ...]:
     return col(Job.id) == job_id, col(Job.fence) == fence, col(Job.state).in_(HELD)
 
 
-def heartbeat(session: Session, job_id: UUID, fence: int, *, lease: timedelta) -> JobState:
-    """Hold the job for another ``lease``; returns its state, which may ask the attempt to stop.
+class Standing(NamedTuple):
+    """What a heartbeat is answered."""
+
+    state: JobState
+    """May ask the attempt to stop."""
+    preempt: bool
+    """Whether the attempt shall give its device away at the next checkpoint."""
+
+
+def heartbeat(session: Session, job_id: UUID, fence: int, *, lease: timedelta) -> Standing:
+    """Hold the job for another ``lease``.
 
     Raises:
         LeaseLost: the attempt is over; nothing it does from now on counts.
@@ -132,9 +74,9 @@ def heartbeat(session: Session, job_id: UUID, fence: int, *, lease: timedelta) -
         update(Job)
         .where(*_current(job_id, fence))
         .values(lease_until=func.clock_timestamp() + literal(lease))
-        .returning(col(Job.state))
+        .returning(col(Job.state), col(Job.preempt_fence))
     )
-    return _held(session.execute(statement).scalar_one_or_none(), job_id, fence)
+    return _standing(session.execute(statement).one_or_none(), job_id, fence)
 
 
 def progress(
@@ -147,7 +89,7 @@ def progress(
     phase: str | None,
     figures: Mapping[str, Any],
     lease: timedelta,
-) -> JobState:
+) -> Standing:
     """``heartbeat`` that also reports where the attempt is, with a ``job.progress`` event."""
     data = {
         "step": step,
@@ -166,13 +108,13 @@ def progress(
         lease_until=func.clock_timestamp() + literal(lease),
         **values,
     )
-    return _held(session.execute(statement).scalars(2).one_or_none(), job_id, fence)
+    return _standing(session.execute(statement).one_or_none(), job_id, fence)
 
 
-def _held(state: JobState | None, job_id: UUID, fence: int) -> JobState:
-    if state is None:
+def _standing(row: Any, job_id: UUID, fence: int) -> Standing:
+    if row is None:
         raise LeaseLost(f"job {job_id}: attempt {fence} is over")
-    return state
+    return Standing(JobState(row.state), row.preempt_fence == fence)
 
 
 def note(session: Session, job_id: UUID, fence: int, kind: str, data: Mapping[str, Any]) -> None:
@@ -182,7 +124,7 @@ def note(session: Session, job_id: UUID, fence: int, kind: str, data: Mapping[st
         LeaseLost: the attempt is over.
     """
     statement = append_event(job_id, kind, {**data, "attempt": fence}, *_current(job_id, fence)[1:])
-    _held(session.execute(statement).scalars(2).one_or_none(), job_id, fence)
+    _standing(session.execute(statement).one_or_none(), job_id, fence)
 
 
 def record(session: Session, claim: Claim, artifact: NewArtifact) -> None:
@@ -193,8 +135,8 @@ def record(session: Session, claim: Claim, artifact: NewArtifact) -> None:
     Raises:
         LeaseLost: the attempt is over.
     """
-    held = select(col(Job.state)).where(*_current(claim.job_id, claim.fence)).with_for_update()
-    _held(session.scalars(held).one_or_none(), claim.job_id, claim.fence)
+    held = select(col(Job.state), col(Job.preempt_fence)).where(*_current(claim.job_id, claim.fence)).with_for_update()
+    _standing(session.execute(held).one_or_none(), claim.job_id, claim.fence)
     same = (col(Artifact.key) == artifact.key, col(Artifact.sha256) == artifact.sha256)
     if session.scalars(select(col(Artifact.id)).where(*same)).one_or_none() is not None:
         return
@@ -204,6 +146,21 @@ def record(session: Session, claim: Claim, artifact: NewArtifact) -> None:
     note(session, claim.job_id, claim.fence, event, data)
     session.add(row)
     session.flush()
+    if artifact.kind == "checkpoint":
+        _supersede(session, claim.job_id, keep=artifact.details.get("keep", 1))
+
+
+def _supersede(session: Session, job_id: UUID, *, keep: int) -> None:
+    """Leave of the job's checkpoints the last ``keep`` and the one with the lowest score."""
+    mine = (col(Artifact.job_id) == job_id, col(Artifact.kind) == "checkpoint", col(Artifact.removed_at).is_(None))
+    step = col(Artifact.details)["step"].as_integer()
+    score = col(Artifact.details)["score"].as_float()
+    last = select(col(Artifact.id)).where(*mine).order_by(step.desc(), col(Artifact.id).desc()).limit(keep)
+    best = select(col(Artifact.id)).where(*mine, score.is_not(None)).order_by(score, step.desc()).limit(1)
+    kept = last.subquery().select().union(best.subquery().select())
+    session.execute(
+        update(Artifact).where(*mine, col(Artifact.id).not_in(kept)).values(removed_at=func.clock_timestamp())
+    )
 
 
 def _artifact(claim: Claim, artifact: NewArtifact) -> Artifact:
@@ -294,8 +251,10 @@ def fail(session: Session, job_id: UUID, fence: int, error: JobError, *, backoff
     return JobState(moved["state"])
 
 
-def hand_back(session: Session, job_id: UUID, fence: int) -> JobState | None:
+def hand_back(session: Session, job_id: UUID, fence: int, *, preempted: bool = False) -> JobState | None:
     """End an attempt that stopped when it was told to: canceled, paused, or queued for the next worker.
+
+    ``preempted``: it gave its device to a more urgent job.
 
     Returns:
         The state the job is in now, or None: the attempt was over already.
@@ -310,7 +269,7 @@ def hand_back(session: Session, job_id: UUID, fence: int) -> JobState | None:
         outcome={
             JobState.CANCELED: AttemptOutcome.CANCELED,
             JobState.PAUSED: AttemptOutcome.PAUSED,
-            JobState.QUEUED: AttemptOutcome.INTERRUPTED,
+            JobState.QUEUED: AttemptOutcome.PREEMPTED if preempted else AttemptOutcome.INTERRUPTED,
         },
         interruptions=Job.interruptions + case((col(Job.state) == JobState.RUNNING, 1), else_=0),
     )

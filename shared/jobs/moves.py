@@ -1,4 +1,4 @@
-"""One statement moves jobs: the guarded UPDATE, its event, the end of its attempt and its bell.
+"""One statement moves jobs: the guarded UPDATE, its event, the end of its attempt, what that cost, and its bell.
 
 Built here, executed by ``requests.py`` (async), ``attempts.py`` and ``upkeep.py`` (sync). Because all of
 it is a single SQL statement, of two racing writers exactly one matches a row, and no event, attempt
@@ -12,6 +12,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlmodel import col
 
 from shared.errors import JobError
+from shared.jobs.fairness import charge
 from shared.jobs.rows import Attempt, Bell, Event, Job
 from shared.jobs.state import HELD, AttemptOutcome, JobState, states_before
 
@@ -58,7 +59,8 @@ def move_by_case(
     statement = select(moved).add_cte(_event(moved))
     if outcome is not None:
         by_state = outcome if isinstance(outcome, dict) else dict.fromkeys(targets, outcome)
-        statement = statement.add_cte(_end_attempt(moved, by_state, error))
+        ended = _end_attempt(moved, by_state, error)
+        statement = statement.add_cte(ended, *charge(moved, ended))
     if JobState.QUEUED in targets:
         statement = statement.add_cte(_bell(moved))
     return statement
@@ -72,7 +74,7 @@ def append_event(
         update(Job)
         .where(col(Job.id) == job_id, *conditions)
         .values(event_seq=Job.event_seq + 1, state_version=Job.state_version + 1, **values)
-        .returning(col(Job.id), col(Job.event_seq), col(Job.state))
+        .returning(col(Job.id), col(Job.event_seq), col(Job.state), col(Job.preempt_fence))
         .cte("touched")
     )
     rows = select(touched.c.id, touched.c.event_seq, literal(kind, Text), literal(data, JSONB))
@@ -121,10 +123,12 @@ def _event(moved: CTE) -> CTE:
 def _end_attempt(moved: CTE, outcomes: dict[JobState, AttemptOutcome], error: JobError | None) -> CTE:
     outcome = case(*((moved.c.state == to, literal(how.value, Text)) for to, how in outcomes.items()))
     why = {} if error is None else {"error_code": error.code, "error_message": str(error)}
+    seconds = func.extract("epoch", col(Attempt.ended_at) - col(Attempt.started_at)).label("seconds")
     return (
         update(Attempt)
         .where(col(Attempt.job_id) == moved.c.id, col(Attempt.fence) == moved.c.fence, col(Attempt.ended_at).is_(None))
         .values(outcome=outcome, ended_at=func.clock_timestamp(), **why)
+        .returning(col(Attempt.job_id), col(Attempt.fence), seconds)
         .cte("ended")
     )
 

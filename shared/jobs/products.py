@@ -25,7 +25,7 @@ def resolve(session: Session, job_id: UUID, kind: JobType, inputs: Mapping[str, 
         case JobType.INGEST:
             return {"source": _dataset(session, inputs["dataset_id"]).source}
         case JobType.TRAIN:
-            return {"dataset": _dataset_input(session, inputs), "resume": _last_checkpoint(session, job_id)}
+            return {"dataset": _dataset_input(session, inputs), "resume": _checkpoints(session, job_id, inputs)}
         case JobType.GENERATE:
             return {"model": _model_input(session, inputs["version_id"]), "dataset": _dataset_input(session, inputs)}
         case _:
@@ -52,17 +52,21 @@ def _dataset_input(session: Session, inputs: Mapping[str, Any]) -> dict[str, Any
     }
 
 
-def _last_checkpoint(session: Session, job_id: UUID) -> dict[str, Any] | None:
-    newest = (
+def _checkpoints(session: Session, job_id: UUID, inputs: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Where the training may go on: its own checkpoints, newest first, then those of the jobs it is a retry of."""
+    lineage = [job_id, *(UUID(ancestor) for ancestor in inputs.get("lineage", []))]
+    kept = (
         select(Artifact)
-        .where(col(Artifact.job_id) == job_id, col(Artifact.kind) == "checkpoint")
+        .where(
+            col(Artifact.job_id).in_(lineage), col(Artifact.kind) == "checkpoint", col(Artifact.removed_at).is_(None)
+        )
         .order_by(col(Artifact.details)["step"].as_integer().desc(), col(Artifact.id).desc())
-        .limit(1)
     )
-    row = session.scalars(newest).one_or_none()
-    if row is None:
-        return None
-    return {"key": row.key, "sha256": row.sha256, "size_bytes": row.size_bytes, "step": row.details["step"]}
+    rows = sorted(session.scalars(kept), key=lambda row: lineage.index(row.job_id))
+    return [
+        {"key": row.key, "sha256": row.sha256, "size_bytes": row.size_bytes, "step": row.details["step"]}
+        for row in rows
+    ]
 
 
 def _model_input(session: Session, version_id: str) -> dict[str, Any]:

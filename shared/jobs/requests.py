@@ -1,4 +1,4 @@
-"""What a client may do: submit a job, cancel it. Async, in the caller's transaction, never commits.
+"""What a client may do: submit a job, cancel, pause, resume, retry. Async, in the caller's transaction, never commits.
 
 Checks that need SQL (does the dataset exist, does the model's family know the task) happen here, so
 that a job that was accepted can run.
@@ -6,22 +6,29 @@ that a job that was accepted can run.
 
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, Final
 from uuid import UUID
 
-from sqlalchemy import func, literal, select
+from sqlalchemy import ColumnElement, func, literal, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import col
 
 from shared import ids
-from shared.errors import InvalidSpec, NotFound
+from shared.errors import Gone, IllegalMove, InvalidSpec, NotFound, QueueFull
+from shared.jobs import fairness
 from shared.jobs.moves import move, move_by_case
 from shared.jobs.rows import Bell, Dataset, DatasetState, Event, Job, Model, ModelVersion
 from shared.jobs.state import QUEUES, JobState, JobType, Priority
+from shared.settings import JobSettings
 from shared.specs import FAMILIES, TrainSpec
 from shared.specs.ingest import IngestSpec
 from shared.specs.tasks import Generate, Interpolate, Reconstruct
 from shared.wire import GenerateRequest, TrainRequest
+
+_MARGIN: Final = 100
+"""Places below the limit of a queue from which on submissions are counted one after the other."""
+_LIMIT_LOCK: Final = 0x6A6F6273
+"""First key of the advisory lock, to keep it apart from others'."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,41 +38,46 @@ class _Draft:
     type: JobType
     spec: dict[str, Any]
     summary: str
-    inputs: dict[str, str]
+    inputs: dict[str, Any]
 
 
 async def submit(
-    session: AsyncSession, tenant_id: UUID, request: TrainRequest | GenerateRequest, *, max_attempts: int
+    session: AsyncSession, tenant_id: UUID, request: TrainRequest | GenerateRequest, *, settings: JobSettings
 ) -> Job:
     """Record the job with its first event and its bell.
 
     Raises:
         InvalidSpec: a reference in the spec cannot be used; the error points at the field.
+        QueueFull: the tenant has as many jobs waiting as it may.
     """
     draft = await (
         _train(session, tenant_id, request.spec)
         if request.type == "train"
         else _generate(session, tenant_id, request.spec)
     )
-    job = _job(tenant_id, draft, max_attempts=request.max_attempts or max_attempts)
+    job = _job(tenant_id, draft, max_attempts=request.max_attempts or settings.max_attempts)
     job.priority = Priority(request.priority).rank
     job.labels = dict(request.labels)
     job.timeout_seconds = request.timeout_seconds
     if request.start_deadline_seconds is not None:
         deadline = literal(timedelta(seconds=request.start_deadline_seconds))
         job.start_deadline = await session.scalar(select(func.clock_timestamp() + deadline))
-    return await _add(session, job)
+    return await _add(session, job, settings)
 
 
-async def submit_ingest(session: AsyncSession, dataset: Dataset, spec: IngestSpec, *, max_attempts: int) -> Job:
-    """Queue the ingestion of an uploaded dataset."""
+async def submit_ingest(session: AsyncSession, dataset: Dataset, spec: IngestSpec, *, settings: JobSettings) -> Job:
+    """Queue the ingestion of an uploaded dataset.
+
+    Raises:
+        QueueFull: the tenant has as many jobs waiting as it may.
+    """
     draft = _Draft(
         type=JobType.INGEST,
         spec=spec.model_dump(mode="json"),
         summary=f"ingest {dataset.name}",
         inputs={"dataset_id": str(dataset.id)},
     )
-    job = await _add(session, _job(dataset.tenant_id, draft, max_attempts=max_attempts))
+    job = await _add(session, _job(dataset.tenant_id, draft, max_attempts=settings.max_attempts), settings)
     dataset.state = DatasetState.INGESTING
     dataset.job_id = job.id
     return job
@@ -77,21 +89,96 @@ async def cancel(session: AsyncSession, tenant_id: UUID, job_id: UUID) -> Job:
     Raises:
         NotFound: the tenant has no such job.
     """
-    held = col(Job.state).in_([JobState.RUNNING, JobState.PAUSING])
-    mine = (col(Job.id) == job_id, col(Job.tenant_id) == tenant_id)
     now = func.coalesce(Job.cancel_requested_at, func.clock_timestamp())
-    # Two statements, each of which matches in its own states only; locked, so that the job cannot be claimed
-    # or handed back in between and slip through both.
-    await session.execute(select(col(Job.id)).where(*mine).with_for_update())
-    asked = move(JobState.CANCELING, *mine, held, cancel_requested_at=now)
+    mine = await _lock(session, tenant_id, job_id)
+    asked = move(JobState.CANCELING, *mine, cancel_requested_at=now)
     if (await session.execute(asked)).one_or_none() is None:
-        at_once = move_by_case(
-            [(JobState.CANCELED, col(Job.state).in_([JobState.QUEUED, JobState.PAUSED]))],
-            *mine,
-            cancel_requested_at=now,
-        )
-        await session.execute(at_once)
+        waits = col(Job.state).in_([JobState.QUEUED, JobState.PAUSED])
+        await session.execute(move_by_case([(JobState.CANCELED, waits)], *mine, cancel_requested_at=now))
     return await get(session, tenant_id, job_id)
+
+
+async def pause(session: AsyncSession, tenant_id: UUID, job_id: UUID) -> Job:
+    """Pause: at once if no attempt holds the job, else once it has left a checkpoint. Idempotent.
+
+    Raises:
+        NotFound: the tenant has no such job.
+        IllegalMove: it has ended, or is being canceled.
+    """
+    mine = await _lock(session, tenant_id, job_id)
+    asked = move(JobState.PAUSING, *mine)
+    if (await session.execute(asked)).one_or_none() is None:
+        await session.execute(move_by_case([(JobState.PAUSED, col(Job.state) == JobState.QUEUED)], *mine))
+    job = await get(session, tenant_id, job_id)
+    if job.state not in (JobState.PAUSING, JobState.PAUSED):
+        raise IllegalMove(f"the job is {job.state.value}: it cannot be paused")
+    return job
+
+
+async def resume(session: AsyncSession, tenant_id: UUID, job_id: UUID, *, settings: JobSettings) -> Job:
+    """Queue a paused job again, or withdraw a pause that has not happened yet. Idempotent.
+
+    Raises:
+        NotFound: the tenant has no such job.
+        IllegalMove: it has ended, or is being canceled.
+        QueueFull: the tenant has as many jobs waiting as it may.
+    """
+    mine = await _lock(session, tenant_id, job_id)
+    withdrawn = move_by_case([(JobState.RUNNING, col(Job.state) == JobState.PAUSING)], *mine)
+    if (await session.execute(withdrawn)).one_or_none() is None:
+        queued = move_by_case([(JobState.QUEUED, col(Job.state) == JobState.PAUSED)], *mine, not_before=None)
+        if (await session.execute(queued)).one_or_none() is not None:
+            await _enter(session, await get(session, tenant_id, job_id), settings)
+    job = await get(session, tenant_id, job_id)
+    if job.state not in (JobState.RUNNING, JobState.QUEUED):
+        raise IllegalMove(f"the job is {job.state.value}: it cannot be resumed")
+    return job
+
+
+async def retry(session: AsyncSession, tenant_id: UUID, job_id: UUID, *, settings: JobSettings) -> Job:
+    """A new job that asks for the same; a training goes on from the last checkpoint. Idempotent: one retry of each job.
+
+    Raises:
+        NotFound: the tenant has no such job.
+        IllegalMove: it has not ended, or well.
+        QueueFull: the tenant has as many jobs waiting as it may.
+    """
+    await _lock(session, tenant_id, job_id)
+    ended = await get(session, tenant_id, job_id)
+    if ended.state not in (JobState.FAILED, JobState.CANCELED, JobState.EXPIRED):
+        raise IllegalMove(f"the job is {ended.state.value}: only one that failed, expired or was canceled is retried")
+    made = select(Job).where(col(Job.retry_of) == job_id)
+    if (again := (await session.execute(made)).scalar_one_or_none()) is not None:
+        return again
+    lineage = [str(ended.id), *ended.inputs.get("lineage", [])] if ended.type == JobType.TRAIN else []
+    draft = _Draft(
+        type=ended.type,
+        spec=ended.spec,
+        summary=ended.summary,
+        inputs=ended.inputs | ({"lineage": lineage} if lineage else {}),
+    )
+    job = _job(tenant_id, draft, max_attempts=ended.max_attempts)
+    job.retry_of, job.priority, job.labels = ended.id, ended.priority, ended.labels
+    job.timeout_seconds = ended.timeout_seconds
+    if ended.start_deadline is not None and ended.created_at is not None:
+        patience = literal(ended.start_deadline - ended.created_at)
+        job.start_deadline = await session.scalar(select(func.clock_timestamp() + patience))
+    job = await _add(session, job, settings)
+    if job.type == JobType.INGEST:
+        values = {"state": DatasetState.INGESTING, "job_id": job.id, "error": None}
+        await session.execute(update(Dataset).where(col(Dataset.job_id) == ended.id).values(**values))
+    return job
+
+
+async def _lock(session: AsyncSession, tenant_id: UUID, job_id: UUID) -> tuple[ColumnElement[bool], ...]:
+    """Conditions that name the job, now locked.
+
+    A request is several statements, each of which matches in its own states only: without the lock the job could
+    be claimed or handed back in between and slip through all of them.
+    """
+    mine = (col(Job.id) == job_id, col(Job.tenant_id) == tenant_id)
+    await session.execute(select(col(Job.id)).where(*mine).with_for_update())
+    return mine
 
 
 async def get(session: AsyncSession, tenant_id: UUID, job_id: UUID) -> Job:
@@ -99,11 +186,14 @@ async def get(session: AsyncSession, tenant_id: UUID, job_id: UUID) -> Job:
 
     Raises:
         NotFound: there is none, or it is another tenant's.
+        Gone: it was erased.
     """
     found = select(Job).where(col(Job.id) == job_id, col(Job.tenant_id) == tenant_id)
     job = (await session.execute(found.execution_options(populate_existing=True))).scalar_one_or_none()
     if job is None:
         raise NotFound(f"no such job: {ids.public('job', job_id)}")
+    if job.erased_at is not None:
+        raise Gone(f"the job was erased: {ids.public('job', job_id)}")
     return job
 
 
@@ -122,9 +212,10 @@ def _job(tenant_id: UUID, draft: _Draft, *, max_attempts: int) -> Job:
     )
 
 
-async def _add(session: AsyncSession, job: Job) -> Job:
+async def _add(session: AsyncSession, job: Job, settings: JobSettings) -> Job:
     session.add(job)
     await session.flush()
+    await _enter(session, job, settings)
     session.add(
         Event(job_id=job.id, seq=1, type="job.state", data={"state": "queued", "state_version": 1, "attempt": 0})
     )
@@ -132,6 +223,18 @@ async def _add(session: AsyncSession, job: Job) -> Job:
     await session.flush()
     await session.refresh(job)
     return job
+
+
+async def _enter(session: AsyncSession, job: Job, settings: JobSettings) -> None:
+    """Let a job that waits now join its tenant's line, unless that is full; ``job`` is in it already."""
+    waiting = select(col(Job.id)).where(col(Job.tenant_id) == job.tenant_id, col(Job.state) == JobState.QUEUED)
+    count = select(func.count()).select_from(waiting.limit(settings.max_queued + 1).subquery())
+    if (await session.scalar(count) or 0) > settings.max_queued - _MARGIN:
+        # Near the limit submissions of a tenant take turns, so that not even many at once exceed it.
+        await session.execute(select(func.pg_advisory_xact_lock(_LIMIT_LOCK, func.hashtext(str(job.tenant_id)))))
+        if (await session.scalar(count) or 0) > settings.max_queued:
+            raise QueueFull(f"{settings.max_queued} jobs are waiting already")
+    await session.execute(*fairness.enter(job.tenant_id, job.priority, job.id, quantum=settings.quantum))
 
 
 async def _train(session: AsyncSession, tenant_id: UUID, spec: TrainSpec) -> _Draft:

@@ -13,6 +13,7 @@ from sqlalchemy import (
     CheckConstraint,
     Column,
     DateTime,
+    Double,
     Enum,
     ForeignKey,
     Identity,
@@ -101,13 +102,10 @@ class Job(SQLModel, table=True):
 
     __tablename__ = "jobs"
     __table_args__ = (
-        # The claim reads this in order and takes the first unlocked row.
+        # The claim reads the head of each tenant's line; a tenant's waiting jobs are counted in it.
         Index(
-            "ix_jobs_claim",
-            "queue",
-            text("priority DESC"),
-            "queued_at",
-            "id",
+            "ix_jobs_waiting",
+            *("tenant_id", "queue", "priority", "queued_at", "id"),
             postgresql_where=text("state = 'queued'"),
         ),
         Index("ix_jobs_lease", "lease_until", postgresql_where=text("state IN ('running', 'canceling', 'pausing')")),
@@ -120,6 +118,7 @@ class Job(SQLModel, table=True):
             name="completed_when_final",
         ),
         CheckConstraint("(state = 'failed') = (error_code IS NOT NULL)", name="error_when_failed"),
+        CheckConstraint("priority BETWEEN 0 AND 2", name="priority_known"),
         {"postgresql_with": {"fillfactor": "70"}},
     )
 
@@ -145,6 +144,8 @@ class Job(SQLModel, table=True):
     losses: int = Field(default=0, sa_column=_counter())
     interruptions: int = Field(default=0, sa_column=_counter())
     max_attempts: int = Field(sa_column=Column(Integer, nullable=False))
+    preempt_fence: int | None = Field(default=None, sa_column=Column(BigInteger))
+    """The attempt that was asked to give way to a more urgent job."""
     worker: str | None = Field(default=None, sa_column=Column(Text))
     lease_until: datetime | None = Field(default=None, sa_column=_time())
     not_before: datetime | None = Field(default=None, sa_column=_time())
@@ -165,6 +166,10 @@ class Job(SQLModel, table=True):
     queued_at: datetime | None = Field(default=None, sa_column=_time(default=True))
     started_at: datetime | None = Field(default=None, sa_column=_time())
     cancel_requested_at: datetime | None = Field(default=None, sa_column=_time())
+    retry_of: UUID | None = Field(default=None, sa_column=Column(ForeignKey("jobs.id"), unique=True))
+    """The ended job that this one was made to try again."""
+    erased_at: datetime | None = Field(default=None, sa_column=_time())
+    """From then on the row is a tombstone."""
     completed_at: datetime | None = Field(default=None, sa_column=_time())
 
 
@@ -172,16 +177,50 @@ class Attempt(SQLModel, table=True):
     """One try by one worker. Its number is the fence."""
 
     __tablename__ = "attempts"
-    __table_args__ = (CheckConstraint("(outcome IS NULL) = (ended_at IS NULL)", name="ended_with_outcome"),)
+    __table_args__ = (
+        CheckConstraint("(outcome IS NULL) = (ended_at IS NULL)", name="ended_with_outcome"),
+        Index("ix_attempts_token", "token", postgresql_where=text("ended_at IS NULL")),
+    )
 
     job_id: UUID = Field(sa_column=Column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True))
     fence: int = Field(sa_column=Column(BigInteger, primary_key=True, autoincrement=False))
     worker: str = Field(sa_column=Column(Text, nullable=False))
+    token: UUID | None = None
+    """Chosen by the worker before it claimed: how it finds a claim whose commit was not confirmed."""
     started_at: datetime | None = Field(default=None, sa_column=_time(default=True))
     ended_at: datetime | None = Field(default=None, sa_column=_time())
     outcome: AttemptOutcome | None = Field(default=None, sa_column=Column(_enum(AttemptOutcome, "outcome")))
     error_code: str | None = Field(default=None, sa_column=Column(Text))
     error_message: str | None = Field(default=None, sa_column=Column(Text))
+
+
+class Usage(SQLModel, table=True):
+    """Device-seconds of one ended attempt, charged once; outlives the job."""
+
+    __tablename__ = "usage"
+    __table_args__ = (
+        Index("ix_usage_tenant", "tenant_id", "created_at"),
+        Index("ix_usage_queue", "queue", "created_at"),
+    )
+
+    job_id: UUID = Field(primary_key=True)
+    fence: int = Field(sa_column=Column(BigInteger, primary_key=True, autoincrement=False))
+    tenant_id: UUID = Field(sa_column=_owner())
+    queue: str = Field(sa_column=Column(Text, nullable=False))
+    priority: int = Field(sa_column=Column(SmallInteger, nullable=False))
+    seconds: float = Field(sa_column=Column(Double, nullable=False))
+    created_at: datetime | None = Field(default=None, sa_column=_time(default=True))
+
+
+class Share(SQLModel, table=True):
+    """What a tenant has had of the devices, against the others of the same priority (``fairness.py``)."""
+
+    __tablename__ = "shares"
+
+    tenant_id: UUID = Field(sa_column=_owner(primary_key=True))
+    priority: int = Field(sa_column=Column(SmallInteger, primary_key=True, autoincrement=False))
+    attained: float = Field(sa_column=Column(Double, nullable=False, server_default=text("0")))
+    """Device-seconds."""
 
 
 class Event(SQLModel, table=True):
@@ -226,6 +265,9 @@ class Artifact(SQLModel, table=True):
     media_type: str = Field(sa_column=Column(Text, nullable=False))
     details: JsonObject = Field(default_factory=dict, sa_column=_json("{}"))
     created_at: datetime | None = Field(default=None, sa_column=_time(default=True))
+    expires_at: datetime | None = Field(default=None, sa_column=_time())
+    removed_at: datetime | None = Field(default=None, sa_column=_time())
+    """From then on the row is a tombstone, and the object may be gone."""
 
 
 class DatasetState(StrEnum):

@@ -3,7 +3,8 @@
 queued ──► running ──► succeeded | failed
   │ ▲         ├──► canceling ──► canceled
   │ │         ├──► pausing ──► paused ──► queued
-  │ └─────────┘    (lease lost, interrupted, or failed with attempts left)
+  │ │         │◄──── (the pause was withdrawn before it happened)
+  │ └─────────┘    (lease lost, interrupted, preempted, or failed with attempts left)
   ├──► canceled | paused
   └──► expired     (start deadline passed)
 """
@@ -50,7 +51,7 @@ MOVES: Final[Mapping[JobState, frozenset[JobState]]] = {
     _S.QUEUED: frozenset({_S.RUNNING, _S.CANCELED, _S.PAUSED, _S.EXPIRED}),
     _S.RUNNING: frozenset({_S.SUCCEEDED, _S.FAILED, _S.CANCELING, _S.PAUSING, _S.QUEUED}),
     _S.CANCELING: frozenset({_S.CANCELED}),
-    _S.PAUSING: frozenset({_S.PAUSED, _S.CANCELING, _S.SUCCEEDED, _S.FAILED}),
+    _S.PAUSING: frozenset({_S.PAUSED, _S.RUNNING, _S.CANCELING, _S.SUCCEEDED, _S.FAILED}),
     _S.PAUSED: frozenset({_S.QUEUED, _S.CANCELED}),
     _S.SUCCEEDED: frozenset(),
     _S.FAILED: frozenset(),
@@ -75,6 +76,8 @@ class AttemptOutcome(StrEnum):
     PAUSED = "paused"
     INTERRUPTED = "interrupted"
     """Handed back by its worker, which was told to stop; counts against nothing."""
+    PREEMPTED = "preempted"
+    """Gave its device to a more urgent job at a checkpoint; counts against nothing."""
     LOST = "lost"
     """Its lease ran out."""
 

@@ -17,12 +17,13 @@ from sqlalchemy.orm import Session
 
 from api.app import create_app
 from shared.ids import parse, public
-from shared.jobs import attempts
+from shared.jobs import attempts, claims
 from shared.jobs.attempts import Claim, NewArtifact
 from shared.jobs.rows import Dataset, DatasetState, Model, ModelVersion
-from shared.settings import Settings
+from shared.settings import JobSettings, Settings
 
 LEASE = timedelta(seconds=60)
+TERMS = claims.Terms.of(JobSettings())
 
 
 def make_settings(database: str, broker: str, bucket: Any, **api: Any) -> Settings:
@@ -132,15 +133,14 @@ def train_request(
 
 
 def claim(engine: Engine, job_id: str) -> Claim:
-    """Start an attempt at this job, as a worker would that finds it first in its queue."""
+    """Start an attempt at this job, as a worker would that finds it alone in its queue."""
     row = {"id": parse("job", job_id)}
     with Session(engine) as session, session.begin():
-        find = text("SELECT priority, queue FROM jobs WHERE id = :id")
-        priority, queue = session.execute(find, row).one()
-        prefer = text("UPDATE jobs SET priority = :priority WHERE id = :id")
-        session.execute(prefer, row | {"priority": 99})
-        (found,) = attempts.claim(session, worker="w1", queues=[queue], lease=LEASE)
-        session.execute(prefer, row | {"priority": priority})
+        queue = session.execute(text("SELECT queue FROM jobs WHERE id = :id"), row).scalar_one()
+        change = text("UPDATE jobs SET queue = :queue WHERE id = :id")
+        session.execute(change, row | {"queue": job_id})
+        (found,) = claims.claim(session, worker="w1", queues=[job_id], terms=TERMS)
+        session.execute(change, row | {"queue": queue})
     assert found.job_id == row["id"]
     return found
 

@@ -10,12 +10,13 @@ from sqlalchemy.orm import Session
 from shared.database import make_engine
 from shared.errors import JobError
 from shared.events import EventBell
-from shared.jobs import attempts
+from shared.jobs import attempts, claims
 from shared.jobs.attempts import Claim, NewArtifact
-from shared.settings import Settings
+from shared.settings import JobSettings, Settings
 from shared.storage import Storage
 
 LEASE = timedelta(minutes=1)
+TERMS = claims.Terms.of(JobSettings())
 
 
 class Hand:
@@ -31,11 +32,9 @@ class Hand:
     def claim(self, *queues: str) -> Claim:
         """Start an attempt at the job that waits."""
         with Session(self._engine) as session, session.begin():
-            claims = attempts.claim(
-                session, worker="hand", queues=queues or ("ingest", "train", "generate"), lease=LEASE
-            )
-        self._bell.ring(claims[0].job_id)
-        return claims[0]
+            found = claims.claim(session, worker="hand", queues=queues or ("ingest", "train", "generate"), terms=TERMS)
+        self._bell.ring(found[0].job_id)
+        return found[0]
 
     def step(self, claim: Claim, step: int, steps: int, **figures: float) -> None:
         with Session(self._engine) as session, session.begin():

@@ -6,17 +6,17 @@ import pytest
 from sqlalchemy.orm import Session
 
 from shared.errors import UploadFailed
-from shared.jobs import attempts, upkeep
+from shared.jobs import attempts, claims, upkeep
 from shared.jobs.rows import Job
 from shared.jobs.state import JobState, JobType
-from tests.shared.test_moves import LEASE, NOW, lose, make_job
+from tests.shared.test_moves import LEASE, NOW, TERMS, lose, make_job
 
 
 @pytest.mark.parametrize("state", [state for state in JobState if state != JobState.QUEUED])
 def test_only_a_queued_job_is_claimed(session: Session, state: JobState) -> None:
     make_job(session, state)
 
-    assert not attempts.claim(session, worker="w", queues=["generate"], lease=LEASE)
+    assert not claims.claim(session, worker="w", queues=["generate"], terms=TERMS)
 
 
 def test_a_lost_attempt_is_counted_as_lost_alone(session: Session) -> None:
@@ -45,7 +45,7 @@ def test_behind_a_job_that_cannot_be_run_the_next_one_is_claimed(session: Sessio
     make_job(session, type=JobType.GENERATE, priority=2)
     good = make_job(session)
 
-    assert [claim.job_id for claim in attempts.claim(session, worker="w", queues=["generate"], lease=LEASE)] == [good]
+    assert [claim.job_id for claim in claims.claim(session, worker="w", queues=["generate"], terms=TERMS)] == [good]
 
 
 @pytest.mark.parametrize(("failures", "end"), [(0, JobState.PAUSED), (2, JobState.FAILED)])

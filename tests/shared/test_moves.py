@@ -10,12 +10,14 @@ from sqlmodel import col
 
 from shared.errors import InternalError, LeaseLost, UploadFailed
 from shared.ids import uuid7
-from shared.jobs import attempts, upkeep
+from shared.jobs import attempts, claims, upkeep
 from shared.jobs.moves import move
 from shared.jobs.rows import Artifact, Attempt, Bell, Event, Job, Tenant
 from shared.jobs.state import HELD, MOVES, AttemptOutcome, JobState, JobType
+from shared.settings import JobSettings
 
 LEASE = timedelta(seconds=30)
+TERMS = claims.Terms.of(JobSettings())
 NOW = func.clock_timestamp()
 
 
@@ -100,7 +102,7 @@ def test_claims_are_numbered_and_never_reset(session: Session) -> None:
 
     fences = []
     for _ in range(3):
-        (claim,) = attempts.claim(session, worker="w", queues=["generate"], lease=LEASE)
+        (claim,) = claims.claim(session, worker="w", queues=["generate"], terms=TERMS)
         fences.append(claim.fence)
         attempts.hand_back(session, job_id, claim.fence)
 
@@ -110,7 +112,7 @@ def test_claims_are_numbered_and_never_reset(session: Session) -> None:
 def test_a_job_of_another_queue_is_not_claimed(session: Session) -> None:
     make_job(session)
 
-    assert not attempts.claim(session, worker="w", queues=["train"], lease=LEASE)
+    assert not claims.claim(session, worker="w", queues=["train"], terms=TERMS)
 
 
 def test_a_job_that_backs_off_is_not_claimed_before_its_time(session: Session) -> None:
@@ -118,7 +120,7 @@ def test_a_job_that_backs_off_is_not_claimed_before_its_time(session: Session) -
     attempts.fail(session, job_id, 1, UploadFailed("x"), backoff=timedelta(seconds=60))
 
     assert state_of(session, job_id) == JobState.QUEUED
-    assert not attempts.claim(session, worker="w", queues=["generate"], lease=LEASE)
+    assert not claims.claim(session, worker="w", queues=["generate"], terms=TERMS)
 
 
 @pytest.mark.parametrize("write", ["heartbeat", "progress", "note", "record", "succeed", "fail", "hand_back"])
@@ -223,7 +225,7 @@ def test_a_job_expires_when_nobody_starts_it_in_time(session: Session) -> None:
 def test_a_job_past_its_start_deadline_is_not_claimed(session: Session) -> None:
     make_job(session, start_deadline=NOW - LEASE)
 
-    assert not attempts.claim(session, worker="w", queues=["generate"], lease=LEASE)
+    assert not claims.claim(session, worker="w", queues=["generate"], terms=TERMS)
 
 
 def test_of_two_tickers_one_holds_the_lease(session: Session) -> None:
@@ -242,10 +244,8 @@ def test_two_workers_never_claim_the_same_job(engine: Engine) -> None:
     with Session(engine) as setup, setup.begin():
         ids = {make_job(setup) for _ in range(20)}
     with Session(engine) as one, Session(engine) as two:
-        first = {claim.job_id for claim in attempts.claim(one, worker="a", queues=["generate"], lease=LEASE, limit=10)}
-        second = {
-            claim.job_id for claim in attempts.claim(two, worker="b", queues=["generate"], lease=LEASE, limit=100)
-        }
+        first = {claim.job_id for claim in claims.claim(one, worker="a", queues=["generate"], terms=TERMS, limit=10)}
+        second = {claim.job_id for claim in claims.claim(two, worker="b", queues=["generate"], terms=TERMS, limit=100)}
         one.rollback()
         two.rollback()
     with Session(engine) as cleanup, cleanup.begin():
@@ -259,15 +259,15 @@ def test_a_job_that_started_in_time_outlives_its_start_deadline(session: Session
     attempts.hand_back(session, job_id, 1)
 
     assert upkeep.expire(session) == []
-    assert [claim.job_id for claim in attempts.claim(session, worker="w", queues=["generate"], lease=LEASE)] == [job_id]
+    assert [claim.job_id for claim in claims.claim(session, worker="w", queues=["generate"], terms=TERMS)] == [job_id]
 
 
 def test_a_job_whose_inputs_make_no_sense_fails_and_lets_the_next_one_through(session: Session) -> None:
     broken, good = make_job(session, type=JobType.GENERATE, priority=2), make_job(session)
 
-    claims = attempts.claim(session, worker="w", queues=["generate"], lease=LEASE, limit=2)
+    found = claims.claim(session, worker="w", queues=["generate"], terms=TERMS, limit=2)
 
-    assert [claim.job_id for claim in claims] == [good]
+    assert [claim.job_id for claim in found] == [good]
     assert state_of(session, broken) == JobState.FAILED
 
 

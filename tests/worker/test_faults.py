@@ -23,9 +23,9 @@ from sqlalchemy.orm import Session
 from shared.database import make_async_engine
 from shared.events import EventBell
 from shared.ids import uuid7
-from shared.jobs import attempts, requests
+from shared.jobs import attempts, claims, requests
 from shared.jobs.state import JobState, JobType
-from shared.settings import BrokerSettings, Settings
+from shared.settings import BrokerSettings, JobSettings, Settings
 from shared.storage import Storage
 from tests.worker.conftest import Workplace
 from worker.cache import ObjectCache
@@ -173,7 +173,7 @@ def test_a_dead_runner_is_killed_only_once(monkeypatch: pytest.MonkeyPatch) -> N
 def test_a_cancel_is_not_lost_between_a_claim_and_its_return(workplace: Workplace) -> None:
     job_id = workplace.job()
     acts = [
-        lambda s: attempts.claim(s, worker="w", queues=["generate"], lease=timedelta(seconds=30)),
+        lambda s: claims.claim(s, worker="w", queues=["generate"], terms=claims.Terms.of(JobSettings())),
         lambda s: attempts.hand_back(s, job_id, 1),
     ]
 

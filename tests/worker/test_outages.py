@@ -59,7 +59,7 @@ def test_an_upload_waits_for_storage_to_come_back(workplace: Workplace, tmp_path
 
 def test_a_stop_ends_the_wait_for_storage(tmp_path: Path) -> None:
     run = _run(Supervised(_away(), tmp_path))
-    run.stop_reason = "cancel"
+    run.stop("cancel")
 
     with pytest.raises(Stopped):
         run.publish("preview", "p", b"x", media_type="image/png")

@@ -10,8 +10,9 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
-from shared.jobs import attempts, requests, upkeep
+from shared.jobs import claims, requests, upkeep
 from shared.jobs.state import AttemptOutcome, JobState
+from shared.settings import JobSettings
 from shared.storage import Storage
 from tests.worker.conftest import Workplace
 
@@ -210,7 +211,7 @@ def test_a_worker_that_lost_its_attempt_kills_its_runner_and_changes_nothing(wor
 
     expire_lease(workplace, job_id)
     with Session(workplace.engine) as session, session.begin():
-        (claim,) = attempts.claim(session, worker="w2", queues=["generate"], lease=timedelta(seconds=30))
+        (claim,) = claims.claim(session, worker="w2", queues=["generate"], terms=claims.Terms.of(JobSettings()))
     running.join(10)
 
     job = workplace.get(job_id)

@@ -1,0 +1,137 @@
+"""Taking work: which waiting jobs are claimed, and how a claim is found again whose commit nobody confirmed.
+
+Like ``attempts.py``: the caller's session, no commit, the database's clock.
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Final
+from uuid import UUID
+
+from sqlalchemy import UUID as SQL_UUID
+from sqlalchemy import RowMapping, Text, bindparam, select, text
+from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy.orm import Session
+from sqlmodel import col
+
+from shared.errors import InputGone, InternalError, NotFound
+from shared.jobs import fairness, products
+from shared.jobs.attempts import Claim, fail
+from shared.jobs.rows import Attempt, Job
+from shared.jobs.state import HELD, JobType
+from shared.settings import JobSettings
+
+logger = logging.getLogger(__name__)
+
+_LINE: Final = 8
+"""Jobs looked at in each line (tenant, queue, priority) beyond those wanted: so many claims at once find one each."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Terms:
+    """On what terms jobs are claimed."""
+
+    lease: timedelta
+    ageing: timedelta
+    quantum: timedelta
+
+    @classmethod
+    def of(cls, settings: JobSettings) -> "Terms":
+        return cls(lease=settings.lease, ageing=settings.ageing, quantum=settings.quantum)
+
+
+# SKIP LOCKED may answer "none" while rows are merely locked, so nobody stops polling on one empty
+# answer. MATERIALIZED: the locking scan must run once, never inside a join.
+_CLAIM: Final = text(f"""
+WITH RECURSIVE waiting_tenants (tenant_id) AS ({fairness.WAITING_TENANTS}),
+in_flight AS MATERIALIZED ({fairness.IN_FLIGHT}),
+heads AS MATERIALIZED (
+    SELECT head.id, head.queued_at, head.rank,
+        coalesce(shares.attained, 0) + coalesce(in_flight.seconds, 0) AS attained
+    FROM waiting_tenants CROSS JOIN unnest(:queues) AS q (queue)
+    CROSS JOIN generate_series(0, {fairness.HIGHEST}) AS p (priority)
+    CROSS JOIN LATERAL (
+        SELECT id, queued_at, {fairness.RANK} AS rank FROM jobs
+        WHERE state = 'queued' AND tenant_id = waiting_tenants.tenant_id AND queue = q.queue
+            AND priority = p.priority AND {fairness.MAY_START}
+        ORDER BY queued_at, id LIMIT {_LINE} + :limit
+    ) AS head
+    LEFT JOIN shares ON shares.tenant_id = waiting_tenants.tenant_id AND shares.priority = p.priority
+    LEFT JOIN in_flight ON in_flight.tenant_id = waiting_tenants.tenant_id AND in_flight.priority = p.priority
+), candidate AS MATERIALIZED (
+    SELECT jobs.id FROM jobs JOIN heads ON heads.id = jobs.id WHERE jobs.state = 'queued'
+    ORDER BY heads.rank DESC, heads.attained, heads.queued_at, heads.id
+    LIMIT :limit FOR UPDATE OF jobs SKIP LOCKED
+), claimed AS (
+    UPDATE jobs SET
+        state = 'running', fence = fence + 1, worker = :worker, phase = 'starting',
+        lease_until = clock_timestamp() + :lease, started_at = coalesce(started_at, clock_timestamp()),
+        not_before = NULL, state_version = jobs.state_version + 1, event_seq = event_seq + 1,
+        timings = timings || jsonb_build_object('queue_ms', coalesce((timings->>'queue_ms')::float8, 0)
+            + round(extract(epoch FROM clock_timestamp() - queued_at) * 1000))
+    FROM candidate WHERE jobs.id = candidate.id AND jobs.state = 'queued'
+    RETURNING jobs.*
+), attempt AS (
+    INSERT INTO attempts (job_id, fence, worker, token) SELECT id, fence, :worker, :token FROM claimed
+), event AS (
+    INSERT INTO events (job_id, seq, type, data)
+    SELECT id, event_seq, 'job.state', jsonb_build_object(
+        'state', state, 'state_version', state_version, 'attempt', fence, 'worker', worker) FROM claimed
+)
+SELECT id, fence, tenant_id, type, spec, inputs, timeout_seconds FROM claimed
+""").bindparams(bindparam("queues", type_=ARRAY(Text)), bindparam("token", type_=SQL_UUID()))  # noqa: S608  (constants of ours)
+
+
+def claim(
+    session: Session, *, worker: str, queues: Sequence[str], terms: Terms, limit: int = 1, token: UUID | None = None
+) -> list[Claim]:
+    """Take the jobs whose turn it is in these queues, each with a fence of its own; maybe none.
+
+    First by priority, risen by age; then the tenant that has had least (``fairness.py``); then the oldest.
+    """
+    wanted = {"worker": worker, "queues": list(queues), "limit": limit, "token": token}
+    wanted |= {"lease": terms.lease, "ageing": terms.ageing, "quantum": terms.quantum}
+    while rows := session.execute(_CLAIM, wanted).mappings().all():
+        claims = [made for row in rows if (made := _claim(session, row)) is not None]
+        if claims:
+            return claims
+    return []
+
+
+def reclaim(session: Session, token: UUID) -> list[Claim]:
+    """The claims that were made with ``token`` and still hold: for a worker whose commit was not confirmed."""
+    wanted = ("id", "fence", "tenant_id", "type", "spec", "inputs", "timeout_seconds")
+    held = (
+        select(*(Job.metadata.tables["jobs"].c[name] for name in wanted))
+        .join(Attempt, (col(Attempt.job_id) == Job.id) & (col(Attempt.fence) == Job.fence))
+        .where(col(Attempt.token) == token, col(Attempt.ended_at).is_(None), col(Job.state).in_(HELD))
+    )
+    rows = session.execute(held).mappings().all()
+    return [made for row in rows if (made := _claim(session, row)) is not None]
+
+
+def _claim(session: Session, row: RowMapping) -> Claim | None:
+    """The claim, or None: what the job refers to is gone, so it failed here and now."""
+    seconds = row["timeout_seconds"]
+    kind = JobType(row["type"])
+    try:
+        inputs = products.resolve(session, row["id"], kind, row["inputs"])
+    except NotFound as error:
+        fail(session, row["id"], row["fence"], InputGone(error.detail), backoff=timedelta(0))
+        return None
+    except (LookupError, TypeError, ValueError):
+        # A row that no claim can read would stay at the head of its queue and block everybody.
+        logger.exception("job %s: its inputs cannot be resolved", row["id"])
+        fail(session, row["id"], row["fence"], InternalError("its inputs cannot be resolved"), backoff=timedelta(0))
+        return None
+    return Claim(
+        job_id=row["id"],
+        fence=row["fence"],
+        tenant_id=row["tenant_id"],
+        type=kind,
+        spec=row["spec"],
+        inputs=inputs,
+        timeout=None if seconds is None else timedelta(seconds=seconds),
+    )
