@@ -10,14 +10,13 @@ Says: ready, phase, step, metrics, log, artifact, done, failed, stopped. Hears: 
 import argparse
 import errno
 import logging
-import random
 import os
+import random
 import signal
 import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Event, Thread
@@ -125,8 +124,9 @@ class RunnerRun:
     ) -> StoredObject:
         key = f"jobs/{self._assignment.job_id}/{self._assignment.fence}/{name}"
         try:
-            put = partial(self._runner.storage.put, key, body, media_type=media_type)
-            stored = self._patiently(put, leaving=kind == "checkpoint")
+            stored = self._patiently(
+                lambda: self._runner.storage.put(key, body, media_type=media_type), leaving=kind == "checkpoint"
+            )
         except StorageError as error:
             raise UploadFailed(f"{name} could not be stored: {error}") from error
         result = StoredObject(key=key, sha256=stored.sha256, size_bytes=stored.size_bytes)
@@ -231,13 +231,19 @@ def _failure(error: BaseException) -> Message:
 
 def _named(error: BaseException) -> JobError:
     """The job error that stands for a foreign exception. Its text stays in the log, not in the answer."""
-    from worker.engine.memory import is_out_of_memory
-
-    if is_out_of_memory(error):
-        return OutOfMemory("not even one sample fits into memory beside the model; ask for a smaller model")
+    if _is_out_of_memory(error):
+        return OutOfMemory("the job does not fit into memory; ask for a smaller model")
     if isinstance(error, OSError) and error.errno in _DISK_TROUBLE:
         return StorageUnavailable(_disk_trouble(error))
     return InternalError(f"{type(error).__name__} in the worker; its log has the traceback")
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    if not isinstance(error, RuntimeError):
+        return isinstance(error, MemoryError)
+    from worker.engine.memory import is_out_of_memory  # imports torch, which a RuntimeError has most likely seen
+
+    return is_out_of_memory(error)
 
 
 def _disk_trouble(error: OSError) -> str:
