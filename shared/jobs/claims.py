@@ -45,21 +45,14 @@ class Terms:
 # SKIP LOCKED may answer "none" while rows are merely locked, so nobody stops polling on one empty
 # answer. MATERIALIZED: the locking scan must run once, never inside a join.
 _CLAIM: Final = text(f"""
-WITH RECURSIVE waiting_tenants (tenant_id) AS ({fairness.WAITING_TENANTS}),
-in_flight AS MATERIALIZED ({fairness.IN_FLIGHT}),
-heads AS MATERIALIZED (
-    SELECT head.id, head.queued_at, head.rank,
-        coalesce(shares.attained, 0) + coalesce(in_flight.seconds, 0) AS attained
-    FROM waiting_tenants CROSS JOIN unnest(:queues) AS q (queue)
-    CROSS JOIN generate_series(0, {fairness.HIGHEST}) AS p (priority)
-    CROSS JOIN LATERAL (
-        SELECT id, queued_at, {fairness.RANK} AS rank FROM jobs
-        WHERE state = 'queued' AND tenant_id = waiting_tenants.tenant_id AND queue = q.queue
-            AND priority = p.priority AND {fairness.MAY_START}
+WITH RECURSIVE {fairness.LINES}, heads AS MATERIALIZED (
+    SELECT head.id, head.queued_at, lines.attained, CASE WHEN place = 1 THEN {fairness.RISEN} ELSE priority END AS rank
+    FROM lines CROSS JOIN unnest(:queues) AS q (queue) CROSS JOIN LATERAL (
+        SELECT id, queued_at, row_number() OVER (ORDER BY queued_at, id) AS place FROM jobs
+        WHERE state = 'queued' AND tenant_id = lines.tenant_id AND queue = q.queue AND priority = lines.priority
+            AND {fairness.MAY_START}
         ORDER BY queued_at, id LIMIT {_LINE} + :limit
     ) AS head
-    LEFT JOIN shares ON shares.tenant_id = waiting_tenants.tenant_id AND shares.priority = p.priority
-    LEFT JOIN in_flight ON in_flight.tenant_id = waiting_tenants.tenant_id AND in_flight.priority = p.priority
 ), candidate AS MATERIALIZED (
     SELECT jobs.id FROM jobs JOIN heads ON heads.id = jobs.id WHERE jobs.state = 'queued'
     ORDER BY heads.rank DESC, heads.attained, heads.queued_at, heads.id

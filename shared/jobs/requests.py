@@ -234,7 +234,7 @@ async def _enter(session: AsyncSession, job: Job, settings: JobSettings) -> None
         await session.execute(select(func.pg_advisory_xact_lock(_LIMIT_LOCK, func.hashtext(str(job.tenant_id)))))
         if (await session.scalar(count) or 0) > settings.max_queued:
             raise QueueFull(f"{settings.max_queued} jobs are waiting already")
-    await session.execute(*fairness.enter(job.tenant_id, job.priority, job.id, quantum=settings.quantum))
+    await session.execute(*fairness.enter(job.tenant_id, job.id, quantum=settings.quantum))
 
 
 async def _train(session: AsyncSession, tenant_id: UUID, spec: TrainSpec) -> _Draft:

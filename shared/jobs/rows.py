@@ -199,7 +199,7 @@ class Usage(SQLModel, table=True):
 
     __tablename__ = "usage"
     __table_args__ = (
-        Index("ix_usage_tenant", "tenant_id", "created_at"),
+        Index("ix_usage_line", "tenant_id", "priority", "created_at"),
         Index("ix_usage_queue", "queue", "created_at"),
     )
 
@@ -213,12 +213,11 @@ class Usage(SQLModel, table=True):
 
 
 class Share(SQLModel, table=True):
-    """What a tenant has had of the devices, against the others of the same priority (``fairness.py``)."""
+    """What a tenant has had of the devices, to compare it with others (``fairness.py``)."""
 
     __tablename__ = "shares"
 
     tenant_id: UUID = Field(sa_column=_owner(primary_key=True))
-    priority: int = Field(sa_column=Column(SmallInteger, primary_key=True, autoincrement=False))
     attained: float = Field(sa_column=Column(Double, nullable=False, server_default=text("0")))
     """Device-seconds."""
 

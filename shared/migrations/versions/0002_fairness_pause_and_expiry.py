@@ -53,15 +53,14 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["tenant_id"], ["tenants.id"], name=op.f("fk_usage_tenant_id")),
         sa.PrimaryKeyConstraint("job_id", "fence", name=op.f("pk_usage")),
     )
-    op.create_index("ix_usage_tenant", "usage", ["tenant_id", "created_at"])
+    op.create_index("ix_usage_line", "usage", ["tenant_id", "priority", "created_at"])
     op.create_index("ix_usage_queue", "usage", ["queue", "created_at"])
     op.create_table(
         "shares",
         sa.Column("tenant_id", sa.Uuid(), nullable=False),
-        sa.Column("priority", sa.SmallInteger(), autoincrement=False, nullable=False),
         sa.Column("attained", sa.Double, server_default=sa.text("0"), nullable=False),
         sa.ForeignKeyConstraint(["tenant_id"], ["tenants.id"], name=op.f("fk_shares_tenant_id")),
-        sa.PrimaryKeyConstraint("tenant_id", "priority", name=op.f("pk_shares")),
+        sa.PrimaryKeyConstraint("tenant_id", name=op.f("pk_shares")),
     )
 
 
