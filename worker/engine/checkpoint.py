@@ -1,8 +1,9 @@
 """A training at one step as ONE safetensors file: tensors by name and a JSON header. Nothing is ever unpickled."""
 
 import json
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,9 +20,21 @@ FORMAT: Final = 1
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
-    """Write contiguous CPU tensors; the same content gives the same bytes."""
+    """Write CPU tensors; the same content gives the same bytes. ``path`` appears whole or not at all.
+
+    Raises:
+        OSError: the disk refused it.
+    """
     metadata = {HEADER: json.dumps({"format": FORMAT, **header}, sort_keys=True)}
-    save_file(dict(tensors), path, metadata=metadata)
+    unfinished = path.with_name(f".{path.name}")
+    try:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, unfinished, metadata=metadata)
+        unfinished.replace(path)
+    except SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))
+        raise OSError(int(number[1]) if number else 0, f"{path.name} could not be written") from error
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -42,8 +55,13 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def detached_copy(tensor: Tensor) -> Tensor:
-    """A contiguous copy in main memory that later steps do not touch."""
-    return tensor.detach().to("cpu", copy=True).contiguous()
+    """A copy in main memory that later steps do not touch."""
+    return tensor.detach().to("cpu", copy=True)
+
+
+def tensors_of(net: nn.Module) -> dict[str, Tensor]:
+    """All that a network holds, by name: its state, and the buffers that it does not count as such."""
+    return net.state_dict() | dict(net.named_buffers())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,9 +73,11 @@ class Checkpoint:
     data: Mapping[str, Any]
     numerics: Mapping[str, Any]
     tensors: Mapping[str, Tensor]
+    notes: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """What the caller wants to know again, as JSON; the arithmetic depends on none of it."""
 
     def write(self, path: Path) -> None:
-        header = {"step": self.step, "spec": self.spec, "data": self.data, "numerics": self.numerics}
+        header = {name: getattr(self, name) for name in ("step", "spec", "data", "numerics", "notes")}
         write_tensors(path, self.tensors, header)
 
     @classmethod
@@ -68,7 +88,7 @@ class Checkpoint:
             fields = {name: header[name] for name in ("step", "spec", "data", "numerics")}
         except KeyError as error:
             raise ModelLoadFailed(f"{path.name} is no checkpoint: its header lacks {error}") from error
-        return cls(tensors=tensors, **fields)
+        return cls(tensors=tensors, notes=header.get("notes", {}), **fields)
 
 
 def write_weights(path: Path, net: nn.Module, header: Mapping[str, Any]) -> None:
@@ -83,12 +103,11 @@ def load_weights(path: Path, net: nn.Module) -> None:
         ModelLoadFailed: the file is damaged or its tensors are not exactly those of ``net``.
     """
     tensors, _ = read_tensors(path)
-    fill(net, tensors, path.name)
+    fill(net.state_dict(), tensors, path.name)
 
 
-def fill(net: nn.Module, tensors: Mapping[str, Tensor], origin: str) -> None:
-    """Copy tensors into ``net``; ModelLoadFailed unless names, shapes and types agree."""
-    expected = net.state_dict()
+def fill(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor], origin: str) -> None:
+    """Copy ``tensors`` into those of a network; ModelLoadFailed unless names, shapes and types agree."""
     for name in expected.keys() ^ tensors.keys():
         raise ModelLoadFailed(f"{origin} does not fit the network: {name} is on one side only")
     for name, tensor in expected.items():

@@ -29,6 +29,10 @@ class ModelCache:
     def size_bytes(self) -> int:
         return sum(size_bytes(net) for net in self._networks.values())
 
+    def clear(self) -> None:
+        """Forget all of them, so that their memory can be used for something else."""
+        self._networks.clear()
+
     def __contains__(self, key: Hashable) -> bool:
         return key in self._networks
 
@@ -36,3 +40,7 @@ class ModelCache:
 def size_bytes(net: nn.Module) -> int:
     """Bytes of parameters and buffers."""
     return sum(tensor.numel() * tensor.element_size() for tensor in net.state_dict().values())
+
+
+MODELS: Final = ModelCache()
+"""The models of this process, kept between jobs."""

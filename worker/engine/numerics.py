@@ -4,9 +4,9 @@ import os
 import platform
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Final, Literal, TypeVar
+from typing import Any, Final, Literal, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +33,15 @@ class Numerics:
     precision: ConcretePrecision
     channels_last: bool
     num_threads: int
+    micro_batch: int | None = None
+    """Most samples of a forward and backward pass, whose gradients add up to the batch's; None: all of them."""
+    halved_at: tuple[int, ...] = ()
+    """The steps at which memory ran out and ``micro_batch`` was halved."""
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> Self:
+        """Read ``as_json``; TypeError if it is something else."""
+        return cls(**{**fields, "halved_at": tuple(fields.get("halved_at", ()))})
 
     @classmethod
     def choose(cls, spec: TrainSpec, device: torch.device) -> "Numerics":
@@ -67,8 +76,13 @@ class Numerics:
             return tensor.to(device, memory_format=self.memory_format, non_blocking=True)
         return tensor.to(device, non_blocking=True)
 
+    def halved(self, num_rows: int, step: int) -> Self:
+        """With passes of half as many samples, from ``step`` on, for batches of ``num_rows``."""
+        half = -(-min(self.micro_batch or num_rows, num_rows) // 2)
+        return replace(self, micro_batch=half, halved_at=(*self.halved_at, step))
+
     def as_json(self) -> dict[str, Any]:
-        return asdict(self)
+        return asdict(self) | {"halved_at": list(self.halved_at)}
 
 
 def multiplies_bf16(device: torch.device) -> bool:

@@ -27,16 +27,25 @@ class Part:
             lr=spec.learning_rate,
             fused=all(tensor.device.type in ("cpu", "cuda") for tensor in tensors),
         )
+        # At once: a network whose moments do not fit shall not train to the end of its first step.
+        for tensor in tensors:
+            self.optimizer.state[tensor] = _moments(tensor)
         self.scaler = torch.amp.GradScaler(tensors[0].device.type, enabled=scale_loss)
 
-    def descend(self, loss: Tensor, learning_rate: float) -> Tensor:
-        """One optimizer step down the gradient of ``loss``; returns the gradient's norm before clipping.
+    def forget(self) -> None:
+        """Drop the gradient that was accumulated."""
+        self.optimizer.zero_grad()
+
+    def accumulate(self, loss: Tensor) -> None:
+        """Add the gradient of ``loss``."""
+        self.scaler.scale(loss).backward(inputs=list(self.parameters.values()))
+
+    def descend(self, learning_rate: float) -> Tensor:
+        """One optimizer step down the accumulated gradient; returns its norm before clipping.
 
         With loss scaling, a step whose gradient overflowed is left out and the scale lowered.
         """
         tensors = list(self.parameters.values())
-        self.optimizer.zero_grad()
-        self.scaler.scale(loss).backward(inputs=tensors)
         self.scaler.unscale_(self.optimizer)
         grad_norm = nn.utils.clip_grad_norm_(tensors, self.grad_clip)
         for group in self.optimizer.param_groups:
@@ -48,8 +57,8 @@ class Part:
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """All that the next step depends on, besides the parameters."""
         for name, parameter in self.parameters.items():
-            state = self.optimizer.state.get(parameter, {})
-            yield from ((f"{name}.{moment}", state[moment]) for moment in MOMENTS if moment in state)
+            state = self.optimizer.state[parameter]
+            yield from ((f"{name}.{moment}", state[moment]) for moment in MOMENTS)
         for name, value in self.scaler.state_dict().items():
             if name in ("scale", "_growth_tracker"):
                 yield f"scaler.{name}", torch.tensor(value, dtype=torch.float64)
@@ -61,17 +70,17 @@ class Part:
             KeyError: something is missing.
         """
         for name, parameter in self.parameters.items():
-            if f"{name}.step" in tensors:
-                self.optimizer.state[parameter] = self._moments(name, parameter, tensors)
+            for moment in MOMENTS:
+                self.optimizer.state[parameter][moment].copy_(tensors[f"{name}.{moment}"])
         if self.scaler.is_enabled():
             state = self.scaler.state_dict()
             state["scale"] = tensors["scaler.scale"].item()
             state["_growth_tracker"] = int(tensors["scaler._growth_tracker"].item())
             self.scaler.load_state_dict(state)
 
-    @staticmethod
-    def _moments(name: str, parameter: nn.Parameter, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        # The fused kernel walks raw memory, so a moment must be laid out as its parameter is.
-        exp_avg, exp_avg_sq = (torch.empty_like(parameter).copy_(tensors[f"{name}.{moment}"]) for moment in MOMENTS[:2])
-        step = tensors[f"{name}.step"].to(parameter.device, torch.float32)
-        return {"exp_avg": exp_avg.detach(), "exp_avg_sq": exp_avg_sq.detach(), "step": step}
+
+def _moments(parameter: nn.Parameter) -> dict[str, Tensor]:
+    # The fused kernel walks raw memory, so a moment must be laid out as its parameter is.
+    exp_avg, exp_avg_sq = (torch.zeros_like(parameter, requires_grad=False) for _ in range(2))
+    step = torch.zeros((), dtype=torch.float32, device=parameter.device)
+    return {"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq, "step": step}

@@ -13,6 +13,8 @@ from typing import Final, Generic, Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
+from shared.errors import OutOfMemory
+from worker.engine.memory import is_out_of_memory, release
 from worker.engine.tile_width import widest
 from worker.families.family import Draw, Sampler, Seeded, SlotState
 from worker.kernels.noise import Domain, Noise
@@ -20,6 +22,8 @@ from worker.kernels.noise import Domain, Noise
 Reproducibility = Literal["exact", "same_hardware", "none"]
 REPRODUCIBILITY: Final[Reproducibility] = "same_hardware"
 """Equal bytes are promised between workers whose fingerprints are equal."""
+BY_CHANCE: Final[Reproducibility] = "none"
+"""Memory ran out on the way: when it did decides about the bits, and no fingerprint tells."""
 
 RequestT = TypeVar("RequestT", bound=Seeded)
 
@@ -41,9 +45,15 @@ class Tile(Generic[RequestT]):
     ) -> None:
         self.net, self.sampler, self.device = net, sampler, device
         # Slots that nobody has entered yet hold the example, so that they are stepped on real numbers.
-        row = self._start(example)
-        self.width = width or widest(lambda width: self._stepped(_repeat(row, width)), device)
-        self._state = _repeat(row, self.width)
+        self._example = self._start(example)
+        self.width = width or widest(self._try, device)
+        self._clear()
+
+    def _try(self, width: int) -> None:
+        self._stepped(_repeat(self._example, width))
+
+    def _clear(self) -> None:
+        self._state = _repeat(self._example, self.width)
         self._slots: list[_Occupant[RequestT] | None] = [None] * self.width
 
     @property
@@ -68,15 +78,31 @@ class Tile(Generic[RequestT]):
     def step(self) -> list[tuple[Draw[RequestT], Tensor]]:
         """Advance every slot by one step; samples that are done leave, each with its draw."""
         self._state = self._stepped(self._state)
-        done: list[tuple[Draw[RequestT], Tensor]] = []
-        for slot, occupant in enumerate(self._slots):
-            if occupant is None:
-                continue
+        taken = [(slot, occupant) for slot, occupant in enumerate(self._slots) if occupant is not None]
+        for _, occupant in taken:
             occupant.steps_left -= 1
-            if occupant.steps_left == 0:
-                done.append((occupant.draw, self._finish(slot)))
-                self._slots[slot] = None
+        leaving = [(slot, occupant.draw) for slot, occupant in taken if occupant.steps_left == 0]
+        done = [(draw, self._finish(slot)) for slot, draw in leaving]
+        for slot, _ in leaving:
+            self._slots[slot] = None
         return done
+
+    def narrow(self) -> list[Draw[RequestT]]:
+        """Make the tile half as wide, or less, because a step did not fit into memory.
+
+        Returns the draws that were in it, which is empty now: what was computed at another width is not kept.
+
+        Raises:
+            OutOfMemory: it has one slot.
+        """
+        if self.width == 1:
+            raise OutOfMemory("not even one sample fits into memory beside the model")
+        draws = [occupant.draw for occupant in self._slots if occupant is not None]
+        self._state = {}
+        release(self.device)
+        self.width = widest(self._try, self.device, below=self.width)
+        self._clear()
+        return draws
 
     def evict(self, unwanted: Callable[[Draw[RequestT]], bool]) -> None:
         """Free the slots of draws that nobody wants any more."""
@@ -113,9 +139,27 @@ def _repeat(row: SlotState, width: int) -> SlotState:
 def sample(tile: Tile[RequestT], draws: Iterable[Draw[RequestT]]) -> Iterator[tuple[Draw[RequestT], Tensor]]:
     """Draw all of ``draws``, yielding each sample as soon as it is done.
 
-    Samples of equally many steps come in the order they were asked for.
+    Samples of equally many steps come in the order they were asked for. Where a step does not fit into memory the
+    tile gets narrower, and what is not done by then begins again: see ``tile.width`` for what it came to.
+
+    Raises:
+        OutOfMemory: not even one sample fits.
     """
     waiting = deque(draws)
     while waiting or not tile.is_empty:
         tile.admit([waiting.popleft() for _ in range(min(tile.num_free, len(waiting)))])
-        yield from tile.step()
+        done = _stepped(tile)
+        if done is None:
+            waiting.extendleft(reversed(tile.narrow()))
+        else:
+            yield from done
+
+
+def _stepped(tile: Tile[RequestT]) -> list[tuple[Draw[RequestT], Tensor]] | None:
+    """What a step finished; None if it did not fit into memory."""
+    try:
+        return tile.step()
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return None

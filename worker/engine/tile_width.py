@@ -7,15 +7,17 @@ tile, the end of the tensor belongs to the last slot. (Seen on a CPU with torch 
 where every such tensor divides evenly. On a GPU every element takes the same path.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-WIDTHS: Final[Mapping[str, Sequence[int]]] = {"cpu": (8, 1), "cuda": (64,)}
-"""Widths to try by kind of device, best first. On CPUs 8 reaches most of the throughput of small networks."""
+from worker.engine.memory import is_out_of_memory, release
+
+WIDEST: Final[Mapping[str, int]] = {"cpu": 8, "cuda": 64}
+"""The best width by kind of device. On CPUs 8 reaches most of the throughput of small networks."""
 
 LONGEST_VECTOR: Final = 64
 """Elements that torch handles in one go: two AVX-512 registers of bfloat16."""
@@ -56,12 +58,28 @@ class _TailWatch(TorchDispatchMode):
         return extent != tensor.numel() or tensor.numel() % (LONGEST_VECTOR * num_threads) != 0
 
 
-def widest(step: Callable[[int], object], device: torch.device) -> int:
-    """The best width at which ``step(width)`` gives every slot the same bits; ``step`` is tried out."""
-    widths = WIDTHS.get(device.type, (1,))
-    for width in widths[:-1]:
+def widest(step: Callable[[int], object], device: torch.device, below: int | None = None) -> int:
+    """The best width at which ``step(width)`` gives every slot the same bits; ``step`` is tried out.
+
+    ``below`` is a width that did not fit into memory: the next one is half of it, or less.
+    """
+    width = WIDEST.get(device.type, 1) if below is None else below // 2
+    while width > 1 and device.type == "cpu":
+        even = _is_even(step, width)
+        if even is not None:
+            return width if even else 1
+        release(device)
+        width //= 2
+    return width
+
+
+def _is_even(step: Callable[[int], object], width: int) -> bool | None:
+    """Whether all slots of a tile of ``width`` are computed alike; None if it does not fit into memory."""
+    try:
         with _TailWatch(width) as watch:
             step(width)
-        if not watch.uneven:
-            return width
-    return widths[-1]
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return None
+    return not watch.uneven

@@ -12,8 +12,9 @@ from typing import Any, Generic
 import torch
 from torch import Tensor
 
-from shared.errors import ModelLoadFailed, NanLoss
-from worker.engine.checkpoint import Checkpoint, detached_copy, fill
+from shared.errors import ModelLoadFailed, NanLoss, OutOfMemory
+from worker.engine.checkpoint import Checkpoint, detached_copy, fill, tensors_of
+from worker.engine.memory import is_out_of_memory, release
 from worker.engine.numerics import Numerics
 from worker.engine.part import Part
 from worker.engine.schedule import ema_decay, learning_rate, warmup_steps
@@ -59,15 +60,17 @@ class Trainer(Generic[SpecT, NetT]):
     def advance(self, batch: Batch) -> dict[str, float]:
         """Do one step on ``batch`` and return its loss, its family's figures and the gradient norm.
 
+        Where the batch does not fit into memory it is cut in halves, and again, whose gradients add up to its own.
+        Noise is keyed by a sample's place in the batch, so that each sample keeps its own.
+
         Raises:
             NanLoss: a loss or, without loss scaling, a gradient is not a finite number.
+            OutOfMemory: not even one sample fits.
         """
-        batch = self.place(batch)
-        noise = Noise.of_step(Domain.TRAINING, self.spec.seed, self.step, range(num_rows(batch)), self.device)
         self.net.train()
         values: dict[str, Tensor] = {}
         for name, part in self.parts.items():
-            values |= self._update(name, part, batch, noise)
+            values |= self._update(name, part, batch)
         self._average_weights()
         self.step += 1
         return self._checked(values)
@@ -76,12 +79,59 @@ class Trainer(Generic[SpecT, NetT]):
         """Move a batch to the device, images in the training's layout."""
         return {name: self.numerics.place(tensor, self.device) for name, tensor in batch.items()}
 
-    def _update(self, name: str, part: Part, batch: Batch, noise: Noise) -> dict[str, Tensor]:
+    def _update(self, name: str, part: Part, batch: Batch) -> dict[str, Tensor]:
+        values = None
+        while values is None:
+            part.forget()
+            try:
+                values = self._accumulate(name, part, batch)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+            if values is None:  # not in the handler: there the error still holds its frames, and they the graph
+                self._halve(part, num_rows(batch))
+        return values | {f"{self._prefix(name)}grad_norm": part.descend(self.learning_rate)}
+
+    def _accumulate(self, name: str, part: Part, batch: Batch) -> dict[str, Tensor]:
+        """Add up the gradient of the batch's mean loss; returns the means of its figures."""
+        totals: dict[str, Tensor] = {}
+        for rows, piece in pieces(batch, self.micro_batch):
+            noise = Noise.of_step(Domain.TRAINING, self.spec.seed, self.step, rows, self.device)
+            measured = self._measured(name, self.net, self.place(piece), noise)
+            share = len(rows) / num_rows(batch)
+            part.accumulate(measured[f"{self._prefix(name)}loss"] * share)
+            for figure, value in measured.items():
+                totals[figure] = totals.get(figure, 0) + value.detach() * share
+        return totals
+
+    def _halve(self, part: Part, num_rows: int) -> None:
+        part.forget()
+        release(self.device)
+        if min(self.micro_batch, num_rows) == 1:
+            raise OutOfMemory("not even one sample fits into memory beside the network and its optimizer")
+        self.numerics = self.numerics.halved(num_rows, self.step)
+
+    def measure(self, batch: Batch, positions: range) -> dict[str, float]:
+        """Sums over the batch of the losses and their figures, for the averaged weights."""
+        placed = self.place(batch)
+        noise = Noise.of_step(Domain.EVALUATION, self.spec.seed, 0, positions, self.device)
+        figures: dict[str, Tensor] = {}
+        for name in self.family.losses:
+            figures |= self._measured(name, self.average, placed, noise)
+        return {name: value.item() * len(positions) for name, value in figures.items()}
+
+    def _measured(self, name: str, net: NetT, batch: Batch, noise: Noise) -> dict[str, Tensor]:
         with self.numerics.autocast(self.device):
-            measured = self.family.losses[name](self.spec, self.net, batch, noise)
-        grad_norm = part.descend(measured.loss, self.learning_rate)
-        prefix = "" if len(self.parts) == 1 else f"{name}_"
-        return {f"{prefix}loss": measured.loss, f"{prefix}grad_norm": grad_norm, **measured.values}
+            measured = self.family.losses[name](self.spec, net, batch, noise)
+        return {f"{self._prefix(name)}loss": measured.loss, **measured.values}
+
+    def _prefix(self, name: str) -> str:
+        return "" if len(self.family.losses) == 1 else f"{name}_"
+
+    @property
+    def micro_batch(self) -> int:
+        """Most samples that go through the network at once."""
+        return self.numerics.micro_batch or self.spec.batch_size
 
     @property
     def learning_rate(self) -> float:
@@ -114,14 +164,15 @@ class Trainer(Generic[SpecT, NetT]):
                 raise NanLoss(f"{name} is {number} at step {self.step}")
         return {name: number for name, number in checked.items() if isfinite(number)}
 
-    def checkpoint(self) -> Checkpoint:
-        """A copy of the state, so that training may go on while it is written."""
+    def checkpoint(self, notes: Mapping[str, Any] | None = None) -> Checkpoint:
+        """A copy of the state, so that training may go on while it is written; ``notes`` are the caller's."""
         return Checkpoint(
             step=self.step,
             spec=self.spec.model_dump(mode="json"),
             data=self.data.as_json(),
             numerics=self.numerics.as_json(),
             tensors={name: detached_copy(tensor) for name, tensor in self._tensors()},
+            notes=notes or {},
         )
 
     @classmethod
@@ -134,7 +185,7 @@ class Trainer(Generic[SpecT, NetT]):
             ModelLoadFailed: the checkpoint belongs to another spec or other data, or lacks something.
         """
         try:
-            numerics = Numerics(**checkpoint.numerics)
+            numerics = Numerics.from_json(checkpoint.numerics)
             # Validated, so that fields which the spec has gained since then have their defaults.
             same = family.spec.model_validate(checkpoint.spec) == spec and DataInfo.from_json(checkpoint.data) == data
         except (TypeError, KeyError, ValueError) as error:
@@ -146,8 +197,8 @@ class Trainer(Generic[SpecT, NetT]):
         return trainer
 
     def _load(self, checkpoint: Checkpoint) -> None:
-        fill(self.net, _under("net", checkpoint.tensors), "the checkpoint")
-        fill(self.average, _under("average", checkpoint.tensors), "the checkpoint")
+        for prefix, net in (("net", self.net), ("average", self.average)):
+            fill(tensors_of(net), _under(prefix, checkpoint.tensors), "the checkpoint")
         for name, part in self.parts.items():
             try:
                 part.load(_under(f"part.{name}", checkpoint.tensors))
@@ -157,7 +208,7 @@ class Trainer(Generic[SpecT, NetT]):
 
     def _tensors(self) -> Iterator[tuple[str, Tensor]]:
         for prefix, net in (("net", self.net), ("average", self.average)):
-            yield from ((f"{prefix}.{name}", tensor) for name, tensor in net.state_dict().items())
+            yield from ((f"{prefix}.{name}", tensor) for name, tensor in tensors_of(net).items())
         for name, part in self.parts.items():
             yield from ((f"part.{name}.{key}", tensor) for key, tensor in part.tensors())
 
@@ -172,21 +223,40 @@ def num_rows(batch: Batch) -> int:
     return len(next(iter(batch.values())))
 
 
+def pieces(batch: Batch, most: int) -> Iterator[tuple[range, Batch]]:
+    """The batch in pieces of at most ``most`` samples, each with the places of its samples."""
+    for start in range(0, num_rows(batch), most):
+        rows = range(start, min(start + most, num_rows(batch)))
+        yield rows, {name: tensor[rows.start : rows.stop] for name, tensor in batch.items()}
+
+
 @torch.no_grad()
 def evaluate(trainer: Trainer[Any, Any], batches: Iterable[Batch]) -> dict[str, float]:
-    """Means of the losses' figures over ``batches``, for the averaged weights.
+    """Means of the losses and their figures over ``batches``, for the averaged weights; named as in training.
 
     The noise depends on a sample's position alone, so figures of different steps are comparable.
+
+    Raises:
+        OutOfMemory: not even one sample fits.
     """
     totals: dict[str, float] = {}
     done = 0
-    for batch in map(trainer.place, batches):
-        rows = range(done, done + num_rows(batch))
-        noise = Noise.of_step(Domain.EVALUATION, trainer.spec.seed, 0, rows, trainer.device)
-        for measure in trainer.family.losses.values():
-            with trainer.numerics.autocast(trainer.device):
-                values = measure(trainer.spec, trainer.average, batch, noise).values
-            for name, value in values.items():
-                totals[name] = totals.get(name, 0.0) + value.item() * len(rows)
-        done = rows.stop
+    for batch in batches:
+        for name, total in _summed(trainer, batch, done).items():
+            totals[name] = totals.get(name, 0.0) + total
+        done += num_rows(batch)
     return {name: total / done for name, total in totals.items()}
+
+
+def _summed(trainer: Trainer[Any, Any], batch: Batch, first: int) -> dict[str, float]:
+    """Sums of the figures over the batch whose first sample has the position ``first``; in halves if need be."""
+    try:
+        return trainer.measure(batch, range(first, first + num_rows(batch)))
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+    release(trainer.device)
+    if num_rows(batch) == 1:
+        raise OutOfMemory("not even one sample fits into memory beside the network and its optimizer")
+    halves = [_summed(trainer, half, first + rows.start) for rows, half in pieces(batch, -(-num_rows(batch) // 2))]
+    return {name: sum(half[name] for half in halves) for name in halves[0]}

@@ -15,9 +15,9 @@ from shared.specs import GenerateSpec
 from shared.specs.tasks import Generate, Interpolate, Reconstruct
 from shared.specs.training import TrainSpec
 from worker.engine.checkpoint import load_weights
-from worker.engine.models import ModelCache
+from worker.engine.models import MODELS
 from worker.engine.numerics import exact, fingerprint
-from worker.engine.sampling import REPRODUCIBILITY, Tile, sample
+from worker.engine.sampling import BY_CHANCE, REPRODUCIBILITY, Reproducibility, Tile, sample
 from worker.engine.training import build
 from worker.families import FAMILIES
 from worker.families.family import DataInfo, Draw
@@ -31,16 +31,17 @@ REQUEST: Final[TypeAdapter[Request]] = TypeAdapter(GenerateSpec)
 MOST_IN_SHEET: Final = 256
 """Samples beyond these are published alone."""
 
-MODELS: Final = ModelCache()
-"""The models of this process, kept between jobs."""
-
 
 def generate(run: Run) -> dict[str, Any]:
     """Draw the samples that ``spec`` asks for; equal requests to equal weights give equal bytes.
 
+    Where memory runs out it goes on with a narrower tile. That is another tile, and other last bits: the fingerprint
+    names it, unless some samples were drawn with the wider one.
+
     Raises:
         Stopped: on request.
         ModelLoadFailed: the weights do not fit their description.
+        OutOfMemory: not even one sample fits.
     """
     run.phase("loading_model")
     request = REQUEST.validate_python(dict(run.assignment.spec))
@@ -50,13 +51,13 @@ def generate(run: Run) -> dict[str, Any]:
         draws = _draws(run, request)
         tile = Tile(model.net, model.sampler(request.task), draws[0], device)
         run.phase("sampling")
-        images, digests = _publish_samples(run, model, tile, draws)
+        images, digests, reproducibility = _publish_samples(run, model, tile, draws)
         run.phase("uploading")
         _publish_sheet(run, model, request, images, draws)
         return {
             "num_samples": len(draws),
             "sha256": hashlib.sha256("".join(digests).encode()).hexdigest(),
-            "reproducibility": REPRODUCIBILITY,
+            "reproducibility": reproducibility,
             "fingerprint": fingerprint(device) | {"tile": tile.width, "precision": "fp32"},
         }
 
@@ -122,11 +123,15 @@ def _inputs(run: Run, request: Reconstruct) -> Tensor:
 
 def _publish_samples(
     run: Run, model: LoadedModel, tile: Tile[Request], draws: list[Draw[Request]]
-) -> tuple[list[Tensor], list[str]]:
+) -> tuple[list[Tensor], list[str], Reproducibility]:
     """Publish each sample as soon as it is done; returns the first ones and all digests, by index."""
     images: dict[int, Tensor] = {}
     digests: dict[int, str] = {}
+    width, reproducibility = tile.width, REPRODUCIBILITY
     for draw, image in sample(tile, draws):
+        if tile.width < width:
+            run.log(f"Memory ran out: drawing {tile.width} at a time from here on, not {width}.")
+            width, reproducibility = tile.width, BY_CHANCE if digests else reproducibility
         picture = encode_png(image.numpy(), model.recipe(draw.request) | {"index": draw.index})
         name = f"sample-{draw.index:04d}.png"
         published = run.publish("sample", name, picture, media_type="image/png", metadata={"index": draw.index})
@@ -134,7 +139,8 @@ def _publish_samples(
         if draw.index < MOST_IN_SHEET:
             images[draw.index] = image
         run.step(len(digests), len(draws))
-    return [images[index] for index in sorted(images)], [digests[index] for index in sorted(digests)]
+    in_order = [images[index] for index in sorted(images)], [digests[index] for index in sorted(digests)]
+    return *in_order, reproducibility
 
 
 def _publish_sheet(
