@@ -47,6 +47,8 @@ class TrainSpec(Spec):
     """Key of initial weights, batch order and noise."""
     checkpoint_every: int = Field(default=500, ge=1, le=1_000_000)
     """Steps between checkpoints, from which an interrupted training goes on."""
+    keep_checkpoints: int = Field(default=3, ge=1, le=100)
+    """How many of the last checkpoints are kept, beside the one with the lowest held-out loss."""
     preview_every: int | None = Field(default=None, ge=1, le=1_000_000)
     """Steps between sample sheets; once per epoch when left out."""
 

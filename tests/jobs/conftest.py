@@ -1,7 +1,7 @@
 """A small dataset in a folder, and assignments that use it."""
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.jobs.folder_run import FolderRun, store_array
-from worker.run import Assignment, StoredObject
+from worker.run import Assignment
 
 DATASET_ID = "ds_" + "1" * 32
 SHAPE = [1, 12, 12]
@@ -51,11 +51,11 @@ def dataset(tmp_path: Path) -> dict[str, Any]:
 
 @pytest.fixture
 def train_run(tmp_path: Path, dataset: dict[str, Any]) -> Callable[..., FolderRun]:
-    """A run of a train job; fields of the spec by keyword, ``resume`` a checkpoint with its step."""
+    """A run of a train job; fields of the spec by keyword, ``resume`` the runs whose checkpoints it may go on from."""
 
-    def make(*, resume: tuple[StoredObject, int] | None = None, **spec: Any) -> FolderRun:
-        resumed = None if resume is None else resume[0].as_json() | {"step": resume[1]}
-        inputs = {"dataset": dataset, "resume": resumed}
+    def make(*, resume: Sequence[FolderRun] = (), **spec: Any) -> FolderRun:
+        found = [checkpoint for run in resume for checkpoint in run.checkpoints()]
+        inputs = {"dataset": dataset, "resume": sorted(found, key=lambda checkpoint: -checkpoint["step"])}
         serial = next(_serial)
         assignment = Assignment(job_id=f"job_{serial}", fence=serial, type="train", spec=SPEC | spec, inputs=inputs)
         return FolderRun(folder=tmp_path, assignment=assignment)

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from shared.errors import StorageUnavailable
-from worker.run import Assignment, Stopped, StopReason, StoredObject
+from shared.errors import InputGone
+from worker.run import Assignment, InputDamaged, Stopped, StopReason, StoredObject
 
 
 def put(folder: Path, key: str, body: bytes) -> StoredObject:
@@ -40,7 +40,7 @@ class FolderRun:
     assignment: Assignment
     device: str = "cpu"
     stop_at: tuple[int, StopReason] | None = None
-    """Raise Stopped once this step is reported."""
+    """Raise Stopped once this step is reported, or at the first boundary after it if the reason is ``preempt``."""
     before_publish: Callable[[str], None] = lambda kind: None
     """Called with the kind of each artifact before it is stored; may wait or raise."""
     phases: list[str] = field(default_factory=list)
@@ -54,7 +54,11 @@ class FolderRun:
 
     def step(self, step: int, steps: int, **values: float) -> None:
         self.steps.append((step, steps, json.loads(json.dumps(values, allow_nan=False))))
-        if self.stop_at is not None and step >= self.stop_at[0]:
+        if self.stop_at is not None and step >= self.stop_at[0] and self.stop_at[1] != "preempt":
+            raise Stopped(self.stop_at[1])
+
+    def boundary(self) -> None:
+        if self.stop_at is not None and self.steps[-1][0] >= self.stop_at[0]:
             raise Stopped(self.stop_at[1])
 
     def metrics(self, step: int, split: str, values: Mapping[str, float]) -> None:
@@ -76,12 +80,19 @@ class FolderRun:
 
     def fetch(self, stored: StoredObject) -> Path:
         path = self.folder / stored.key
-        if hashlib.sha256(path.read_bytes()).hexdigest() != stored.sha256:
-            raise StorageUnavailable(f"{stored.key} is not what was stored")
+        if not path.exists():
+            raise InputGone(f"no such object: {stored.key}")
+        if (found := hashlib.sha256(path.read_bytes()).hexdigest()) != stored.sha256:
+            raise InputDamaged(f"SHA-256 {found}, expected {stored.sha256}")
         return path
 
     def artifacts(self, kind: str) -> list[Published]:
         return [artifact for artifact in self.published if artifact.kind == kind]
+
+    def checkpoints(self) -> list[dict[str, Any]]:
+        """What an assignment would find in ``inputs.resume``, newest first."""
+        kept = self.artifacts("checkpoint")[::-1]
+        return [artifact.stored.as_json() | {"step": artifact.metadata["step"]} for artifact in kept]
 
     def body(self, artifact: Published) -> bytes:
         return (self.folder / artifact.stored.key).read_bytes()

@@ -13,9 +13,9 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load as load_safetensors
 
-from shared.errors import DatasetInvalid, ModelLoadFailed, StorageUnavailable, UploadFailed
+from shared.errors import DatasetInvalid, UploadFailed
 from tests.jobs.conftest import SHAPE
-from tests.jobs.folder_run import FolderRun, put, store_array
+from tests.jobs.folder_run import FolderRun, store_array
 from worker.jobs import executor
 from worker.jobs.train import milestone_interval, train
 from worker.run import Stopped, StopReason, StoredObject
@@ -151,7 +151,7 @@ def test_checkpoints_come_as_often_as_was_asked(train_run: MakeRun) -> None:
 def test_a_stopped_training_leaves_a_checkpoint_of_its_last_step(train_run: MakeRun, reason: StopReason) -> None:
     run = stopped_run(train_run, 7, reason)
 
-    assert run.artifacts("checkpoint")[-1].metadata == {"step": 7}
+    assert run.artifacts("checkpoint")[-1].metadata["step"] == 7
 
 
 def test_a_canceled_training_leaves_no_checkpoint_of_its_last_step(train_run: MakeRun) -> None:
@@ -175,7 +175,7 @@ def test_a_training_stopped_anywhere_resumes_to_the_same_weights(train_run: Make
     straight = weights_of(run := train_run(), train(run))
 
     stopped = stopped_run(train_run, step, "interrupt")
-    resumed = train_run(resume=(stopped.artifacts("checkpoint")[-1].stored, step))
+    resumed = train_run(resume=[stopped])
     result = train(resumed)
 
     assert result["steps"] == 12
@@ -187,7 +187,7 @@ def test_a_resumed_training_measures_what_the_straight_one_did(train_run: MakeRu
     train(straight := train_run())
     stopped = stopped_run(train_run, 7, "interrupt")
 
-    train(resumed := train_run(resume=(stopped.artifacts("checkpoint")[-1].stored, 7)))
+    train(resumed := train_run(resume=[stopped]))
 
     assert resumed.measured == [entry for entry in straight.measured if entry[0] > 7]
 
@@ -205,7 +205,7 @@ def test_a_training_stopped_while_it_measures_resumes_to_the_same_weights(train_
     with pytest.raises(Stopped):
         train(run)
 
-    resumed = train_run(resume=(run.artifacts("checkpoint")[-1].stored, 4))
+    resumed = train_run(resume=[run])
     assert all(np.array_equal(straight[name], tensor) for name, tensor in weights_of(resumed, train(resumed)).items())
 
 
@@ -236,22 +236,6 @@ def test_a_checkpoint_that_cannot_be_stored_fails_the_attempt(train_run: MakeRun
     run.before_publish = refuse
     with pytest.raises(UploadFailed, match="no space"):
         train(run)
-
-
-def test_a_changed_checkpoint_is_refused(train_run: MakeRun, tmp_path: Path) -> None:
-    stopped = stopped_run(train_run, 7, "interrupt")
-    stored = stopped.artifacts("checkpoint")[-1].stored
-    (tmp_path / stored.key).write_bytes(b"something else")
-
-    with pytest.raises(StorageUnavailable, match="not what was stored"):
-        train(train_run(resume=(stored, 7)))
-
-
-def test_a_checkpoint_that_is_none_is_refused(train_run: MakeRun, tmp_path: Path) -> None:
-    stored = put(tmp_path, "jobs/x/checkpoint.safetensors", b"something else")
-
-    with pytest.raises(ModelLoadFailed, match="checkpoint"):
-        train(train_run(resume=(stored, 7)))
 
 
 def test_a_dataset_without_images_is_refused(train_run: MakeRun, dataset: dict[str, Any]) -> None:

@@ -3,27 +3,29 @@
 import json
 import tempfile
 from collections.abc import Iterator, Mapping
-from functools import partial
-from math import ceil
+from dataclasses import asdict, dataclass, replace
+from math import ceil, isfinite
 from pathlib import Path
 from typing import Any, Final, Literal
 
 import numpy as np
 import torch
 
+from shared.errors import NanLoss
 from shared.specs import FAMILIES as SPECS
 from shared.specs.tasks import Generate
 from shared.specs.training import TrainSpec
 from worker.data.dataset import ImageDataset
 from worker.engine.checkpoint import Checkpoint, write_weights
+from worker.engine.models import MODELS
 from worker.engine.numerics import exact, fingerprint
 from worker.engine.order import BatchOrder
-from worker.engine.sampling import REPRODUCIBILITY, Tile, sample
+from worker.engine.sampling import BY_CHANCE, REPRODUCIBILITY, Tile, sample
 from worker.engine.training import Trainer, evaluate
 from worker.families import FAMILIES
 from worker.families.family import Batch, DataInfo, Draw
-from worker.jobs.background import Background
-from worker.jobs.inputs import fetch_images, stored
+from worker.jobs.checkpoints import Checkpoints
+from worker.jobs.inputs import fetch_images
 from worker.jobs.pictures import encode_png, sheet
 from worker.run import Run, Stopped, StoredObject
 
@@ -38,40 +40,65 @@ Split = Literal["train", "held_out"]
 
 
 def train(run: Run) -> dict[str, Any]:
-    """Train a model to the end, or from where ``inputs.resume`` left it.
+    """Train a model to the end, or from where the best intact one of ``inputs.resume`` left it.
+
+    A loss that is no number sends the training back to its last checkpoint, once: it computes the same again, so
+    that a fault of the hardware passes and nothing else does.
 
     Raises:
         Stopped: on request; a checkpoint of the step just done was published unless it is canceled.
-        DatasetInvalid, ModelLoadFailed, NanLoss: see there; the last also for a damaged checkpoint.
+        DatasetInvalid, NanLoss, OutOfMemory: see there.
     """
     run.phase("loading_data")
-    inputs = run.assignment.inputs
     spec = SPECS[run.assignment.spec["family"]].model_validate(run.assignment.spec)
-    dataset = fetch_images(run, inputs["dataset"])
-    resume = inputs.get("resume")
-    checkpoint = Checkpoint.read(run.fetch(stored(resume))) if resume else None
-    # The number of threads orders floating-point sums: a resume uses the one it began with.
-    with exact(checkpoint.numerics["num_threads"] if checkpoint else None):
-        return _Training(run, spec, dataset, checkpoint).execute()
+    dataset = fetch_images(run, run.assignment.inputs["dataset"])
+    # A training has the device for itself: what fits must not depend on what was sampled before.
+    MODELS.clear()
+    with exact():
+        return _Training(run, spec, dataset).execute()
+
+
+@dataclass(kw_only=True)
+class Notes:
+    """What a training remembers in its checkpoints beside its arithmetic."""
+
+    measured: int = 0
+    """The last step whose figures were recorded."""
+    previewed: int = 0
+    """The last step that was shown."""
+    score: float | None = None
+    """The held-out loss when it was last measured; lower is better."""
+    rollbacks: int = 0
+    """How often the training went back because its loss was no number."""
 
 
 class _Training:
     """One attempt at one training."""
 
-    def __init__(self, run: Run, spec: TrainSpec, dataset: ImageDataset, checkpoint: Checkpoint | None) -> None:
+    def __init__(self, run: Run, spec: TrainSpec, dataset: ImageDataset) -> None:
         self.run, self.spec, self.dataset = run, spec, dataset
-        data = DataInfo(shape=dataset.shape, num_classes=dataset.num_classes)
-        family, device = FAMILIES[run.assignment.spec["family"]], torch.device(run.device)
-        if checkpoint is None:
-            self.trainer = Trainer(family, spec, data, device)
-        else:
-            self.trainer = Trainer.resume(family, spec, data, device, checkpoint)
-            run.log(f"Going on from step {checkpoint.step}.")
+        self.data = DataInfo(shape=dataset.shape, num_classes=dataset.num_classes)
+        self.family, self.device = FAMILIES[run.assignment.spec["family"]], torch.device(run.device)
         self.order = BatchOrder(len(dataset.train_indices), spec.batch_size, spec.seed)
         self.milestone_every = spec.preview_every or milestone_interval(spec.steps, self.order.steps_per_epoch)
+        self.checkpoints = Checkpoints(run, keep=spec.keep_checkpoints)
+        self.notes = self._begin()
+        if self.trainer.step:
+            run.log(f"Going on from step {self.trainer.step}.")
+
+    def _begin(self) -> Notes:
+        """Begin at the best checkpoint, or afresh; returns what was noted there."""
+        resumed = self.checkpoints.restore(self._resumed)
+        self.trainer, notes = resumed or (Trainer(self.family, self.spec, self.data, self.device), Notes())
         self.previewer = Previewer(self.trainer)
-        self.uploads = Background()
         self.checkpointed = self.trainer.step
+        return notes
+
+    def _resumed(self, checkpoint: Checkpoint) -> tuple[Trainer[Any, Any], Notes]:
+        trainer = Trainer.resume(self.family, self.spec, self.data, self.device, checkpoint)
+        # It orders floating-point sums: a resume uses the number that the training began with.
+        torch.set_num_threads(trainer.numerics.num_threads)
+        return trainer, Notes(**checkpoint.notes)
 
     def execute(self) -> dict[str, Any]:
         try:
@@ -80,26 +107,74 @@ class _Training:
             self.run.phase("evaluating")
             metrics = self._measure()
             self.run.phase("uploading")
-            self.uploads.join()
+            self.checkpoints.join()
             return self._result(metrics)
         except Stopped as stopped:
             if stopped.reason != "cancel":
-                self._leave_checkpoint()
+                self.checkpoints.leave(self._checkpoint, self.trainer.step)
             raise
         finally:
-            self.uploads.abandon()
+            self.checkpoints.abandon()
 
     def _loop(self) -> None:
-        trainer, steps = self.trainer, self.spec.steps
-        while trainer.step < steps:
-            values = trainer.advance(self._batch(self.dataset.train_indices[self.order.at(trainer.step)]))
-            self.run.step(trainer.step, steps, **values)
-            if trainer.step - self.checkpointed >= self.spec.checkpoint_every and trainer.step < steps:
-                self._checkpoint_beside()
-            if trainer.step % self.milestone_every == 0 or trainer.step == steps:
-                self._publish_preview()
-                if trainer.step < steps:
-                    self._measure()
+        self._milestone()  # that the attempt before was stopped in
+        while self.trainer.step < self.spec.steps:
+            if values := self._advance():
+                self.run.step(self.trainer.step, self.spec.steps, **values)
+                self._milestone()
+                self._checkpoint_if_due()
+
+    def _advance(self) -> dict[str, float] | None:
+        """Do one step and return its figures; None if the training went back instead."""
+        batch = self._batch(self.dataset.train_indices[self.order.at(self.trainer.step)])
+        micro_batch = self.trainer.micro_batch
+        try:
+            values = self.trainer.advance(batch)
+        except NanLoss as error:
+            trouble = str(error)
+        else:
+            if self.trainer.micro_batch < micro_batch:
+                num, step = self.trainer.micro_batch, self.trainer.step
+                self.run.log(f"Memory ran out at step {step}: going on with {num} samples at a time, to the same sum.")
+            return values
+        # Not in the handler: the error holds the frames of the broken training, and they its memory.
+        self._go_back(trouble)
+        return None
+
+    def _go_back(self, trouble: str) -> None:
+        if self.notes.rollbacks:
+            raise NanLoss(f"{trouble}, after the training had gone back to a checkpoint once")
+        self.checkpoints.join()
+        del self.trainer, self.previewer
+        # What was recorded of the steps that come again stays recorded.
+        self.notes = replace(self.notes, score=self._begin().score, rollbacks=1)
+        self.run.log(f"{trouble}: going back to step {self.trainer.step}, this once.")
+        # At once, so that it stays at once whatever happens to this attempt.
+        self.checkpoints.begin(self._checkpoint())
+
+    def _milestone(self) -> None:
+        """Show and measure the training where that is due and was not done."""
+        step, steps = self.trainer.step, self.spec.steps
+        if step == 0 or (step % self.milestone_every and step < steps):
+            return
+        if self.notes.previewed < step:
+            self._publish_preview()
+            self.notes.previewed = step
+        if self.notes.measured < step < steps:
+            self._measure()
+
+    def _checkpoint_if_due(self) -> None:
+        step = self.trainer.step
+        if step - self.checkpointed < self.spec.checkpoint_every or step == self.spec.steps:
+            return
+        self.run.boundary()
+        # While the last one is still being stored training goes on, and the next step asks again.
+        if not self.checkpoints.is_busy:
+            self.checkpoints.begin(self._checkpoint())
+            self.checkpointed = step
+
+    def _checkpoint(self) -> Checkpoint:
+        return self.trainer.checkpoint(asdict(self.notes))
 
     def _batch(self, indices: np.ndarray) -> Batch:
         batch = {"image": torch.from_numpy(self.dataset.gather(indices))}
@@ -117,12 +192,17 @@ class _Training:
         metrics: dict[Split, dict[str, float]] = {}
         for split, indices in splits.items():
             if len(indices):
-                metrics[split] = evaluate(self.trainer, self._batches(indices[:num_samples]))
-                self.run.metrics(self.trainer.step, split, metrics[split])
+                figures = evaluate(self.trainer, self._batches(indices[:num_samples]))
+                metrics[split] = {name: value for name, value in figures.items() if isfinite(value)}
+        # Together, so that a stop in between does not leave one of them to be recorded twice.
+        for split, figures in metrics.items():
+            self.run.metrics(self.trainer.step, split, figures)
+        self.notes.measured = self.trainer.step
+        self.notes.score = metrics.get("held_out", {}).get("loss")
         return metrics
 
     def _batches(self, indices: np.ndarray) -> Iterator[Batch]:
-        size = min(self.spec.batch_size, 256)
+        size = min(self.trainer.micro_batch, 256)
         for start in range(0, len(indices), size):
             yield self._batch(indices[start : start + size])
             # Measuring may take long, and a cancel must not wait for it.
@@ -134,18 +214,6 @@ class _Training:
             name = f"preview-{step:08d}.png"
             self.run.publish("preview", name, picture, media_type="image/png", metadata={"step": step})
 
-    def _checkpoint_beside(self) -> None:
-        # While the last one is still being uploaded training goes on, and the next step asks again.
-        if not self.uploads.is_busy:
-            checkpoint = self.trainer.checkpoint()
-            self.checkpointed = checkpoint.step
-            self.uploads.start(partial(publish_checkpoint, self.run, checkpoint))
-
-    def _leave_checkpoint(self) -> None:
-        self.uploads.join()
-        if self.trainer.step > self.checkpointed:
-            publish_checkpoint(self.run, self.trainer.checkpoint())
-
     def _result(self, metrics: Mapping[Split, Mapping[str, float]]) -> dict[str, Any]:
         trainer = self.trainer
         description = {
@@ -155,13 +223,15 @@ class _Training:
             "step": trainer.step,
         }
         weights = publish_weights(self.run, trainer, description)
+        # Memory that ran out at the first step does so again on the same hardware; later it was an accident.
+        by_chance = any(step > 0 for step in trainer.numerics.halved_at)
         return {
             "metrics": metrics,
             "steps": trainer.step,
             "weights": weights.as_json(),
             "info": trainer.data.as_json(),
             "num_parameters": trainer.num_parameters,
-            "reproducibility": REPRODUCIBILITY,
+            "reproducibility": BY_CHANCE if by_chance else REPRODUCIBILITY,
             "fingerprint": fingerprint(trainer.device) | trainer.numerics.as_json(),
         }
 
@@ -191,15 +261,6 @@ class Previewer:
             self._tile = Tile(trainer.average, sampler, draws[0], trainer.device)
         images = torch.stack([image for _, image in sample(self._tile, draws)])
         return encode_png(sheet(images.numpy()), {"step": trainer.step, "seed": trainer.spec.seed})
-
-
-def publish_checkpoint(run: Run, checkpoint: Checkpoint) -> None:
-    """Upload one file from which ``train`` goes on."""
-    with tempfile.TemporaryDirectory(prefix="noisemill-") as folder:
-        path = Path(folder) / f"checkpoint-{checkpoint.step:08d}.safetensors"
-        checkpoint.write(path)
-        metadata = {"step": checkpoint.step}
-        run.publish("checkpoint", path.name, path, media_type="application/octet-stream", metadata=metadata)
 
 
 def publish_weights(run: Run, trainer: Trainer[Any, Any], description: Mapping[str, Any]) -> StoredObject:
