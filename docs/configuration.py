@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from datetime import timedelta
-from typing import Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import SecretStr
 from pydantic.fields import FieldInfo
@@ -41,6 +41,7 @@ def type_of(field: FieldInfo) -> str:
     kinds = [kind for kind in (get_args(field.annotation) or (field.annotation,)) if kind is not type(None)]
     if get_origin(field.annotation) is Literal:
         return " or ".join(f"`{kind}`" for kind in kinds)
+    kinds = [get_args(kind)[0] if get_origin(kind) is Annotated else kind for kind in kinds]
     names = {SecretStr: "secret", timedelta: "duration", bool: "yes or no", str: "text", int: "number", float: "number"}
     return names.get(kinds[0], kinds[0].__name__.lower())
 
@@ -50,7 +51,7 @@ def default_of(field: FieldInfo) -> str:
     if field.is_required():
         return "**required**"
     if isinstance(value, timedelta):
-        return f"`{value.total_seconds():g}`"
+        return f"`{value.total_seconds():.10g}`"
     return "" if value is None or value == "" else f"`{value}`"
 
 

@@ -22,7 +22,12 @@ def _seconds(value: Any) -> Any:
         return value
 
 
+def _never(value: Any) -> Any:
+    return None if value == "never" else value
+
+
 Duration = Annotated[timedelta, BeforeValidator(_seconds), Field(gt=timedelta(0))]
+Lifetime = Annotated[Duration | None, BeforeValidator(_never)]
 
 
 class Section(BaseModel):
@@ -112,6 +117,18 @@ class JobSettings(Section):
     """A waiting job rises by one priority whenever it has waited for so long again."""
     quantum: Duration = timedelta(seconds=10)
     """Device time that a running attempt counts for from its first moment, when tenants are compared."""
+    orphan_grace: Duration = timedelta(hours=24)
+    """How old an object must be before it may be collected because nothing names it."""
+    artifact_lifetime: Lifetime = None
+    """How long artifacts are kept after their job ended, or ``never`` removed, as when left out. What a model or a
+    dataset is made of never is."""
+    checkpoint_lifetime: Lifetime = timedelta(days=7)
+    """How long checkpoints are kept after their job ended, or ``never`` removed."""
+    preview_lifetime: Lifetime = timedelta(days=30)
+    """How long previews are kept after their job ended, or ``never`` removed."""
+    event_lifetime: Lifetime = timedelta(days=30)
+    """How long a job's log is kept whole after its end, or ``never`` shortened; of an older one only the
+    changes of state are."""
 
 
 class WorkerSettings(Section):
@@ -136,7 +153,9 @@ class WorkerSettings(Section):
     beat: Duration = timedelta(seconds=0.75)
     """Between two heartbeats of a running attempt; also the bound on noticing a cancel."""
     tick: Duration = timedelta(seconds=2)
-    """Between two rounds of housekeeping."""
+    """Between two rounds of what keeps jobs moving: reaping, redispatching, publishing bells."""
+    collect: Duration = timedelta(minutes=10)
+    """Between two rounds of collecting what nobody needs any more."""
     cancel_grace: Duration = timedelta(seconds=1)
     """From asking the runner to stop to killing it."""
     drain_grace: Duration = timedelta(seconds=20)

@@ -10,10 +10,11 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Protocol, cast
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, cast
 
 from boto3.exceptions import Boto3Error
 from boto3.s3.transfer import TransferConfig
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 _CHUNK: Final = 1024 * 1024
 _NOT_FOUND: Final = 404
 _SERVER_ERROR: Final = 500
+_NOT_IMPLEMENTED: Final = 501
 _LATER_STATUS: Final = frozenset({408, 409, 425, 429})
 _LATER: Final = frozenset(
     {"BadDigest", "IncompleteBody", "InvalidPart", "NoSuchUpload", "RequestTimeout", "SlowDown", "Throttling"}
@@ -48,6 +50,24 @@ class Stored:
     key: str
     sha256: str
     size_bytes: int
+
+
+class Listed(NamedTuple):
+    """An object as a listing shows it."""
+
+    key: str
+    size_bytes: int
+    modified_at: datetime
+    """By the service's clock."""
+
+
+class Unfinished(NamedTuple):
+    """An upload in parts that was begun, and neither completed nor aborted."""
+
+    key: str
+    upload_id: str
+    begun_at: datetime
+    """By the service's clock."""
 
 
 class ObjectMissing(StorageError):
@@ -169,15 +189,37 @@ class Storage:
             if answer.get("Errors"):
                 raise StorageError(f"could not delete {answer['Errors'][0]}")
 
-    def list(self, prefix: str) -> Iterator[tuple[str, int]]:
-        """Keys under a prefix, with their sizes in bytes."""
-        token: dict[str, str] = {}
+    def list(self, prefix: str, *, after: str = "") -> Iterator[Listed]:
+        """Objects under a prefix, in the order of their keys, from the first key behind ``after``."""
+        place = {"StartAfter": after} if after else {}
         while True:
-            answer = self._call(self._client.list_objects_v2, Bucket=self.bucket, Prefix=prefix, **token)
-            yield from ((item["Key"], int(item["Size"])) for item in answer.get("Contents", []))
+            answer = self._call(self._client.list_objects_v2, Bucket=self.bucket, Prefix=prefix, **place)
+            for item in answer.get("Contents", []):
+                yield Listed(item["Key"], int(item["Size"]), item["LastModified"])
             if not answer.get("IsTruncated"):
                 return
-            token = {"ContinuationToken": answer["NextContinuationToken"]}
+            place = {"ContinuationToken": answer["NextContinuationToken"]}
+
+    def unfinished(self, prefix: str) -> Iterator[Unfinished]:
+        """Uploads in parts under a prefix that have not ended; raises ``StorageError`` where none can be listed."""
+        place: dict[str, str] = {}
+        while True:
+            answer = self._call(self._client.list_multipart_uploads, Bucket=self.bucket, Prefix=prefix, **place)
+            # Not every server heeds the prefix.
+            found = (item for item in answer.get("Uploads", []) if item["Key"].startswith(prefix))
+            yield from (Unfinished(item["Key"], item["UploadId"], item["Initiated"]) for item in found)
+            if not answer.get("IsTruncated"):
+                return
+            place = {"KeyMarker": answer["NextKeyMarker"], "UploadIdMarker": answer["NextUploadIdMarker"]}
+
+    def abort(self, upload: Unfinished) -> None:
+        """Delete the parts of an upload, so that it cannot be completed; one that has ended does not matter."""
+
+        def abort() -> None:
+            with suppress(self._client.exceptions.NoSuchUpload):
+                self._client.abort_multipart_upload(Bucket=self.bucket, Key=upload.key, UploadId=upload.upload_id)
+
+        self._call(abort)
 
     def link(
         self, key: str, *, filename: str | None = None, media_type: str | None = None, lifetime: timedelta | None = None
@@ -222,7 +264,8 @@ def _refused(error: ClientError, name: str | None) -> StorageError:
     """What an error answer of the service means: it is gone, it may come later, or it never will."""
     response = cast(Any, error).response
     status, code = response.get("ResponseMetadata", {}).get("HTTPStatusCode"), response.get("Error", {}).get("Code")
-    if code in _LATER or status in _LATER_STATUS or (status or 0) >= _SERVER_ERROR:
+    failed = (status or 0) >= _SERVER_ERROR and status != _NOT_IMPLEMENTED
+    if code in _LATER or status in _LATER_STATUS or failed:
         return StorageAway(f"storage could not do it now ({code}, status {status})")
     return ObjectMissing(f"no such object: {name}") if status == _NOT_FOUND else StorageError(str(error))
 

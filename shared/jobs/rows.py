@@ -34,6 +34,9 @@ from shared.jobs.state import AttemptOutcome, JobState, JobType
 
 JsonObject = dict[str, Any]
 
+_HELD = "state IN ('running', 'canceling', 'pausing')"
+_FINAL = "state IN ('succeeded', 'failed', 'canceled', 'expired')"
+
 NAMING = {
     "ix": "ix_%(table_name)s_%(column_0_N_name)s",
     "uq": "uq_%(table_name)s_%(column_0_N_name)s",
@@ -72,6 +75,10 @@ def _owner(*, primary_key: bool = False) -> Any:
     return Column[UUID](ForeignKey("tenants.id"), nullable=False, primary_key=primary_key)
 
 
+def _partial(name: str, *columns: str, where: str) -> Index:
+    return Index(name, *columns, postgresql_where=text(where))
+
+
 class Tenant(SQLModel, table=True):
     """Owner of jobs, datasets and models."""
 
@@ -103,20 +110,13 @@ class Job(SQLModel, table=True):
     __tablename__ = "jobs"
     __table_args__ = (
         # The claim reads the head of each tenant's line; a tenant's waiting jobs are counted in it.
-        Index(
-            "ix_jobs_waiting",
-            *("tenant_id", "queue", "priority", "queued_at", "id"),
-            postgresql_where=text("state = 'queued'"),
-        ),
-        Index("ix_jobs_lease", "lease_until", postgresql_where=text("state IN ('running', 'canceling', 'pausing')")),
+        _partial("ix_jobs_waiting", "tenant_id", "queue", "priority", "queued_at", "id", where="state = 'queued'"),
+        _partial("ix_jobs_lease", "lease_until", where=_HELD),
         Index("ix_jobs_tenant_list", "tenant_id", text("id DESC")),
-        CheckConstraint(
-            "(state IN ('running', 'canceling', 'pausing')) = (lease_until IS NOT NULL)", name="lease_while_held"
-        ),
-        CheckConstraint(
-            "(state IN ('succeeded', 'failed', 'canceled', 'expired')) = (completed_at IS NOT NULL)",
-            name="completed_when_final",
-        ),
+        _partial("ix_jobs_whole_log", "completed_at", where="completed_at IS NOT NULL AND log_pruned_at IS NULL"),
+        _partial("ix_jobs_unended_retries", "id", where="retry_of IS NOT NULL AND completed_at IS NULL"),
+        CheckConstraint(f"({_HELD}) = (lease_until IS NOT NULL)", name="lease_while_held"),
+        CheckConstraint(f"({_FINAL}) = (completed_at IS NOT NULL)", name="completed_when_final"),
         CheckConstraint("(state = 'failed') = (error_code IS NOT NULL)", name="error_when_failed"),
         CheckConstraint("priority BETWEEN 0 AND 2", name="priority_known"),
         {"postgresql_with": {"fillfactor": "70"}},
@@ -171,6 +171,8 @@ class Job(SQLModel, table=True):
     erased_at: datetime | None = Field(default=None, sa_column=_time())
     """From then on the row is a tombstone."""
     completed_at: datetime | None = Field(default=None, sa_column=_time())
+    log_pruned_at: datetime | None = Field(default=None, sa_column=_time())
+    """From then on the log tells the states alone."""
 
 
 class Attempt(SQLModel, table=True):
@@ -179,7 +181,7 @@ class Attempt(SQLModel, table=True):
     __tablename__ = "attempts"
     __table_args__ = (
         CheckConstraint("(outcome IS NULL) = (ended_at IS NULL)", name="ended_with_outcome"),
-        Index("ix_attempts_token", "token", postgresql_where=text("ended_at IS NULL")),
+        _partial("ix_attempts_token", "token", where="ended_at IS NULL"),
     )
 
     job_id: UUID = Field(sa_column=Column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True))
@@ -223,7 +225,7 @@ class Share(SQLModel, table=True):
 
 
 class Event(SQLModel, table=True):
-    """One entry of a job's durable log; ``seq`` counts from 1 without a gap."""
+    """One entry of a job's durable log; ``seq`` counts from 1, without a gap until the log is pruned."""
 
     __tablename__ = "events"
 
@@ -238,7 +240,7 @@ class Bell(SQLModel, table=True):
     """Transactional outbox: a message that some worker has work to claim."""
 
     __tablename__ = "outbox"
-    __table_args__ = (Index("ix_outbox_unsent", "id", postgresql_where=text("sent_at IS NULL")),)
+    __table_args__ = (_partial("ix_outbox_unsent", "id", where="sent_at IS NULL"),)
 
     id: int | None = Field(default=None, sa_column=Column(BigInteger, Identity(always=True), primary_key=True))
     job_id: UUID = Field(sa_column=Column(ForeignKey("jobs.id", ondelete="CASCADE"), nullable=False, index=True))
@@ -250,7 +252,14 @@ class Artifact(SQLModel, table=True):
     """Bytes in storage that belong to a job. The object was there before this row."""
 
     __tablename__ = "artifacts"
-    __table_args__ = (UniqueConstraint("job_id", "fence", "name"), Index("ix_artifacts_job", "job_id", "id"))
+    __table_args__ = (
+        UniqueConstraint("job_id", "fence", "name"),
+        Index("ix_artifacts_job", "job_id", "id"),
+        _partial("ix_artifacts_undated", "kind", "job_id", where="expires_at IS NULL AND removed_at IS NULL"),
+        _partial("ix_artifacts_expiring", "expires_at", where="expires_at IS NOT NULL AND removed_at IS NULL"),
+        _partial("ix_artifacts_removed", "removed_at", where="removed_at IS NOT NULL AND deleted_at IS NULL"),
+        CheckConstraint("deleted_at IS NULL OR removed_at IS NOT NULL", name="deleted_when_removed"),
+    )
 
     id: UUID = Field(default_factory=uuid7, primary_key=True)
     tenant_id: UUID = Field(sa_column=_owner())
@@ -267,6 +276,17 @@ class Artifact(SQLModel, table=True):
     expires_at: datetime | None = Field(default=None, sa_column=_time())
     removed_at: datetime | None = Field(default=None, sa_column=_time())
     """From then on the row is a tombstone, and the object may be gone."""
+    deleted_at: datetime | None = Field(default=None, sa_column=_time())
+    """From then on the object is gone."""
+
+
+class Garbage(SQLModel, table=True):
+    """A key that no row named when it was looked at. Its object is deleted if it still is so later (``garbage.py``)."""
+
+    __tablename__ = "garbage"
+
+    key: str = Field(sa_column=Column(Text, primary_key=True))
+    found_at: datetime | None = Field(default=None, sa_column=_time(default=True))
 
 
 class DatasetState(StrEnum):
@@ -282,7 +302,11 @@ class Dataset(SQLModel, table=True):
     """Uploaded data, and what ingestion made of it."""
 
     __tablename__ = "datasets"
-    __table_args__ = (Index("ix_datasets_tenant_list", "tenant_id", text("id DESC")),)
+    __table_args__ = (
+        Index("ix_datasets_tenant_list", "tenant_id", text("id DESC")),
+        Index("ix_datasets_source", text("(source ->> 'key')")),
+        Index("ix_datasets_files", "files", postgresql_using="gin", postgresql_ops={"files": "jsonb_path_ops"}),
+    )
 
     id: UUID = Field(default_factory=uuid7, primary_key=True)
     tenant_id: UUID = Field(sa_column=_owner())
@@ -317,7 +341,10 @@ class ModelVersion(SQLModel, table=True):
     """One immutable set of weights under a name."""
 
     __tablename__ = "model_versions"
-    __table_args__ = (UniqueConstraint("model_id", "version"),)
+    __table_args__ = (
+        UniqueConstraint("model_id", "version"),
+        Index("ix_model_versions_weights", text("(weights ->> 'key')")),
+    )
 
     id: UUID = Field(default_factory=uuid7, primary_key=True)
     model_id: UUID = Field(sa_column=Column(ForeignKey("models.id"), nullable=False))

@@ -76,8 +76,9 @@ def test_objects_are_listed_by_prefix_and_deleted(storage: Storage) -> None:
 
     storage.delete(["x/1", "x/never"])
 
-    assert sorted(storage.list("x/")) == [("x/2", 3)]
-    assert sorted(storage.list("")) == [("x/2", 3), ("y/1", 3)]
+    assert [(found.key, found.size_bytes) for found in storage.list("x/")] == [("x/2", 3)]
+    assert [found.key for found in storage.list("")] == ["x/2", "y/1"]
+    assert [found.key for found in storage.list("", after="x/2")] == ["y/1"]
 
 
 def test_a_link_works_without_a_key_and_only_for_its_object(storage: Storage) -> None:
@@ -104,3 +105,20 @@ def test_a_bucket_is_made_once(settings: S3Settings) -> None:
     storage.ensure_bucket()
 
     assert storage.get("a") == b"x"
+
+
+def test_an_upload_in_parts_that_was_never_finished_is_found_and_aborted(storage: Storage) -> None:
+    client: Any = storage._client
+    begun = client.create_multipart_upload(Bucket=storage.bucket, Key="x/large")
+    client.create_multipart_upload(Bucket=storage.bucket, Key="y/large")
+    client.upload_part(
+        Bucket=storage.bucket, Key="x/large", UploadId=begun["UploadId"], PartNumber=1, Body=b"x" * SMALLEST_PART
+    )
+
+    (upload,) = storage.unfinished("x/")
+    for _ in range(2):
+        storage.abort(upload)
+
+    assert (upload.key, upload.upload_id) == ("x/large", begun["UploadId"])
+    assert list(storage.unfinished("x/")) == []
+    assert [other.key for other in storage.unfinished("")] == ["y/large"]
