@@ -1,0 +1,308 @@
+"""What goes wrong, when: a seeded stream of faults of many kinds, each recorded with its time and its target.
+
+Three streams run at once: kills, zombies (a worker is stopped until its lease is lost, then continues), and outages of
+what the processes depend on. Nothing is repaired by hand: killed processes are restarted by the installation.
+"""
+
+import random
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime
+from threading import Event, Thread
+from typing import Any, Final
+from uuid import UUID
+
+import psutil
+import redis
+from sqlalchemy import Row, text
+from sqlalchemy.exc import SQLAlchemyError
+
+from tests.chaos.servers import Installation, WorkerProcesses
+
+KILLS: Final[Mapping[str, int]] = {"kill_runner": 5, "kill_supervisor": 3, "kill_worker": 4, "kill_api": 2}
+"""Each with its weight."""
+ZOMBIES: Final = ("stop_worker", "stop_supervisor")
+OUTAGES: Final[Mapping[str, int]] = {
+    "flush_broker": 1, "kill_broker": 1, "blind_broker": 1, "cut_broker": 1,
+    "restart_database": 1, "kill_database": 1, "terminate_backends": 2, "lie_about_commits": 2,
+    "s3_error": 1, "s3_stall": 1, "s3_reset": 1, "s3_truncate": 1, "s3_lie": 1, "fill_disk": 1,
+}  # fmt: skip
+_S3_SHARE: Final = {"error": 0.6, "stall": 0.3, "reset": 0.4, "truncate": 0.6, "lie": 0.4}
+LIE_SHARE: Final = 0.2
+"""Of the commits while there are lies; half of them are executed, so one in ten executes and reports failure."""
+
+_HELD: Final = text("""
+    SELECT jobs.id, jobs.fence, jobs.worker FROM jobs
+    WHERE state IN ('running', 'canceling', 'pausing') AND lease_until > clock_timestamp() ORDER BY id
+""")
+_OUTCOMES: Final = text("SELECT outcome FROM attempts WHERE job_id = :job_id AND fence = :fence")
+_BACKENDS: Final = text("""
+    SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+    WHERE application_name LIKE 'noisemill%' AND hashtext(pid::text || :salt) % 2 = 0
+""")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Goals:
+    """How much must go wrong before a run may end, and how fast."""
+
+    kills: int = 100
+    zombies: int = 50
+    kill_every: float = 4.0
+    """Seconds, on average; also for outages."""
+    outage_every: float = 14.0
+    stopped_at_once: int = 2
+    kinds: frozenset[str] = frozenset({*KILLS, *ZOMBIES, *OUTAGES})
+
+
+@dataclass(kw_only=True)
+class Fault:
+    """One thing that went wrong."""
+
+    kind: str
+    target: str
+    at: datetime
+    """By the database's clock, where there was one."""
+    seconds: float = 0.0
+    job_id: UUID | None = None
+    """The job whose attempt was hit, if one was."""
+    fence: int = 0
+    became_zombie: bool = False
+
+
+@dataclass(kw_only=True)
+class _Stopped:
+    """A worker that is stopped now."""
+
+    fault: Fault
+    processes: list[psutil.Process]
+    since: float
+    wake_at: float = float("inf")
+
+
+class Nemesis:
+    """Breaks an installation until its goals are met, and on until it is told to end."""
+
+    def __init__(self, installation: Installation, goals: Goals, seed: int) -> None:
+        self._installation, self._goals = installation, goals
+        self._chance = {stream: random.Random(f"{stream} {seed}") for stream in ("kill", "stop", "outage")}
+        self._engine = installation.engine()
+        self._stopped: dict[str, _Stopped] = {}
+        self._ending = Event()
+        self._streams = [Thread(target=self._kill_on), Thread(target=self._stop_on), Thread(target=self._outages_on)]
+        self.faults: list[Fault] = []
+
+    @property
+    def kills(self) -> int:
+        return sum(fault.kind in KILLS for fault in self.faults)
+
+    @property
+    def zombies(self) -> int:
+        return sum(fault.became_zombie for fault in self.faults)
+
+    @property
+    def progress(self) -> float:
+        """From 0 to 1: how much of the goals is met."""
+        goals, kinds = self._goals, {fault.kind for fault in self.faults} & self._goals.kinds
+        return min(
+            1.0,
+            self.kills / max(1, goals.kills),
+            self.zombies / max(1, goals.zombies),
+            len(kinds) / max(1, len(goals.kinds)) if goals.kinds else 1.0,
+        )
+
+    def counts(self) -> Mapping[str, int]:
+        return dict(sorted(Counter(fault.kind for fault in self.faults).items()))
+
+    def start(self) -> None:
+        for stream in self._streams:
+            stream.start()
+
+    def stop(self) -> None:
+        """Break nothing more, undo what lasts, and wake who was stopped."""
+        self._ending.set()
+        for stream in self._streams:
+            stream.join()
+        self._engine.dispose()
+
+    # Kills
+
+    def _kill_on(self) -> None:
+        chance, kinds = self._chance["kill"], [kind for kind in KILLS if kind in self._goals.kinds]
+        while kinds and not self._ending.wait(self._goals.kill_every * chance.uniform(0.4, 1.6)):
+            (kind,) = chance.choices(kinds, [KILLS[kind] for kind in kinds])
+            self._kill_api() if kind == "kill_api" else self._kill_in_worker(kind, chance)
+
+    def _kill_api(self) -> None:
+        at = self._now()
+        if self._installation.end("api", signal.SIGKILL):
+            self.faults.append(Fault(kind="kill_api", target="api", at=at))
+
+    def _kill_in_worker(self, kind: str, chance: random.Random) -> None:
+        processes = self._choose_worker(chance)
+        if processes is None:
+            return
+        held = self._held_by(processes.name)
+        job = {} if held is None else {"job_id": held.id, "fence": held.fence}
+        fault = Fault(kind=kind, target=processes.name, at=self._now(), **job)
+        with suppress(psutil.Error):
+            if kind == "kill_worker":
+                self._installation.end(processes.name, signal.SIGKILL)
+            else:
+                (processes.runner if kind == "kill_runner" else processes.child).kill()
+            self.faults.append(fault)
+
+    def _choose_worker(self, chance: random.Random) -> WorkerProcesses | None:
+        """A worker that is up and not stopped, rather one that holds a job."""
+        up = [name for name in self._installation.workers if name not in self._stopped]
+        busy = [name for name in up if self._held_by(name)]
+        for name in chance.sample(busy, len(busy)) or chance.sample(up, len(up)):
+            if (processes := self._installation.processes(name)) is not None:
+                return processes
+        return None
+
+    # Zombies
+
+    def _stop_on(self) -> None:
+        chance, kinds = self._chance["stop"], [kind for kind in ZOMBIES if kind in self._goals.kinds]
+        while kinds and not self._ending.wait(0.3):
+            if len(self._stopped) < self._goals.stopped_at_once:
+                self._stop(chance.choice(kinds), chance)
+            for name, stopped in list(self._stopped.items()):
+                self._look_after(name, stopped, chance)
+        for name, stopped in list(self._stopped.items()):
+            self._wake(name, stopped)
+
+    def _stop(self, kind: str, chance: random.Random) -> None:
+        processes = self._choose_worker(chance)
+        if processes is None or self._held_by(processes.name) is None:
+            return
+        targets = [processes.child] if kind == "stop_supervisor" else [processes.child, processes.runner]
+        fault = Fault(kind=kind, target=processes.name, at=self._now())
+        stopped = _Stopped(fault=fault, processes=targets, since=time.monotonic())
+        self._stopped[processes.name] = stopped
+        with suppress(psutil.Error):
+            for target in targets:
+                target.suspend()
+        # Asked only now: the job that it held a moment ago may have ended.
+        held = self._held_by(processes.name)
+        if held is None:
+            self._wake(processes.name, stopped)
+            return
+        fault.job_id, fault.fence = held.id, held.fence
+        self.faults.append(fault)
+
+    def _look_after(self, name: str, stopped: _Stopped, chance: random.Random) -> None:
+        """Wake the worker soon after its lease was lost; or when that does not happen."""
+        fault, now = stopped.fault, time.monotonic()
+        if not fault.became_zombie:
+            row = self._ask(_OUTCOMES, job_id=fault.job_id, fence=fault.fence)
+            if row and row[0].outcome == "lost":
+                fault.became_zombie = True
+                stopped.wake_at = now + chance.uniform(0, 3)
+            elif (row and row[0].outcome is not None) or now - stopped.since > 5 * self._installation.setup.lease:
+                stopped.wake_at = now
+        if now >= stopped.wake_at:
+            self._wake(name, stopped)
+
+    def _wake(self, name: str, stopped: _Stopped) -> None:
+        for process in stopped.processes:
+            with suppress(psutil.Error):
+                process.resume()
+        stopped.fault.seconds = time.monotonic() - stopped.since
+        del self._stopped[name]
+
+    # Outages
+
+    def _outages_on(self) -> None:
+        chance = self._chance["outage"]
+        waiting: list[str] = []
+        while not self._ending.wait(self._goals.outage_every * chance.uniform(0.5, 1.5)):
+            if not waiting:  # every kind before any comes again, in an order that the seed decides
+                chosen = [kind for kind, weight in OUTAGES.items() for _ in range(weight) if kind in self._goals.kinds]
+                waiting = chance.sample(chosen, len(chosen))
+            if not waiting:
+                return
+            kind = waiting.pop()
+            fault = Fault(kind=kind, target=kind.partition("_")[2], at=self._now())
+            began = time.monotonic()
+            with suppress(redis.RedisError, SQLAlchemyError):
+                if kind.startswith("s3_"):
+                    self._break_s3(kind.removeprefix("s3_"), chance)
+                else:
+                    _BREAK[kind](self, chance)
+                fault.seconds = time.monotonic() - began
+                self.faults.append(fault)
+
+    def _break_s3(self, kind: str, chance: random.Random) -> None:
+        self._installation.s3.faults.begin(kind, _S3_SHARE[kind])
+        self._ending.wait(chance.uniform(4, 10))
+        self._installation.s3.faults.end()
+
+    def _fill_disk(self, chance: random.Random) -> None:
+        self._installation.disk.fill()
+        self._ending.wait(chance.uniform(3, 8))
+        self._installation.disk.free()
+
+    def _flush_broker(self, chance: random.Random) -> None:
+        valkey = self._installation.valkey
+        with redis.Redis(port=valkey.port, password=valkey.password, socket_timeout=5) as broker:
+            broker.flushall()
+
+    def _kill_broker(self, chance: random.Random) -> None:
+        self._installation.end("valkey", signal.SIGKILL, stay_down=chance.uniform(0, 8))
+
+    def _blind_broker(self, chance: random.Random) -> None:
+        self._installation.broker_proxy.go_blind()
+        self._ending.wait(chance.uniform(5, 15))
+        self._installation.broker_proxy.see_again()
+
+    def _cut_broker(self, chance: random.Random) -> None:
+        self._installation.broker_proxy.cut()
+
+    def _restart_database(self, chance: random.Random) -> None:
+        self._installation.end("postgres", signal.SIGINT)
+
+    def _kill_database(self, chance: random.Random) -> None:
+        self._installation.end("postgres", signal.SIGKILL, stay_down=chance.uniform(0, 4))
+
+    def _terminate_backends(self, chance: random.Random) -> None:
+        self._ask(_BACKENDS, salt=str(chance.random()))
+
+    def _lie_about_commits(self, chance: random.Random) -> None:
+        self._installation.database_proxy.lie_share = LIE_SHARE
+        self._ending.wait(chance.uniform(8, 16))
+        self._installation.database_proxy.lie_share = 0.0
+
+    # Looking
+
+    def _held_by(self, worker: str) -> Row[Any] | None:
+        """The job that a worker holds a lease on."""
+        return next((row for row in self._ask(_HELD) if row.worker.partition("@")[0] == worker), None)
+
+    def _now(self) -> datetime:
+        rows = self._ask(text("SELECT clock_timestamp() AS now"))
+        return rows[0].now if rows else datetime.now().astimezone()
+
+    def _ask(self, question: Any, **about: Any) -> list[Row[Any]]:
+        """Straight to SQL; nothing when it is away, as we made it be."""
+        with suppress(SQLAlchemyError), self._engine.begin() as connection:
+            return list(connection.execute(question, about))
+        return []
+
+
+_BREAK: Final[Mapping[str, Callable[[Nemesis, random.Random], None]]] = {
+    "flush_broker": Nemesis._flush_broker,
+    "kill_broker": Nemesis._kill_broker,
+    "blind_broker": Nemesis._blind_broker,
+    "cut_broker": Nemesis._cut_broker,
+    "restart_database": Nemesis._restart_database,
+    "kill_database": Nemesis._kill_database,
+    "terminate_backends": Nemesis._terminate_backends,
+    "lie_about_commits": Nemesis._lie_about_commits,
+    "fill_disk": Nemesis._fill_disk,
+}

@@ -1,0 +1,179 @@
+"""One chaos run from start to verdict: an undisturbed run of each request, then faults under load, then the checks."""
+
+import json
+import logging
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any, Final
+
+from sqlalchemy import text
+from sqlalchemy.exc import SQLAlchemyError
+
+from noisemill.client import Client
+from tests.chaos.checker import Checker
+from tests.chaos.history import History
+from tests.chaos.load import Catalogue, Load, Ticket, plan, references
+from tests.chaos.nemesis import Goals, Nemesis
+from tests.chaos.report import Report, judge
+from tests.chaos.servers import Installation, Setup
+
+logger = logging.getLogger(__name__)
+
+_CALM_LIMIT: Final = 300.0
+_HEALING_LIMIT: Final = 240.0
+"""Seconds in which every job must have ended once nothing is broken any more."""
+_FINAL: Final = "('succeeded', 'failed', 'canceled', 'expired')"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """What one run is to be."""
+
+    setup: Setup
+    jobs: int = 240
+    goals: Goals = field(default_factory=Goals)
+    limit: float = 3000.0
+    """Seconds after which faults end whether or not the goals are met."""
+    kinds: frozenset[str] | None = None
+    """Kinds of orders; all when left out."""
+
+
+class Run:
+    """The state of one run."""
+
+    def __init__(self, wanted: Wanted, installation: Installation) -> None:
+        self._wanted, self._installation = wanted, installation
+        self._began = time.monotonic()
+        self._engine = installation.engine()
+        self._catalogue = Catalogue(wanted.setup.folder / "requests")
+        self._references: dict[str, str] = {}
+        self._ended = 0
+        self._digests: dict[str, Mapping[str, str]] = {}
+
+    def go(self) -> Report:
+        self._run_undisturbed()
+        wiring, goals = self._installation.wiring, self._wanted.goals
+        load = Load(wiring.api_url, wiring.api_key, self._catalogue)
+        nemesis = Nemesis(self._installation, goals, self._wanted.setup.seed)
+        load.start()
+        nemesis.start()
+        try:
+            self._keep_busy(load, nemesis)
+        finally:
+            nemesis.stop()
+        logger.info("nothing is broken any more; %d of %d orders are placed", load.done, load.released)
+        is_placed = load.finish(_HEALING_LIMIT)
+        self._wait_for_the_end(_HEALING_LIMIT)
+        complaints = [*load.complaints, *([] if is_placed else ["a client still waits for its answer"])]
+        if nemesis.progress < 1:
+            complaints.append(f"the goals were not met: {nemesis.kills} kills, {nemesis.zombies} zombies")
+        return self._judge(load, nemesis, complaints)
+
+    def _run_undisturbed(self) -> None:
+        wiring = self._installation.wiring
+        with Client(wiring.api_url, wiring.api_key) as client:
+            self._references = references(
+                client, self._catalogue, lambda ids: [client.wait(one, _CALM_LIMIT) for one in ids]
+            )
+        history = History.read(self._engine, self._installation.s3.objects)
+        jobs = {job.id.hex: job for job in history.jobs}
+        self._digests = {
+            name: history.result_of(jobs[job_id.partition("_")[2]]) for name, job_id in self._references.items()
+        }
+        logger.info(
+            "the undisturbed run of %d requests took %.0f s", len(self._digests), time.monotonic() - self._began
+        )
+
+    def _keep_busy(self, load: Load, nemesis: Nemesis) -> None:
+        """Release orders in step with the faults, and more of them while the goals are not met."""
+        wanted, deadline = self._wanted, time.monotonic() + self._wanted.limit
+        orders = plan(self._catalogue, wanted.jobs, wanted.setup.seed, wanted.kinds)
+        told = 0.0
+        while time.monotonic() < deadline and (load.released < wanted.jobs or nemesis.progress < 1):
+            for order in islice(orders, self._room(load, nemesis.progress)):
+                load.release(order)
+            if time.monotonic() - told > 10:
+                told = time.monotonic()
+                self._tell(load, nemesis)
+            time.sleep(0.25)
+
+    def _room(self, load: Load, progress: float) -> int:
+        """How many orders may be released now: the workers are never idle, and the queue is never deep."""
+        workers, jobs = self._wanted.setup.workers, self._wanted.jobs
+        unfinished = load.released - self._count_ended()
+        is_behind = load.released < jobs * progress
+        return max(0, (3 * workers if is_behind else workers + 2) - unfinished)
+
+    def _count_ended(self) -> int:
+        calm = len(self._references)
+        with suppress(SQLAlchemyError), self._engine.begin() as connection:
+            ended = connection.execute(text(f"SELECT count(*) FROM jobs WHERE state IN {_FINAL}")).scalar_one()
+            self._ended = max(0, ended - calm)
+        return self._ended
+
+    def _wait_for_the_end(self, limit: float) -> None:
+        deadline = time.monotonic() + limit
+        while time.monotonic() < deadline:
+            with suppress(SQLAlchemyError), self._engine.begin() as connection:
+                if not connection.execute(text(f"SELECT count(*) FROM jobs WHERE state NOT IN {_FINAL}")).scalar_one():
+                    return
+            time.sleep(0.5)
+
+    def _tell(self, load: Load, nemesis: Nemesis) -> None:
+        logger.info(
+            "%4.0f s: %d of %d jobs ended, %d kills, %d zombies, %d%%",
+            *(time.monotonic() - self._began, self._count_ended(), load.released),
+            *(nemesis.kills, nemesis.zombies, 100 * nemesis.progress),
+        )
+
+    def _judge(self, load: Load, nemesis: Nemesis, complaints: Sequence[str]) -> Report:
+        history = History.read(self._engine, self._installation.s3.objects)
+        calm = [
+            Ticket(job_id=job_id, request=name, ends=frozenset({"succeeded"}))
+            for name, job_id in self._references.items()
+        ]
+        checker = Checker(history, [*calm, *load.tickets], self._digests)
+        self._keep(nemesis, history)
+        return judge(
+            checker,
+            nemesis.faults,
+            complaints,
+            seed=self._wanted.setup.seed,
+            faults=nemesis.counts(),
+            kills=nemesis.kills,
+            restarts=dict(self._installation.restarts()),
+            commit_lies=dict(self._installation.database_proxy.lies),
+            s3_faults=dict(self._installation.s3.faults.hits),
+            duration_s=round(time.monotonic() - self._began, 1),
+        )
+
+    def _keep(self, nemesis: Nemesis, history: History) -> None:
+        """Beside the logs, for whoever looks into a failed run."""
+        tables: Mapping[str, Sequence[Any]] = {
+            "faults": nemesis.faults, "jobs": history.jobs, "attempts": history.attempts, "events": history.events,
+            "artifacts": history.artifacts,
+        }  # fmt: skip
+        for name, rows in tables.items():
+            lines = (json.dumps({k: v for k, v in vars(row).items() if k[0] != "_"}, default=str) for row in rows)
+            (self._wanted.setup.folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
+
+
+def run(wanted: Wanted) -> Report:
+    """Start everything, do all of it, and end every process."""
+    installation = Installation(wanted.setup)
+    with installation.running():
+        report = Run(wanted, installation).go()
+    report.write(wanted.setup.folder / "report.json")
+    return report
+
+
+@contextmanager
+def kept_if_it_fails(folder: Path) -> Iterator[Path]:
+    """The folder of a run, removed unless the block raises: then its logs are wanted."""
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
