@@ -44,6 +44,8 @@ SETTINGS: Final[Mapping[str, Any]] = {
     "worker_pool_start_method": "spawn",
     "worker_concurrency": 1,
     "worker_soft_shutdown_timeout": 20.0,
+    # Celery kills a child that was not up in 4 s, and so does it again for ever where starting takes longer.
+    "worker_proc_alive_timeout": 120.0,
     "broker_connection_retry_on_startup": True,
     "broker_connection_max_retries": None,
     # Flower reads these events and uses remote control.

@@ -26,6 +26,7 @@ QUEUE = {
     "accept_content": ["json"],
     "task_send_sent_event": False,
     "worker_soft_shutdown_timeout": 20.0,
+    "worker_proc_alive_timeout": 120.0,
     "worker_pool": "prefork",
     "worker_pool_start_method": "spawn",
     "worker_concurrency": 1,
