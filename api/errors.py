@@ -12,6 +12,8 @@ from fastapi.exceptions import RequestValidationError
 from sqlalchemy.exc import DBAPIError
 from starlette.exceptions import HTTPException
 
+from api.parts import Parts
+from api.room import seconds_until_room
 from shared import errors
 from shared.database import AWAY
 from shared.errors import RequestRefused
@@ -104,6 +106,12 @@ async def _refused(request: Request, error: Any) -> Response:
     return problem(request, status, error.code, error.detail, fields, headers)
 
 
+async def _queue_full(request: Request, error: Any) -> Response:
+    seconds = await seconds_until_room(Parts.of(request), request.state.tenant_id)
+    error.headers = {"Retry-After": str(seconds)}
+    return await _refused(request, error)
+
+
 async def _parameters_refused(request: Request, error: Any) -> Response:
     """Path, query and header parameters; bodies are read by ``api/body.py``."""
     fields = [
@@ -144,6 +152,7 @@ async def _database(request: Request, error: Any) -> Response:
 def install(app: FastAPI) -> None:
     """Make the app answer every error in this shape."""
     app.add_exception_handler(RequestRefused, _refused)
+    app.add_exception_handler(errors.QueueFull, _queue_full)
     app.add_exception_handler(RequestValidationError, _parameters_refused)
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(errors.StorageError, _away)

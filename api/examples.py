@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 _JOB = "job_0198f3a2b7c97d10a6c1d2e3f4a5b6c7"
+_RETRY = "job_0198f3b2b7c97d10a6c1d2e3f4a5b6c8"
 _INGEST = "job_0198f3a2a1b27c3d8e4f5a6b7c8d9e0f"
 _DATASET = "ds_0198f3a29f3e7a1b9c8d7e6f5a4b3c2d"
 _MODEL = "mdl_0198f3a2c0de7b5a8f9e0d1c2b3a4f5e"
@@ -28,6 +29,13 @@ _ATTEMPT: Final = {
     "ended_at": None,
     "outcome": None,
     "error": None,
+}
+
+_LOST: Final = {
+    "code": "worker_lost",
+    "message": "the worker stopped answering; its lease ran out",
+    "retryable": True,
+    "causes": [],
 }
 
 _JOB_VIEW: Final = {
@@ -57,7 +65,45 @@ _JOB_VIEW: Final = {
     "started_at": "2026-01-05T09:30:01.250000Z",
     "completed_at": None,
     "cancel_requested_at": None,
-    "urls": {"self": f"{_URL}/v1/jobs/{_JOB}", "events": f"{_URL}/v1/jobs/{_JOB}/events"},
+    "retry_of": None,
+    "retried_by": None,
+    "urls": {
+        "self": f"{_URL}/v1/jobs/{_JOB}",
+        **{
+            name: f"{_URL}/v1/jobs/{_JOB}/{name}"
+            for name in ("events", "attempts", "artifacts", "cancel", "pause", "resume", "retry")
+        },
+        "web": f"{_URL}/jobs/{_JOB}",
+    },
+}
+
+_QUEUED: Final = _JOB_VIEW | {
+    "state": "queued",
+    "state_version": 1,
+    "attempt": 0,
+    "attempts": [],
+    "phase": None,
+    "progress": {"value": 0.0, "step": 0, "steps": 0, "figures": {}},
+    "queue": {"position": 4, "reason": "behind_others", "eta": {"p50": 61.5, "p90": 118.0}},
+    "metrics": {"queue_ms": None, "load_ms": None, "execution_ms": None, "upload_ms": None, "device_seconds": None},
+    "started_at": None,
+}
+
+_CAUSE: Final = {"attempt": 1, "code": "worker_lost", "message": "the worker stopped answering; its lease ran out"}
+
+_FAILED: Final = _JOB_VIEW | {
+    "state": "failed",
+    "state_version": 41,
+    "attempt": 2,
+    "max_attempts": 2,
+    "attempts": [
+        _ATTEMPT | {"number": number, "ended_at": "2026-01-05T09:31:01.250000Z", "outcome": "lost", "error": _LOST}
+        for number in (1, 2)
+    ],
+    "phase": None,
+    "error": _LOST | {"causes": [_CAUSE, _CAUSE | {"attempt": 2}]},
+    "completed_at": "2026-01-05T09:32:31.000000Z",
+    "retried_by": _RETRY,
 }
 
 _VERSION_VIEW: Final = {
@@ -91,7 +137,7 @@ _DATASET_VIEW: Final = {
     "urls": {"self": f"{_URL}/v1/datasets/{_DATASET}", "complete": f"{_URL}/v1/datasets/{_DATASET}/complete"},
 }
 
-ANNOUNCED_DATASET: Final = _DATASET_VIEW | {
+_ANNOUNCED_DATASET: Final = _DATASET_VIEW | {
     "state": "uploading",
     "modality": None,
     "count": None,
@@ -136,6 +182,40 @@ PROBLEM: Final = {
     "request_id": "req_5f0c1d2e3a4b5c6d7e8f9a0b",
 }
 
+PROBLEMS: Final[Mapping[int, Any]] = {
+    status: {
+        "type": "about:blank",
+        "title": title,
+        "status": status,
+        "detail": detail,
+        "instance": instance,
+        "code": code,
+        "errors": [],
+        "request_id": "req_5f0c1d2e3a4b5c6d7e8f9a0b",
+    }
+    for status, title, code, instance, detail in (
+        (409, "Conflict", "invalid_state", f"/v1/jobs/{_JOB}/pause", "the job is succeeded: it cannot be paused"),
+        (410, "Gone", "gone", f"/v1/jobs/{_JOB}", f"the job was erased: {_JOB}"),
+        (429, "Too Many Requests", "queue_full", "/v1/jobs", "10000 jobs are waiting already"),
+        (503, "Service Unavailable", "unavailable", "/v1/jobs", "the database does not answer right now; try again"),
+    )
+}
+"""By status; any other is shown by ``PROBLEM``."""
+
+ANSWERS: Final[Mapping[tuple[str, str], Any]] = {
+    ("createDataset", "201"): _ANNOUNCED_DATASET,
+    ("submitJob", "202"): _QUEUED,
+    ("listJobs", "200"): {"data": [_FAILED, _QUEUED], "next_cursor": None, "has_more": False},
+    ("cancelJob", "202"): _JOB_VIEW | {"state": "canceling", "cancel_requested_at": "2026-01-05T09:30:08.000000Z"},
+    ("cancelJob", "200"): _QUEUED | {"state": "canceled", "queue": None, "completed_at": "2026-01-05T09:30:08.000000Z"},
+    ("pauseJob", "202"): _JOB_VIEW | {"state": "pausing"},
+    ("pauseJob", "200"): _QUEUED | {"state": "paused", "queue": None},
+    ("resumeJob", "200"): _QUEUED | {"state_version": 3},
+    ("retryJob", "202"): _QUEUED | {"id": _RETRY, "retry_of": _JOB},
+    ("retryJob", "200"): _JOB_VIEW | {"id": _RETRY, "retry_of": _JOB},
+}
+"""By operation and status, where the example of the view would not do."""
+
 EVENT_STREAM: Final = (
     "retry: 2000\n\n"
     'id: 2\nevent: job.state\ndata: {"seq":2,"type":"job.state","data":{"state":"running","attempt":1},'
@@ -157,6 +237,7 @@ VIEWS: Final[Mapping[str, Any]] = {
         "media_type": "image/png",
         "details": {"columns": 8},
         "created_at": "2026-01-05T09:30:31.000000Z",
+        "expires_at": None,
         "url": f"{_S3}/jobs/{_JOB}/1/samples.png?X-Amz-Signature=…",
         "url_expires_at": "2026-01-05T09:45:31.000000Z",
     },

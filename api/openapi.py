@@ -34,7 +34,15 @@ TAGS: Final[list[dict[str, Any]]] = [
 
 _REF: Final = "#/components/schemas/{model}"
 _VALIDATION_ERRORS: Final = ("HTTPValidationError", "ValidationError")
-_CONFLICTING: Final = frozenset({"submitJob", "completeDataset"})
+_RETRY_AFTER: Final = {
+    "Retry-After": {"description": "Seconds after which to ask again.", "schema": {"type": "integer", "minimum": 1}}
+}
+_REFUSALS: Final[Mapping[HTTPStatus, frozenset[str]]] = {
+    HTTPStatus.CONFLICT: frozenset({"submitJob", "completeDataset", "pauseJob", "resumeJob", "retryJob", "eraseJob"}),
+    HTTPStatus.TOO_MANY_REQUESTS: frozenset({"submitJob", "resumeJob", "retryJob", "createDataset", "completeDataset"}),
+    HTTPStatus.GONE: frozenset({"submitJob", "getArtifact", "getArtifactContent"}),
+}
+"""Which operations refuse what; 410 besides for all that is done with one job."""
 
 
 def install(app: FastAPI) -> None:
@@ -120,18 +128,27 @@ def _add_problems(path: str, operation: dict[str, Any]) -> None:
         statuses.append(HTTPStatus.NOT_FOUND)
     if "requestBody" in operation:
         statuses += [HTTPStatus.BAD_REQUEST, HTTPStatus.REQUEST_ENTITY_TOO_LARGE, HTTPStatus.UNSUPPORTED_MEDIA_TYPE]
-    if operation["operationId"] in _CONFLICTING:
-        statuses.append(HTTPStatus.CONFLICT)
+    statuses += [status for status, refusing in _REFUSALS.items() if operation["operationId"] in refusing]
+    if path.startswith("/v1/jobs/{job_id}"):
+        statuses.append(HTTPStatus.GONE)
     for status in sorted(statuses):
-        content = {PROBLEM_TYPE: {"schema": {"$ref": _REF.format(model="Problem")}, "example": examples.PROBLEM}}
-        operation["responses"].setdefault(str(int(status)), {"description": status.phrase, "content": content})
+        operation["responses"].setdefault(str(int(status)), _problem(status))
+
+
+def _problem(status: HTTPStatus) -> dict[str, Any]:
+    example = examples.PROBLEMS.get(status, examples.PROBLEM)
+    described: dict[str, Any] = {"description": status.phrase}
+    if status in (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE):
+        described["headers"] = _RETRY_AFTER
+    schema = {"$ref": _REF.format(model="Problem")}
+    return described | {"content": {PROBLEM_TYPE: {"schema": schema, "example": example}}}
 
 
 def _add_examples(operation: str, status: str, response: dict[str, Any]) -> None:
     for kind, media in response.get("content", {}).items():
         name = media.get("schema", {}).get("$ref", "").rpartition("/")[2]
-        if operation == "createDataset" and status == "201":
-            media["example"] = examples.ANNOUNCED_DATASET
+        if (operation, status) in examples.ANSWERS:
+            media["example"] = examples.ANSWERS[operation, status]
         elif kind == "text/event-stream":
             media["example"] = examples.EVENT_STREAM
         elif kind == "text/plain":

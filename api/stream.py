@@ -57,9 +57,7 @@ async def _read(parts: Parts, job_id: UUID, after: int) -> tuple[list[EventView]
     """Events after ``after``, and whether the log ends with them."""
     async with parts.transaction() as session:
         # The job first: its last event was committed with the state that this reads.
-        job = (
-            await session.execute(select(col(Job.state), col(Job.event_seq)).where(col(Job.id) == job_id))
-        ).one_or_none()
+        state = await session.scalar(select(col(Job.state)).where(col(Job.id) == job_id))
         statement = (
             select(Event)
             .where(col(Event.job_id) == job_id, col(Event.seq) > after)
@@ -67,10 +65,7 @@ async def _read(parts: Parts, job_id: UUID, after: int) -> tuple[list[EventView]
             .limit(_BATCH)
         )
         found = [views.event(row) for row in (await session.execute(statement)).scalars()]
-    if job is None:
-        return [], True
-    last = found[-1].seq if found else after
-    return found, job.state.is_final and last >= job.event_seq
+    return found, (state is None or state.is_final) and len(found) < _BATCH
 
 
 def _message(event: EventView) -> bytes:

@@ -1,8 +1,9 @@
 """Accepting a job: once per idempotency key, in one transaction, without a word to the broker."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Any
 from uuid import UUID
 
@@ -15,9 +16,8 @@ from api.waiting import facts
 from shared import ids
 from shared.jobs import idempotency, requests
 from shared.jobs.idempotency import Answer
-from shared.wire import GenerateRequest, JobView, TrainRequest
-
-ACCEPTED = 202
+from shared.jobs.rows import Job
+from shared.wire import JobView
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,10 +25,12 @@ class Submission:
     """A client's request for a job."""
 
     tenant_id: UUID
-    request: TrainRequest | GenerateRequest
+    path: str
     body: Mapping[str, Any]
-    """The request as it was sent, by which a repetition is recognized."""
+    """The request as it was sent; by it and ``path`` a repetition is recognized."""
     idempotency_key: str | None
+    record: Callable[[AsyncSession], Awaitable[tuple[Job, bool]]]
+    """Records the job, or finds the one that is there already; says whether it recorded it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +38,8 @@ class Accepted:
     """What the client is answered."""
 
     job_id: UUID
+    status: HTTPStatus
+    """202 if this request made the job, 200 if it found one."""
     body: str
     """A ``JobView``; for a replay byte for byte what the first request was answered."""
     is_replay: bool
@@ -45,21 +49,22 @@ async def accept(parts: Parts, links: Links, submission: Submission) -> Accepted
     """Record the job, or find the one that this request made before.
 
     Raises:
-        InvalidSpec: a reference in the spec cannot be used.
+        RequestRefused: what ``submission.record`` raises.
+        Gone: the job that this request made was erased.
         IdempotencyMismatch, IdempotencyInProgress: see ``shared/jobs/idempotency.py``.
     """
     async with parts.transaction() as session:
         stored = await _begin(session, parts, submission)
         if stored is not None:
-            return Accepted(job_id=ids.parse("job", json.loads(stored.body)["id"]), body=stored.body, is_replay=True)
-        view = await _submit(session, parts, links, submission)
-        body = view.model_dump_json()
+            return await _replay(session, submission.tenant_id, stored)
+        job, is_new = await submission.record(session)
+        body = (await view(session, parts, links, job)).model_dump_json()
+        status = HTTPStatus.ACCEPTED if is_new else HTTPStatus.OK
         if submission.idempotency_key is not None:
-            answer = Answer(ACCEPTED, body)
+            answer = Answer(status, body)
             await idempotency.complete(session, submission.tenant_id, submission.idempotency_key, answer)
-    job_id = ids.parse("job", view.id)
-    parts.relay.wake(job_id)
-    return Accepted(job_id=job_id, body=body, is_replay=False)
+    parts.relay.wake(job.id)
+    return Accepted(job_id=job.id, status=status, body=body, is_replay=False)
 
 
 async def _begin(session: AsyncSession, parts: Parts, submission: Submission) -> Answer | None:
@@ -69,22 +74,26 @@ async def _begin(session: AsyncSession, parts: Parts, submission: Submission) ->
         session,
         submission.tenant_id,
         submission.idempotency_key,
-        idempotency.digest({"path": "/v1/jobs", "body": submission.body}),
+        idempotency.digest({"path": submission.path, "body": submission.body}),
         lifetime=parts.settings.jobs.idempotency_lifetime,
     )
 
 
-async def _submit(session: AsyncSession, parts: Parts, links: Links, submission: Submission) -> JobView:
-    job = await requests.submit(session, submission.tenant_id, submission.request, settings=parts.settings.jobs)
-    known = await facts(session, [job])
-    return views.job(job, known[job.id], links)
+async def _replay(session: AsyncSession, tenant_id: UUID, stored: Answer) -> Accepted:
+    job_id = ids.parse("job", json.loads(stored.body)["id"])
+    await requests.get(session, tenant_id, job_id)
+    return Accepted(job_id=job_id, status=HTTPStatus(stored.status), body=stored.body, is_replay=True)
+
+
+async def view(session: AsyncSession, parts: Parts, links: Links, job: Job) -> JobView:
+    """The job as clients see it now."""
+    return views.job(job, (await facts(session, [job], parts.settings.jobs))[job.id], links)
 
 
 async def show(parts: Parts, links: Links, tenant_id: UUID, job_id: UUID) -> JobView:
     """The job as it is now; raises ``NotFound``."""
     async with parts.transaction() as session:
-        job = await requests.get(session, tenant_id, job_id)
-        return views.job(job, (await facts(session, [job]))[job.id], links)
+        return await view(session, parts, links, await requests.get(session, tenant_id, job_id))
 
 
 async def wait_final(parts: Parts, links: Links, tenant_id: UUID, job_id: UUID, seconds: float) -> JobView | None:

@@ -19,6 +19,7 @@ from shared.specs import FAMILIES
 from shared.wire import (
     ArtifactView,
     AttemptView,
+    CauseView,
     DatasetView,
     ErrorView,
     EventView,
@@ -51,7 +52,9 @@ class Links:
 
     def job(self, job_id: UUID) -> dict[str, str]:
         own = f"{self.base}/v1/jobs/{public('job', job_id)}"
-        under = {name: f"{own}/{name}" for name in ("events", "attempts", "artifacts", "cancel")}
+        under = {
+            name: f"{own}/{name}" for name in ("events", "attempts", "artifacts", "cancel", "pause", "resume", "retry")
+        }
         return {"self": own, **under, "web": f"{self.base}/jobs/{public('job', job_id)}"}
 
     def dataset(self, dataset_id: UUID) -> dict[str, str]:
@@ -82,12 +85,14 @@ def job(row: Job, facts: JobFacts, links: Links) -> JobView:
         ),
         queue=facts.queue,
         metrics={**{name: row.timings.get(name) for name in _TIMINGS}, "device_seconds": facts.device_seconds},
-        error=error(row.error_code, row.error_message),
+        error=_failure(row, facts.attempts),
         result=row.result,
         created_at=_given(row.created_at),
         started_at=row.started_at,
         completed_at=row.completed_at,
         cancel_requested_at=row.cancel_requested_at,
+        retry_of=_job_id(row.retry_of),
+        retried_by=_job_id(facts.retried_by),
         urls=links.job(row.id),
     )
 
@@ -96,6 +101,21 @@ def error(code: str | None, message: str | None) -> ErrorView | None:
     if code is None:
         return None
     return ErrorView(code=code, message=message or "", retryable=code in _RETRYABLE)
+
+
+def _failure(row: Job, attempts: Sequence[Attempt]) -> ErrorView | None:
+    failure = error(row.error_code, row.error_message)
+    if failure is not None:
+        failure.causes = [
+            CauseView(attempt=one.fence, code=one.error_code, message=one.error_message or "")
+            for one in attempts
+            if one.error_code is not None
+        ]
+    return failure
+
+
+def _job_id(job_id: UUID | None) -> str | None:
+    return None if job_id is None else public("job", job_id)
 
 
 def attempt(row: Attempt) -> AttemptView:
@@ -113,7 +133,7 @@ def event(row: Event) -> EventView:
     return EventView.model_validate({"seq": row.seq, "type": row.type, "data": row.data, "created_at": row.created_at})
 
 
-def artifact(row: Artifact, link: str, expires_at: datetime) -> ArtifactView:
+def artifact(row: Artifact, link: str, link_expires_at: datetime) -> ArtifactView:
     return ArtifactView(
         id=public("art", row.id),
         job_id=public("job", row.job_id),
@@ -125,8 +145,9 @@ def artifact(row: Artifact, link: str, expires_at: datetime) -> ArtifactView:
         media_type=row.media_type,
         details=row.details,
         created_at=_given(row.created_at),
+        expires_at=row.expires_at,
         url=link,
-        url_expires_at=expires_at,
+        url_expires_at=link_expires_at,
     )
 
 
@@ -148,7 +169,7 @@ def dataset(row: Dataset, links: Links, *, upload: Mapping[str, Any] | None = No
             "digest": row.digest,
             "info": row.info,
             "error": row.error,
-            "job_id": None if row.job_id is None else public("job", row.job_id),
+            "job_id": _job_id(row.job_id),
             "created_at": row.created_at,
             "upload": None if upload is None else dict(upload),
             "urls": links.dataset(row.id),

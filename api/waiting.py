@@ -1,10 +1,9 @@
-"""What SQL knows about jobs beyond their rows: attempts, places in the queue, and who could run them."""
+"""What SQL knows about jobs beyond their rows: attempts, retries, places in the queue, and who could run them."""
 
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
-from typing import Final, Literal
+from typing import Any, Final, Literal
 from uuid import UUID
 
 from sqlalchemy import UUID as SQL_UUID
@@ -13,13 +12,20 @@ from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import col
 
+from api.eta import FEWEST, Forecast, QueueFacts, WorkerFacts
+from shared.jobs import fairness
 from shared.jobs.rows import Attempt, Job
 from shared.jobs.state import JobState
 from shared.jobs.workers import GONE_AFTER
+from shared.settings import JobSettings
 from shared.wire import QueueView
 
 FARTHEST: Final = 5000
 """Places in a queue are counted up to here, so that a long queue does not slow down submissions."""
+_SAMPLE: Final = 200
+"""Ended attempts of a queue that an estimate rests on, the newest."""
+_HEAD: Final = 32
+"""Jobs in line that are looked at one by one for an estimate."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,33 +35,93 @@ class JobFacts:
     attempts: Sequence[Attempt] = field(default_factory=list[Attempt])
     device_seconds: float | None = None
     queue: QueueView | None = None
+    retried_by: UUID | None = None
 
 
-# The order is that of the claim (shared/jobs/attempts.py); jobs that back off are passed over by it.
-_PLACES = text("""
-SELECT ranked.id, ranked.place FROM unnest(:queues) AS q (name), LATERAL (
-    SELECT id, 1 + count(*) FILTER (WHERE not_before IS NULL OR not_before <= clock_timestamp()) OVER (
-        ORDER BY priority DESC, queued_at, id ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS place
-    FROM (
-        SELECT id, priority, queued_at, not_before FROM jobs WHERE state = 'queued' AND queue = q.name
-        ORDER BY priority DESC, queued_at, id LIMIT :farthest
-    ) AS first
-) AS ranked WHERE ranked.id = ANY(:ids)
-""").bindparams(bindparam("queues", type_=ARRAY(Text)), bindparam("ids", type_=ARRAY(SQL_UUID)))
-
-_SERVED = text("""
-SELECT clock_timestamp() AS now, array(
-    SELECT DISTINCT unnest(queues) FROM workers WHERE state <> 'stopped' AND seen_at > clock_timestamp() - :gone_after
+# The order is that of the claim (shared/jobs/claims.py), played forward: each job that is taken adds what its tenant's
+# jobs usually cost to the tenant's account. Workers that serve several queues take the best of all of them, so a queue
+# is looked at together with those beside it. Jobs that back off are passed over. Lines are read to the same depth.
+_PLACES: Final = text(f"""
+WITH RECURSIVE {fairness.LINES}, live AS (
+    SELECT DISTINCT ON (workers.name) workers.name, workers.queues, held.queue, held.tenant_id,
+        extract(epoch FROM clock_timestamp() - attempts.started_at) AS elapsed,
+        CASE WHEN jsonb_typeof(held.figures->'eta_seconds') = 'number'
+            THEN greatest(0, (held.figures->>'eta_seconds')::float8) END AS remaining
+    FROM workers
+    LEFT JOIN jobs AS held ON held.worker = workers.name AND held.state = 'running'
+    LEFT JOIN attempts ON attempts.job_id = held.id AND attempts.fence = held.fence
+    WHERE workers.state IN ('idle', 'busy') AND workers.seen_at > clock_timestamp() - :gone_after
+    ORDER BY workers.name, attempts.started_at DESC
+), asked AS MATERIALIZED (
+    SELECT q.queue, array(
+        SELECT q.queue UNION SELECT unnest(live.queues) FROM live WHERE q.queue = ANY(live.queues)) AS beside
+    FROM unnest(:queues) AS q (queue)
+), recent AS MATERIALIZED (
+    SELECT q.queue, ended.tenant_id, ended.seconds FROM (SELECT DISTINCT unnest(beside) AS queue FROM asked) AS q
+    CROSS JOIN LATERAL (
+        SELECT tenant_id, seconds FROM usage WHERE usage.queue = q.queue ORDER BY created_at DESC LIMIT {_SAMPLE}
+    ) AS ended
+), usual AS MATERIALIZED (
+    SELECT queue, tenant_id, avg(seconds) AS seconds FROM recent
+    GROUP BY GROUPING SETS ((queue, tenant_id), (queue)) HAVING tenant_id IS NULL OR count(*) >= {FEWEST}
+), waiting AS MATERIALIZED (
+    SELECT asked.queue AS asked, q.queue, head.id, head.queued_at, head.may_start, lines.tenant_id, lines.attained,
+        CASE WHEN head.place <= 1 THEN {fairness.RISEN} ELSE lines.priority END AS rank,
+        coalesce(own.seconds, all_own.seconds, extract(epoch FROM CAST(:quantum AS interval))) AS seconds
+    FROM asked CROSS JOIN lines CROSS JOIN unnest(asked.beside) AS q (queue) CROSS JOIN LATERAL (
+        SELECT id, queued_at, {fairness.MAY_START} AS may_start,
+            count(*) FILTER (WHERE {fairness.MAY_START}) OVER (ORDER BY queued_at, id) AS place
+        FROM jobs WHERE state = 'queued' AND tenant_id = lines.tenant_id AND queue = q.queue
+            AND priority = lines.priority
+        ORDER BY queued_at, id LIMIT (SELECT {FARTHEST} / greatest(1, count(*) - 1) FROM waiting_tenants)
+    ) AS head
+    LEFT JOIN usual AS own ON own.queue = q.queue AND own.tenant_id = lines.tenant_id
+    LEFT JOIN usual AS all_own ON all_own.queue = q.queue AND all_own.tenant_id IS NULL
+), turns AS (
+    SELECT *, attained + coalesce(sum(seconds) FILTER (WHERE may_start) OVER (
+        PARTITION BY asked, tenant_id ORDER BY rank DESC, queued_at, id ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING
+    ), 0) AS turn FROM waiting
+), placed AS MATERIALIZED (
+    SELECT asked, queue, id, may_start, seconds, 1 + count(*) FILTER (WHERE may_start) OVER earlier AS place,
+        coalesce(sum(seconds) FILTER (WHERE may_start) OVER earlier, 0) AS work
+    FROM turns WINDOW earlier AS (
+        PARTITION BY asked ORDER BY rank DESC, turn, queued_at, id ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING)
+)
+SELECT clock_timestamp() AS now, (
+    SELECT coalesce(jsonb_object_agg(id, jsonb_build_array(place, work)), '{{}}') FROM placed
+    WHERE asked = queue AND id = ANY(:ids)
+) AS places, (
+    SELECT jsonb_object_agg(asked.queue, jsonb_build_object(
+        'workers', (
+            SELECT coalesce(jsonb_agg(jsonb_build_object('elapsed', elapsed, 'remaining', remaining, 'usual', coalesce(
+                (SELECT seconds FROM usual WHERE usual.queue = live.queue AND usual.tenant_id = live.tenant_id),
+                (SELECT seconds FROM usual WHERE usual.queue = live.queue AND usual.tenant_id IS NULL)))), '[]')
+            FROM live WHERE asked.queue = ANY(live.queues)),
+        'shapes', (
+            SELECT coalesce(jsonb_agg(recent.seconds / greatest(coalesce(own.seconds, all_own.seconds), 0.001)), '[]')
+            FROM recent LEFT JOIN usual AS own ON own.queue = recent.queue AND own.tenant_id = recent.tenant_id
+            JOIN usual AS all_own ON all_own.queue = recent.queue AND all_own.tenant_id IS NULL
+            WHERE recent.queue = ANY(asked.beside)),
+        'head', (
+            SELECT coalesce(jsonb_agg(seconds ORDER BY place), '[]') FROM placed
+            WHERE placed.asked = asked.queue AND may_start AND place <= {_HEAD})
+    )) FROM asked
 ) AS queues
-""")
+""").bindparams(bindparam("queues", type_=ARRAY(Text)), bindparam("ids", type_=ARRAY(SQL_UUID)))  # noqa: S608  (constants of ours)
 
 
-async def facts(session: AsyncSession, jobs: Sequence[Job]) -> dict[UUID, JobFacts]:
-    """The facts of each job, in at most four statements."""
+async def facts(session: AsyncSession, jobs: Sequence[Job], settings: JobSettings) -> dict[UUID, JobFacts]:
+    """The facts of each job, in at most three statements."""
     attempts, seconds = await _attempts(session, [job.id for job in jobs if job.fence])
-    places = await _places(session, [job for job in jobs if job.state == JobState.QUEUED])
+    places = await _places(session, [job for job in jobs if job.state == JobState.QUEUED], settings)
+    retries = await _retries(session, [job.id for job in jobs if job.state.is_final])
     return {
-        job.id: JobFacts(attempts=attempts[job.id], device_seconds=seconds.get(job.id), queue=places.get(job.id))
+        job.id: JobFacts(
+            attempts=attempts[job.id],
+            device_seconds=seconds.get(job.id),
+            queue=places.get(job.id),
+            retried_by=retries.get(job.id),
+        )
         for job in jobs
     }
 
@@ -75,22 +141,43 @@ async def _attempts(
     return found, {job_id: round(total, 3) for job_id, total in seconds.items()}
 
 
-async def _places(session: AsyncSession, waiting: Sequence[Job]) -> dict[UUID, QueueView]:
+async def _retries(session: AsyncSession, ids: Sequence[UUID]) -> dict[UUID, UUID]:
+    if not ids:
+        return {}
+    statement = select(col(Job.retry_of), col(Job.id)).where(col(Job.retry_of).in_(ids))
+    return {row.retry_of: row.id for row in await session.execute(statement)}
+
+
+async def _places(session: AsyncSession, waiting: Sequence[Job], settings: JobSettings) -> dict[UUID, QueueView]:
     if not waiting:
         return {}
-    queues = sorted({job.queue for job in waiting})
-    wanted = {"queues": queues, "ids": [job.id for job in waiting], "farthest": FARTHEST}
-    place = {row.id: row.place for row in await session.execute(_PLACES, wanted)}
-    served = (await session.execute(_SERVED, {"gone_after": GONE_AFTER})).one()
-    return {
-        job.id: QueueView(position=place.get(job.id, FARTHEST + 1), reason=_reason(job, served.now, served.queues))
-        for job in waiting
-    }
+    wanted = {"queues": sorted({job.queue for job in waiting}), "ids": [job.id for job in waiting]}
+    wanted |= {"gone_after": GONE_AFTER, "ageing": settings.ageing, "quantum": settings.quantum}
+    row = (await session.execute(_PLACES, wanted)).one()
+    forecasts = {name: Forecast(_queue_facts(known)) for name, known in row.queues.items()}
+    shown: dict[UUID, QueueView] = {}
+    for job in waiting:
+        place, work = row.places.get(str(job.id), (FARTHEST + 1, None))
+        backoff = max(0.0, (job.not_before - row.now).total_seconds()) if job.not_before else 0.0
+        is_served = bool(row.queues[job.queue]["workers"])
+        shown[job.id] = QueueView(
+            position=place,
+            reason=_reason(backoff, place, is_served=is_served),
+            eta=None if work is None else forecasts[job.queue].at(place, work, not_before=backoff),
+        )
+    return shown
+
+
+def _queue_facts(known: dict[str, Any]) -> QueueFacts:
+    workers = [WorkerFacts(**worker) for worker in known["workers"]]
+    return QueueFacts(workers=workers, shapes=known["shapes"], head=known["head"])
 
 
 def _reason(
-    job: Job, now: datetime, served: Sequence[str]
-) -> Literal["waiting_for_worker", "no_compatible_worker", "backing_off"]:
-    if job.not_before is not None and job.not_before > now:
+    backoff: float, place: int, *, is_served: bool
+) -> Literal["waiting_for_worker", "no_compatible_worker", "backing_off", "behind_others"]:
+    if backoff:
         return "backing_off"
-    return "waiting_for_worker" if job.queue in served else "no_compatible_worker"
+    if not is_served:
+        return "no_compatible_worker"
+    return "waiting_for_worker" if place == 1 else "behind_others"

@@ -90,12 +90,22 @@ class Page(View, Generic[ItemT]):
     has_more: bool = False
 
 
+class CauseView(View):
+    """How one attempt of a failed job ended."""
+
+    attempt: int
+    code: str
+    message: str
+
+
 class ErrorView(View):
-    """Why a job failed."""
+    """Why a job, or an attempt, failed."""
 
     code: str
     message: str
     retryable: bool = False
+    causes: list[CauseView] = []
+    """Of a job: what ended each of its attempts that ended badly, first to last."""
 
 
 class AttemptView(View):
@@ -121,14 +131,24 @@ class ProgressView(View):
     """Latest figures: ``loss``, ``rate`` (steps per second), ``eta_seconds``."""
 
 
+class EtaView(View):
+    """When something will happen, in seconds from now."""
+
+    p50: float
+    """As likely sooner as later."""
+    p90: float
+    """Later in one case of ten."""
+
+
 class QueueView(View):
     """Why a job waits."""
 
     position: int
-    """Jobs that would be claimed before it, plus one."""
-    reason: Literal["waiting_for_worker", "no_compatible_worker", "backing_off"]
-    eta: float | None = None
-    """Seconds until it starts, if that can be told."""
+    """Jobs that would be claimed before it, plus one, as things stand; counted up to 5000."""
+    reason: Literal["waiting_for_worker", "no_compatible_worker", "backing_off", "behind_others"]
+    """``waiting_for_worker``: it is the next; ``no_compatible_worker``: nobody who lives serves its queue."""
+    eta: EtaView | None = None
+    """When it starts, judged by how long jobs of its queue took lately; None if that cannot be told."""
 
 
 class JobView(View):
@@ -158,6 +178,10 @@ class JobView(View):
     started_at: datetime | None = None
     completed_at: datetime | None = None
     cancel_requested_at: datetime | None = None
+    retry_of: str | None = None
+    """The job that this one was made to try again."""
+    retried_by: str | None = None
+    """The job that was made to try this one again."""
     urls: dict[str, str] = {}
 
     @property
@@ -188,6 +212,8 @@ class ArtifactView(View):
     media_type: str
     details: dict[str, Any] = {}
     created_at: datetime
+    expires_at: datetime | None = None
+    """From then on the artifact may be removed; None: it is kept."""
     url: str
     """Presigned: works without a key, until ``url_expires_at``."""
     url_expires_at: datetime

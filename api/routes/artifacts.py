@@ -15,7 +15,7 @@ from api.paging import refuse_unknown_parameters
 from api.parts import Parts
 from api.routes.dependencies import JobReader, ThePaging, TheParts
 from shared import ids
-from shared.errors import NotFound
+from shared.errors import Gone, NotFound
 from shared.jobs import requests
 from shared.jobs.rows import Artifact
 from shared.wire import ArtifactView, Page
@@ -40,7 +40,7 @@ async def list_artifacts(
     """What a job has made so far, oldest first."""
     async with parts.transaction() as session:
         job = await requests.get(session, caller.tenant_id, ids.parse("job", job_id))
-        statement = select(Artifact).where(col(Artifact.job_id) == job.id)
+        statement = select(Artifact).where(col(Artifact.job_id) == job.id, col(Artifact.removed_at).is_(None))
         if kind:
             statement = statement.where(col(Artifact.kind).in_(kind))
         rows, has_more = await paging.fetch(session, statement, col(Artifact.id), newest_first=False)
@@ -76,6 +76,8 @@ async def _find(parts: Parts, tenant_id: UUID, artifact_id: str) -> Artifact:
         row = (await session.execute(statement)).scalar_one_or_none()
     if row is None:
         raise NotFound(f"no such artifact: {artifact_id}")
+    if row.removed_at is not None:
+        raise Gone(f"the artifact was removed: {artifact_id}")
     return row
 
 

@@ -1,9 +1,10 @@
-"""Jobs: submit, look, list, cancel."""
+"""Jobs: submit, look, list. What is done to one that exists is in ``actions.py``."""
 
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response, status
 from sqlalchemy import Select, select
+from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import col
 
 from api import submission, views
@@ -11,7 +12,15 @@ from api.body import JsonBody
 from api.errors import FieldsRefused
 from api.paging import refuse_unknown_parameters
 from api.prefer import seconds_to_wait
-from api.routes.dependencies import JobReader, JobWriter, TheLinks, ThePaging, TheParts
+from api.routes.dependencies import (
+    POLL_SECONDS,
+    IdempotencyKey,
+    JobReader,
+    JobWriter,
+    TheLinks,
+    ThePaging,
+    TheParts,
+)
 from api.submission import Submission
 from api.waiting import facts
 from shared import ids
@@ -22,15 +31,9 @@ from shared.wire import AttemptView, FieldError, GenerateRequest, JobRequest, Jo
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"], dependencies=[Depends(refuse_unknown_parameters)])
 
-POLL_SECONDS = "1"
-"""``Retry-After`` of a job that has not ended."""
 _LABEL = "label."
 
 TheRequest = Annotated[TrainRequest | GenerateRequest, Depends(JsonBody[Any](JobRequest))]
-IdempotencyKey = Annotated[
-    str | None,
-    Header(alias="Idempotency-Key", min_length=1, max_length=255, pattern=r"^[\x21-\x7e]+$"),
-]
 JobTypeName = JobType
 
 
@@ -51,10 +54,20 @@ async def submit_job(
 
     With an `Idempotency-Key`, sending the same body again gives the stored answer and makes no second job.
     """
+
+    async def record(session: AsyncSession) -> tuple[Job, bool]:
+        return await requests.submit(session, caller.tenant_id, body, settings=parts.settings.jobs), True
+
     accepted = await submission.accept(
         parts,
         links,
-        Submission(tenant_id=caller.tenant_id, request=body, body=request.state.body, idempotency_key=idempotency_key),
+        Submission(
+            tenant_id=caller.tenant_id,
+            path="/v1/jobs",
+            body=request.state.body,
+            idempotency_key=idempotency_key,
+            record=record,
+        ),
     )
     headers = {"Location": links.job(accepted.job_id)["self"]}
     if accepted.is_replay:
@@ -64,7 +77,7 @@ async def submit_job(
         headers["Preference-Applied"] = f"wait={wait}"
         if done is not None:
             return _json(done.model_dump_json(), status.HTTP_200_OK, headers | {"ETag": _etag(done)})
-    return _json(accepted.body, status.HTTP_202_ACCEPTED, headers | {"Retry-After": POLL_SECONDS})
+    return _json(accepted.body, accepted.status, headers | {"Retry-After": POLL_SECONDS})
 
 
 _LABEL_PARAMETER = {
@@ -89,7 +102,7 @@ async def list_jobs(
     type: Annotated[list[JobTypeName] | None, Query(description="Of any of these types.")] = None,
 ) -> Page[JobView]:
     """Jobs, newest first. `label.<key>=<value>` keeps those with a label."""
-    statement = select(Job).where(col(Job.tenant_id) == caller.tenant_id)
+    statement = select(Job).where(col(Job.tenant_id) == caller.tenant_id, col(Job.erased_at).is_(None))
     if state:
         statement = statement.where(col(Job.state).in_([JobState(name) for name in state]))
     if type:
@@ -97,7 +110,7 @@ async def list_jobs(
     statement = _with_labels(statement, request)
     async with parts.transaction() as session:
         jobs, has_more = await paging.fetch(session, statement, col(Job.id), newest_first=True)
-        known = await facts(session, jobs)
+        known = await facts(session, jobs, parts.settings.jobs)
     shown = [views.job(job, known[job.id], links) for job in jobs]
     return paging.page(request, response, shown, jobs[-1].id if jobs else None, has_more=has_more)
 
@@ -135,24 +148,6 @@ async def get_job(
     return view
 
 
-@router.post(
-    "/{job_id}/cancel",
-    operation_id="cancelJob",
-    responses={202: {"model": JobView, "description": "It will be canceled once its device is free."}},
-)
-async def cancel_job(caller: JobWriter, job_id: str, parts: TheParts, links: TheLinks, response: Response) -> JobView:
-    """Ask for a stop. Idempotent: 202 until the device is free, 200 once the job has ended, however it did."""
-    wanted = ids.parse("job", job_id)
-    async with parts.transaction() as session:
-        job = await requests.cancel(session, caller.tenant_id, wanted)
-        view = views.job(job, (await facts(session, [job]))[job.id], links)
-    parts.relay.wake(wanted)
-    if not view.is_final:
-        response.status_code = status.HTTP_202_ACCEPTED
-        response.headers.update({"Location": view.urls["self"], "Retry-After": POLL_SECONDS})
-    return view
-
-
 @router.get("/{job_id}/attempts", operation_id="listAttempts")
 async def list_attempts(caller: JobReader, job_id: str, parts: TheParts) -> Page[AttemptView]:
     """Every try at the job, first to last: who ran it, when, and how it ended."""
@@ -171,7 +166,9 @@ def _json(body: str, status_code: int, headers: dict[str, str]) -> Response:
 def _etag(view: JobView) -> str:
     """Weak: it stands for what the view says, not for its bytes."""
     place = f"-{view.queue.position}-{view.queue.reason}" if view.queue else ""
-    return f'W/"{view.state_version}{place}"'
+    eta = f"-{view.queue.eta.p50}-{view.queue.eta.p90}" if view.queue and view.queue.eta else ""
+    retry = "-retried" if view.retried_by else ""
+    return f'W/"{view.state_version}{place}{eta}{retry}"'
 
 
 def _matches(if_none_match: str | None, etag: str) -> bool:

@@ -68,6 +68,8 @@ async def begin(
         if getattr(error.orig, "sqlstate", None) == _LOCK_NOT_AVAILABLE:
             raise IdempotencyInProgress("the first request with this Idempotency-Key has not ended yet") from error
         raise
+    # What the request itself waits for, it waits for as long as any.
+    await session.execute(text("SET LOCAL lock_timeout TO DEFAULT"))
     if taken is not None:
         return None
     stored = (await session.execute(select(IdempotencyKey).where(*mine))).scalar_one()

@@ -135,21 +135,25 @@ async def resume(session: AsyncSession, tenant_id: UUID, job_id: UUID, *, settin
     return job
 
 
-async def retry(session: AsyncSession, tenant_id: UUID, job_id: UUID, *, settings: JobSettings) -> Job:
+async def retry(session: AsyncSession, tenant_id: UUID, job_id: UUID, *, settings: JobSettings) -> tuple[Job, bool]:
     """A new job that asks for the same; a training goes on from the last checkpoint. Idempotent: one retry of each job.
+
+    Returns:
+        The job, and whether this call made it.
 
     Raises:
         NotFound: the tenant has no such job.
         IllegalMove: it has not ended, or well.
+        Gone: it was erased, or its retry was.
         QueueFull: the tenant has as many jobs waiting as it may.
     """
     await _lock(session, tenant_id, job_id)
     ended = await get(session, tenant_id, job_id)
     if ended.state not in (JobState.FAILED, JobState.CANCELED, JobState.EXPIRED):
         raise IllegalMove(f"the job is {ended.state.value}: only one that failed, expired or was canceled is retried")
-    made = select(Job).where(col(Job.retry_of) == job_id)
-    if (again := (await session.execute(made)).scalar_one_or_none()) is not None:
-        return again
+    made = select(col(Job.id)).where(col(Job.retry_of) == job_id)
+    if (again := await session.scalar(made)) is not None:
+        return await get(session, tenant_id, again), False
     lineage = [str(ended.id), *ended.inputs.get("lineage", [])] if ended.type == JobType.TRAIN else []
     draft = _Draft(
         type=ended.type,
@@ -167,7 +171,7 @@ async def retry(session: AsyncSession, tenant_id: UUID, job_id: UUID, *, setting
     if job.type == JobType.INGEST:
         values = {"state": DatasetState.INGESTING, "job_id": job.id, "error": None}
         await session.execute(update(Dataset).where(col(Dataset.job_id) == ended.id).values(**values))
-    return job
+    return job, True
 
 
 async def _lock(session: AsyncSession, tenant_id: UUID, job_id: UUID) -> tuple[ColumnElement[bool], ...]:
