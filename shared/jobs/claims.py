@@ -25,8 +25,8 @@ from shared.settings import JobSettings
 
 logger = logging.getLogger(__name__)
 
-_LINE: Final = 8
-"""Jobs looked at in each line (tenant, queue, priority) beyond those wanted: so many claims at once find one each."""
+_AT_ONCE: Final = 16
+"""Jobs looked at beyond those wanted: so many claims at the same moment find one each."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,12 +51,13 @@ WITH RECURSIVE {fairness.LINES}, heads AS MATERIALIZED (
         SELECT id, queued_at, row_number() OVER (ORDER BY queued_at, id) AS place FROM jobs
         WHERE state = 'queued' AND tenant_id = lines.tenant_id AND queue = q.queue AND priority = lines.priority
             AND {fairness.MAY_START}
-        ORDER BY queued_at, id LIMIT {_LINE} + :limit
+        ORDER BY queued_at, id LIMIT {_AT_ONCE} + :limit
     ) AS head
+), best AS MATERIALIZED (
+    SELECT * FROM heads ORDER BY rank DESC, attained, queued_at, id LIMIT {_AT_ONCE} + :limit
 ), candidate AS MATERIALIZED (
-    SELECT jobs.id FROM jobs JOIN heads ON heads.id = jobs.id WHERE jobs.state = 'queued'
-    ORDER BY heads.rank DESC, heads.attained, heads.queued_at, heads.id
-    LIMIT :limit FOR UPDATE OF jobs SKIP LOCKED
+    SELECT jobs.id FROM jobs JOIN best ON best.id = jobs.id WHERE jobs.state = 'queued'
+    ORDER BY best.rank DESC, best.attained, best.queued_at, best.id LIMIT :limit FOR UPDATE OF jobs SKIP LOCKED
 ), claimed AS (
     UPDATE jobs SET
         state = 'running', fence = fence + 1, worker = :worker, phase = 'starting',

@@ -9,6 +9,7 @@ from sqlalchemy.orm import Session
 
 from shared.database import make_engine
 from shared.settings import DatabaseSettings
+from tests.shared.desk import Desk
 
 
 @pytest.fixture(scope="module")
@@ -24,3 +25,10 @@ def session(engine: Engine) -> Iterator[Session]:
     with Session(engine) as session:
         yield session
         session.rollback()
+
+
+@pytest.fixture
+def desk(database: str) -> Iterator[Desk]:
+    engine = make_engine(DatabaseSettings(url=SecretStr(database)), "test")
+    yield Desk(database, engine)
+    engine.dispose()

@@ -129,7 +129,7 @@ def test_jobs_of_one_tenant_and_priority_are_served_in_their_order(line: Line) -
 
 def test_many_claims_at_once_find_a_job_each(engine: Engine) -> None:
     with Session(engine) as setup, setup.begin():
-        jobs = Line(setup).join(Line(setup).tenant("crowded"), count=8)
+        jobs = Line(setup).join(Line(setup).tenant("crowded"), count=9)
     sessions = [Session(engine) for _ in jobs]
     try:
         taken = [
