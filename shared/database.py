@@ -41,9 +41,9 @@ def _options(settings: DatabaseSettings, application: str) -> dict[str, object]:
     }
 
 
-def make_engine(settings: DatabaseSettings, application: str) -> Engine:
-    """A pooled engine for threads."""
-    return create_engine(_url(settings), **_options(settings, application))
+def make_engine(settings: DatabaseSettings, application: str, *, ping: bool = True) -> Engine:
+    """A pooled engine for threads. ``ping`` each connection before use, unless the caller tries again by itself."""
+    return create_engine(_url(settings), **_options(settings, application) | {"pool_pre_ping": ping})
 
 
 def make_async_engine(settings: DatabaseSettings, application: str) -> AsyncEngine:

@@ -107,7 +107,7 @@ def _child_starts(**_: Any) -> None:
     logging.getLogger().setLevel(logging.INFO)
     parent = os.getppid()
     settings = Settings.read()
-    engine = make_engine(settings.database, f"noisemill {settings.worker.name}")
+    engine = make_engine(settings.database, f"noisemill {settings.worker.name}", ping=False)
     if settings.worker.lock is None:
         raise RuntimeError("no lock file: this process was not started by a Noisemill worker")
     settings.worker.lock.write_text(str(os.getpid()))
@@ -115,7 +115,7 @@ def _child_starts(**_: Any) -> None:
     supervisor.device.start()
     ticker = Ticker(settings, engine, make_celery(settings.broker), supervisor, host=socket.gethostname())
     signal.signal(DRAIN, lambda *_: supervisor.drain())
-    for loop in (ticker.run_forever, lambda: _poll(supervisor), lambda: _die_with(parent)):
+    for loop in (ticker.run_forever, ticker.publish_forever, lambda: _poll(supervisor), lambda: _die_with(parent)):
         Thread(target=loop, daemon=True).start()
 
 

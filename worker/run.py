@@ -65,6 +65,11 @@ class Assignment:
     spec: Mapping[str, Any]
     inputs: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def attempt(self) -> dict[str, Any]:
+        """What every message about it carries: the runner outlives jobs, and all of them have an attempt 1."""
+        return {"job_id": self.job_id, "fence": self.fence}
+
 
 class Run(Protocol):
     """The runner, as seen by an executor."""

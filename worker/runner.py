@@ -172,7 +172,7 @@ class RunnerRun:
             time.sleep(min(seconds, _FIRST_PAUSE))
 
     def _say(self, kind: str, **content: Any) -> None:
-        self._runner.channel.send({"type": kind, "fence": self._assignment.fence, **content})
+        self._runner.channel.send({"type": kind, **self._assignment.attempt, **content})
 
 
 class Runner:
@@ -203,8 +203,10 @@ class Runner:
         match message["type"]:
             case "run":
                 self._work.put(Assignment(**message["assignment"]))
-            case "stop" if self._current is not None and self._current.assignment.fence == message["fence"]:
-                self._current.stop(message["reason"])
+            case "stop":
+                run = self._current
+                if run is not None and message.items() >= run.assignment.attempt.items():
+                    run.stop(message["reason"])
             case _:
                 logger.warning("ignored message %s", message["type"])
 
@@ -219,7 +221,7 @@ class Runner:
         else:
             ending = {"type": "done", "result": result}
         self._current = None
-        self.channel.send({"fence": assignment.fence, **ending})
+        self.channel.send({**assignment.attempt, **ending})
 
 
 def _failure(error: BaseException) -> Message:

@@ -1,7 +1,8 @@
 """Claims a job, has the runner do it, and commits what comes of it under the fence.
 
 Never imports torch, so that a busy or hung device cannot starve the heartbeat. One attempt at a
-time; what happens within one is in ``worker/watch.py``.
+time; what happens within one is in ``worker/watch.py``. A claim whose commit nobody confirmed is looked
+for again before the next one is made.
 """
 
 import fcntl
@@ -12,22 +13,31 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Event, Lock
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 from uuid import UUID
 
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
 from shared.database import AWAY
-from shared.events import EventBell
+from shared.errors import LeaseLost
+from shared.ids import uuid7
 from shared.jobs import attempts, claims
 from shared.settings import Settings
 from worker.device import Device
+from worker.ringer import Ringer
 from worker.watch import Watch
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+
+class _Held(NamedTuple):
+    """A claim, and a moment (monotonic seconds) at which its lease had not begun to run yet."""
+
+    claim: attempts.Claim
+    asked_at: float
 
 
 class Supervisor:
@@ -41,7 +51,10 @@ class Supervisor:
         self.draining = Event()
         self.job_id: UUID | None = None
         self._engine = engine
-        self._bell = EventBell(settings.broker)
+        self._unwrapped = engine.execution_options(isolation_level="AUTOCOMMIT")
+        self._ringer = Ringer(settings.broker)
+        self._doubtful: dict[UUID, float] = {}
+        """Tokens of claims whose commit was not confirmed, and when they were made (monotonic seconds)."""
         self._turn = Lock()
         self._lock_file = lock_file
 
@@ -51,40 +64,67 @@ class Supervisor:
 
     def run_next(self) -> bool:
         """Claim the best waiting job and run it to the end of its attempt; False if there was none."""
-        with self._turn, self._marked_busy():
-            if self.draining.is_set() or not self.device.ready():
+        # A shutdown does not wait for a runner that still starts.
+        with self._turn:
+            return not self.draining.is_set() and self.device.ready() and self._run_next()
+
+    def _run_next(self) -> bool:
+        with self._marked_busy():
+            if self.draining.is_set():
                 return False
-            asked_at = time.monotonic()
-            claim = self._claim()
-            if claim is None:
-                return False
-            self.job_id = claim.job_id
             try:
-                Watch(self, claim, asked_at=asked_at).see_through()
+                held = self._found_again() or self._claim()
+            except AWAY as error:
+                logger.warning("could not claim: %s", str(error).splitlines()[0])
+                return False
+            if held is None:
+                return False
+            self.ring(held.claim.job_id)
+            self.job_id = held.claim.job_id
+            try:
+                Watch(self, held.claim, asked_at=held.asked_at).see_through()
             finally:
                 self.job_id = None
             return True
 
-    def _claim(self) -> attempts.Claim | None:
+    def _claim(self) -> _Held | None:
         terms = claims.Terms.of(self.settings.jobs)
-        try:
-            found = self.transact(lambda s: claims.claim(s, worker=self.name, queues=self.queues, terms=terms))
-        except AWAY as error:
-            # If the claim did commit, its lease runs out and the job is queued again.
-            logger.warning("could not claim: %s", error)
-            return None
-        for claim in found:
-            self.ring(claim.job_id)
-        return found[0] if found else None
+        token, asked_at = uuid7(), time.monotonic()
+        self._doubtful[token] = asked_at
+        found = self.transact(lambda s: claims.claim(s, worker=self.name, queues=self.queues, terms=terms, token=token))
+        del self._doubtful[token]
+        return _Held(found[0], asked_at) if found else None
+
+    def _found_again(self) -> _Held | None:
+        """An attempt that was claimed without our knowing it, and is still ours."""
+        lease = self.settings.jobs.lease
+        for token, asked_at in list(self._doubtful.items()):
+            for claim in self.transact(lambda s, token=token: claims.reclaim(s, token)):
+                sent = time.monotonic()
+                try:
+                    self.ask(lambda s, claim=claim: attempts.heartbeat(s, claim.job_id, claim.fence, lease=lease))
+                except LeaseLost:
+                    continue
+                del self._doubtful[token]
+                return _Held(claim, sent)
+            # The commit may still be on its way to the server; after a lease nothing of it can be left.
+            if time.monotonic() - asked_at > lease.total_seconds():
+                del self._doubtful[token]
+        return None
 
     def transact(self, work: Callable[[Session], T]) -> T:
         """Do ``work`` in one transaction of its own."""
         with Session(self._engine) as session, session.begin():
             return work(session)
 
+    def ask(self, statement: Callable[[Session], T]) -> T:
+        """Do what is one statement: it needs no transaction around it, and so is one round trip."""
+        with Session(self._unwrapped) as session:
+            return statement(session)
+
     def ring(self, job_id: UUID) -> None:
-        """Tell listeners that the job has news."""
-        self._bell.ring(job_id)
+        """Tell listeners that the job has news, without waiting for the broker."""
+        self._ringer.ring(job_id)
 
     def drain(self) -> None:
         """Claim nothing more, and hand the running job back."""

@@ -1,7 +1,8 @@
 """Housekeeping, in every worker, done by one at a time under a SQL lease.
 
-Reaps lost attempts, expires and redispatches jobs, publishes bells, prunes. Each round is safe to be
-cut off anywhere and to run twice. The worker's own sign of life is not under the lease.
+Reaps lost attempts, expires and redispatches jobs, has trainings give way, prunes; publishes bells in a
+thread of its own, because the broker may hang. Each round is safe to be cut off anywhere and to run twice.
+The worker's own sign of life is not under the lease.
 """
 
 import logging
@@ -9,6 +10,7 @@ import os
 import time
 from collections.abc import Callable
 from datetime import timedelta
+from threading import Event
 from typing import TYPE_CHECKING, Any
 
 from celery import Celery
@@ -38,34 +40,59 @@ class Ticker:
         self._host = host
         self._signed_in = self._pruned = 0.0
         self._signed_as = ""
+        self._leads = Event()
 
     def run_forever(self) -> None:
-        """Tick until the process ends."""
-        seconds = self._settings.worker.tick.total_seconds()
+        """Tick until the process ends; give the housekeeping up when the worker is told to end."""
+        seconds, draining = self._settings.worker.tick.total_seconds(), self._supervisor.draining
         while True:
-            try:
-                self.tick()
-            except SQLAlchemyError as error:
-                logger.warning("housekeeping failed, trying again: %s", str(error).splitlines()[0])
-            except Exception:
-                logger.exception("housekeeping failed, trying again")
-            time.sleep(seconds)
+            self._survive(self._resign if draining.is_set() else self.tick)
+            if draining.is_set():
+                time.sleep(seconds)
+            else:
+                draining.wait(seconds)
+
+    def publish_forever(self) -> None:
+        """Publish the outbox while this worker does the housekeeping."""
+        while self._leads.wait():
+            self._survive(self._publish)
+            time.sleep(self._settings.worker.tick.total_seconds())
 
     def tick(self) -> None:
         """One round."""
         self._sign_in()
-        lease = max(self._settings.worker.tick * 3, timedelta(seconds=5))
-        if not self._transact(lambda s: upkeep.hold(s, "ticker", self._supervisor.name, lease)):
+        if not self._takes_lead():
             return
-        for job_id, state in self._transact(upkeep.reap):
+        for job_id, state in self._supervisor.ask(upkeep.reap):
             logger.warning("job %s: lease ran out, now %s", job_id, state.value)
             self._supervisor.ring(job_id)
-        for job_id in self._transact(upkeep.expire):
+        for job_id in [*self._supervisor.ask(upkeep.expire), *self._supervisor.transact(upkeep.preempt)]:
             self._supervisor.ring(job_id)
-        self._transact(upkeep.settle_datasets)
-        self._transact(lambda s: upkeep.redispatch(s, after=self._settings.jobs.redispatch_after))
+        self._supervisor.ask(upkeep.settle_datasets)
+        self._supervisor.ask(lambda s: upkeep.redispatch(s, after=self._settings.jobs.redispatch_after))
         self._prune()
-        self._publish()
+
+    def _takes_lead(self) -> bool:
+        lease = max(self._settings.worker.tick * 3, timedelta(seconds=5))
+        self._leads.clear()
+        if self._supervisor.ask(lambda s: upkeep.hold(s, "ticker", self._supervisor.name, lease)):
+            self._leads.set()
+        return self._leads.is_set()
+
+    def _resign(self) -> None:
+        """Let another worker do the housekeeping at once."""
+        self._sign_in()
+        if self._leads.is_set():
+            self._supervisor.ask(lambda s: upkeep.release(s, "ticker", self._supervisor.name))
+            self._leads.clear()
+
+    def _survive(self, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except SQLAlchemyError as error:
+            logger.warning("housekeeping failed, trying again: %s", str(error).splitlines()[0])
+        except Exception:
+            logger.exception("housekeeping failed, trying again")
 
     def _sign_in(self) -> None:
         supervisor, now = self._supervisor, time.monotonic()
@@ -74,13 +101,15 @@ class Ticker:
             return
         says: dict[str, Any] = {"name": supervisor.name, "host": self._host, "pid": os.getpid(), "state": state}
         says |= {"queues": supervisor.queues, "device": supervisor.device.name, "job_id": supervisor.job_id}
-        self._transact(lambda s: workers.sign_in(s, **says))
+        supervisor.ask(lambda s: workers.sign_in(s, **says))
+        if not self._signed_as:
+            supervisor.ask(lambda s: workers.started(s, supervisor.name))
         self._signed_in, self._signed_as = now, state
 
     def _prune(self) -> None:
         if time.monotonic() - self._pruned >= _PRUNE_EVERY:
             lifetime = self._settings.jobs.idempotency_lifetime
-            self._transact(lambda s: upkeep.prune(s, idempotency_lifetime=lifetime))
+            self._supervisor.transact(lambda s: upkeep.prune(s, idempotency_lifetime=lifetime))
             self._pruned = time.monotonic()
 
     def _publish(self) -> None:
@@ -89,6 +118,3 @@ class Ticker:
                 pass
         except BROKER_AWAY as error:
             logger.warning("the broker is away; workers poll SQL meanwhile: %s", error)
-
-    def _transact(self, work: Callable[..., Any]) -> Any:
-        return self._supervisor.transact(work)

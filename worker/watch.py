@@ -1,40 +1,43 @@
 """One attempt, from claim to end: relays what the runner reports, heartbeats, stops it, ends it.
 
 The loop waits for the runner's next message at most until the next beat. SQL may be away for a
-while: reports are kept and written in order once it is back. Without a confirmed heartbeat for three
-quarters of the lease the runner is killed, whether or not this loop still turns.
+while: reports are kept and written in order once it is back. Without a confirmed heartbeat the runner
+is asked in time to leave a checkpoint, and at three quarters of the lease it is killed, whether or not
+this loop still turns.
 """
 
 import logging
+import signal
 import time
-from collections import deque
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy.orm import Session
 
 from shared import errors
 from shared.database import AWAY
-from shared.errors import InternalError, JobError, LeaseLost, TimeLimitExceeded, WorkerLost
+from shared.errors import InternalError, JobError, LeaseLost, Stalled, TimeLimitExceeded, WorkerLost
 from shared.ids import public
 from shared.jobs import attempts
 from shared.jobs.state import JobState
 from worker.channel import Message
 from worker.device import GONE
 from worker.fuse import Fuse
-from worker.run import StopReason
+from worker.reports import Reports
+from worker.run import StopReason, most_urgent
 
 if TYPE_CHECKING:
     from worker.supervisor import Supervisor
 
 logger = logging.getLogger(__name__)
 
-_SELF_FENCE: Final = 0.75
-"""Share of the lease after which an attempt without a confirmed heartbeat kills its own work."""
+_ASK, _SELF_FENCE = 0.6, 0.75
+"""Shares of the lease after which an attempt without a confirmed heartbeat is asked to stop, and kills its own work."""
 _EVENT_STEP, _EVENT_SECONDS = 0.01, 10.0
 """A progress event is written when this share of the work, or this time, has passed since the last."""
 _VISIBLE_AT_ONCE: Final = frozenset({"preview", "checkpoint"})
-_ENDINGS: Final = frozenset({"done", "failed", "stopped", "gone"})
+_ENDINGS: Final = frozenset({"done", "failed", "stopped"})
+_SIGNS_OF_LIFE: Final = frozenset({"phase", "step"})
+"""Said by the thread that works, as it gets on; all else may come from one that uploads while the work hangs."""
 _ERRORS: Final = {
     kind.code: kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, JobError)
 }
@@ -46,19 +49,21 @@ class Watch:
     def __init__(self, supervisor: "Supervisor", claim: attempts.Claim, *, asked_at: float) -> None:
         self._supervisor = supervisor
         self._claim = claim
+        self._attempt = {"job_id": public("job", claim.job_id), "fence": claim.fence}
         self._lease = supervisor.settings.jobs.lease
         self._settings = supervisor.settings.worker
-        self._pending: deque[Callable[[Session], Any]] = deque()
+        self._reports = Reports(claim, lease=self._lease, ask=supervisor.ask)
         self._artifacts: list[attempts.NewArtifact] = []
         self._step, self._steps, self._figures = 0, 0, dict[str, Any]()
         self._phase, self._phases = "starting", dict[str, float]()
-        self._began = self._phase_began = self._heard_at = time.monotonic()
+        self._began = self._phase_began = self._lived_at = time.monotonic()
         self._event_at, self._event_value, self._event_phase = 0.0, -1.0, ""
         self._stop_reason: StopReason | None = None
         self._stop_by = float("inf")
         self._killed_for: JobError | None = None
         self._fuse = Fuse(self._lease.total_seconds() * _SELF_FENCE, supervisor.device.kill)
         # The lease began when SQL ran the claim, which may be long before the answer to it came.
+        self._held_at = asked_at
         self._fuse.feed(asked_at)
 
     def see_through(self) -> None:
@@ -78,7 +83,7 @@ class Watch:
             except Exception:
                 # Not an outage: SQL or we refuse what this attempt reports, and would again.
                 logger.exception("the attempt's reports cannot be recorded")
-                self._pending.clear()
+                self._reports.drop()
                 self._kill(InternalError("what the job reported could not be recorded; the worker's log says why"))
                 self._commit_ending(GONE)
         self._supervisor.ring(claim.job_id)
@@ -87,14 +92,15 @@ class Watch:
 
     def _until_ending(self) -> Message:
         claim, device = self._claim, self._supervisor.device
-        assignment = {"job_id": public("job", claim.job_id), "fence": claim.fence, "type": claim.type.value}
-        device.send({"type": "run", "assignment": assignment | {"spec": claim.spec, "inputs": claim.inputs}})
+        assignment = {"type": claim.type.value, "spec": claim.spec, "inputs": claim.inputs}
+        device.send({"type": "run", "assignment": self._attempt | assignment})
         beat_every = self._settings.beat.total_seconds()
         next_beat = time.monotonic() + beat_every
         while True:
             message = device.receive(next_beat - time.monotonic())
-            if message is not None and message.get("fence", claim.fence) == claim.fence:
-                self._heard_at = time.monotonic()
+            if message is GONE:
+                return GONE
+            if message is not None and self._is_ours(message):
                 if message["type"] in _ENDINGS:
                     return message
                 self._take(message)
@@ -102,18 +108,22 @@ class Watch:
                 self._beat()
                 next_beat = time.monotonic() + beat_every
 
+    def _is_ours(self, message: Message) -> bool:
+        """Whether it was said by this attempt: a thread of the last one may still have spoken."""
+        return all(message.get(name) == value for name, value in self._attempt.items())
+
     def _take(self, message: Message) -> None:
-        job_id, fence = self._claim.job_id, self._claim.fence
+        if message["type"] in _SIGNS_OF_LIFE:
+            self._lived_at = time.monotonic()
         match message:
             case {"type": "phase", "phase": phase}:
                 self._enter(phase)
             case {"type": "step", "step": step, "steps": steps, "figures": figures}:
                 self._step, self._steps, self._figures = step, steps, figures
             case {"type": "metrics", "step": step, "split": split, "values": values}:
-                data = {"step": step, "split": split, "values": values}
-                self._pending.append(lambda s: attempts.note(s, job_id, fence, "job.metric", data))
+                self._reports.add("job.metric", step=step, split=split, values=values)
             case {"type": "log", "message": text}:
-                self._pending.append(lambda s: attempts.note(s, job_id, fence, "job.log", {"message": text}))
+                self._reports.add("job.log", message=text)
             case {"type": "artifact", "artifact": artifact}:
                 self._take_artifact(attempts.NewArtifact(**artifact))
             case _:
@@ -121,7 +131,7 @@ class Watch:
 
     def _take_artifact(self, artifact: attempts.NewArtifact) -> None:
         if artifact.kind in _VISIBLE_AT_ONCE:
-            self._pending.append(lambda s: attempts.record(s, self._claim, artifact))
+            self._reports.add_artifact(artifact)
         else:
             self._artifacts.append(artifact)
 
@@ -131,89 +141,79 @@ class Watch:
         self._phase, self._phase_began = phase, now
 
     def _beat(self) -> None:
-        """Write what is pending, confirm the lease, learn what the client wants; SQL may be away."""
-        sent, told_at = time.monotonic(), self._event_at
+        """Write what is new, confirm the lease, learn what the client wants; SQL may be away."""
+        self._note_progress()
+        sent, has_news = time.monotonic(), self._reports.any_left
         try:
-            self._flush()
-            standing = self._supervisor.transact(self._heartbeat)
+            standing = self._reports.beat()
         except AWAY as error:
             logger.warning("heartbeat failed, trying on: %s", str(error).splitlines()[0])
         else:
+            self._held_at = sent
             self._fuse.feed(sent)
-            self._heed(standing.state)
+            self._heed(standing)
+            if has_news:
+                self._supervisor.ring(self._claim.job_id)
         self._enforce()
-        if self._event_at != told_at:
-            self._supervisor.ring(self._claim.job_id)
 
-    def _flush(self) -> None:
-        if not self._pending:
-            return
-        while self._pending:
-            self._supervisor.transact(self._pending[0])
-            self._pending.popleft()
-        self._supervisor.ring(self._claim.job_id)
-
-    def _heartbeat(self, session: Session) -> attempts.Standing:
-        claim = self._claim
+    def _note_progress(self) -> None:
         value = self._step / self._steps if self._steps else 0.0
         now = time.monotonic()
         fresh = value - self._event_value >= _EVENT_STEP or self._phase != self._event_phase
-        if not fresh and (value == self._event_value or now - self._event_at < _EVENT_SECONDS):
-            return attempts.heartbeat(session, claim.job_id, claim.fence, lease=self._lease)
-        where: dict[str, Any] = {
-            "step": self._step,
-            "steps": self._steps,
-            "phase": self._phase,
-            "figures": self._figures,
-        }
-        standing = attempts.progress(session, claim.job_id, claim.fence, **where, lease=self._lease)
-        self._event_at, self._event_value, self._event_phase = now, value, self._phase
-        return standing
+        if fresh or (value != self._event_value and now - self._event_at >= _EVENT_SECONDS):
+            where = {"step": self._step, "steps": self._steps, "phase": self._phase, "figures": self._figures}
+            self._reports.add_progress(attempts.Progress(**where))
+            self._event_at, self._event_value, self._event_phase = now, value, self._phase
 
-    def _heed(self, state: JobState) -> None:
-        if state == JobState.CANCELING:
+    def _heed(self, standing: attempts.Standing) -> None:
+        if standing.state == JobState.CANCELING:
             self._stop("cancel", self._settings.cancel_grace.total_seconds())
-        elif state == JobState.PAUSING:
+        elif standing.state == JobState.PAUSING:
             self._stop("pause", self._settings.drain_grace.total_seconds())
+        elif standing.preempt:
+            # It waits for a checkpoint that is due, however long that takes: nothing is killed for it.
+            self._stop("preempt", float("inf"))
 
     def _enforce(self) -> None:
         """Stop what runs too long, kill what does not stop."""
         now = time.monotonic()
-        if self._supervisor.draining.is_set():
+        if self._supervisor.draining.is_set() or now - self._held_at > self._lease.total_seconds() * _ASK:
             self._stop("interrupt", self._settings.drain_grace.total_seconds())
         limit = self._claim.timeout
         if limit is not None and now - self._began > limit.total_seconds():
             self._kill(TimeLimitExceeded(f"the attempt ran longer than {limit.total_seconds():.0f} s"))
-        elif now - self._heard_at > self._settings.stall.total_seconds():
-            self._kill(TimeLimitExceeded(f"no step within {self._settings.stall.total_seconds():.0f} s"))
+        elif now - self._lived_at > self._settings.stall.total_seconds():
+            self._kill(Stalled(f"no step within {self._settings.stall.total_seconds():.0f} s"))
         elif now > self._stop_by:
             logger.warning("the runner did not stop in time; killing it")
             self._supervisor.device.kill()
 
     def _stop(self, reason: StopReason, grace: float) -> None:
         # Said again at each beat: a runner that was between two jobs did not hear it.
-        if self._stop_reason is None or reason == "cancel" != self._stop_reason:
-            self._stop_reason, self._stop_by = reason, time.monotonic() + grace
-        self._supervisor.device.send({"type": "stop", "reason": self._stop_reason, "fence": self._claim.fence})
+        urgent = most_urgent(self._stop_reason, reason)
+        if urgent != self._stop_reason:
+            self._stop_reason, self._stop_by = urgent, time.monotonic() + grace
+        self._supervisor.device.send({"type": "stop", "reason": urgent, **self._attempt})
 
     def _kill(self, why: JobError) -> None:
         self._killed_for = why
         self._supervisor.device.kill()
 
     def _commit_ending(self, ending: Message) -> None:
-        """Commit how the attempt ended, trying until that is known or the lease is over."""
+        """Commit how the attempt ended, trying until that is known: without SQL there is nothing else to do."""
         self._enter("ended")
         give_up = time.monotonic() + self._lease.total_seconds()
         while True:
             try:
-                self._flush()
+                if self._reports.any_left:
+                    self._reports.beat()
                 self._supervisor.transact(lambda s: self._end(s, ending))
             except AWAY as error:
                 logger.warning("the end of the attempt could not be committed, looking: %s", str(error).splitlines()[0])
             else:
                 return
             # An error does not say whether the commit happened: the attempt's row does.
-            if self._has_ended() or time.monotonic() > give_up:
+            if self._has_ended() or (self._supervisor.draining.is_set() and time.monotonic() > give_up):
                 return
             time.sleep(0.2)
 
@@ -236,8 +236,8 @@ class Watch:
                 attempts.fail(
                     session, claim.job_id, claim.fence, _ERRORS.get(code, InternalError)(message), backoff=backoff
                 )
-            case {"type": "stopped"}:
-                attempts.hand_back(session, claim.job_id, claim.fence)
+            case {"type": "stopped", "reason": reason}:
+                attempts.hand_back(session, claim.job_id, claim.fence, preempted=reason == "preempt")
             case _:
                 self._end_without_runner(session)
 
@@ -247,11 +247,10 @@ class Watch:
         status = self._supervisor.device.kill()
         if self._killed_for is not None:
             attempts.fail(session, claim.job_id, claim.fence, self._killed_for, backoff=backoff)
-        elif self._stop_reason is not None:
+        elif self._fuse.burnt or self._stop_reason not in (None, "preempt"):
             attempts.hand_back(session, claim.job_id, claim.fence)
-        elif not self._fuse.burnt:
-            died = WorkerLost(f"the process that ran the job died (exit status {status})")
-            attempts.fail(session, claim.job_id, claim.fence, died, backoff=backoff)
+        else:
+            attempts.fail(session, claim.job_id, claim.fence, WorkerLost(_obituary(status)), backoff=backoff)
 
     def _timings(self) -> dict[str, float]:
         """Milliseconds by what they were spent on."""
@@ -259,3 +258,12 @@ class Watch:
         load = spent.pop("starting", 0) + spent.pop("loading_data", 0) + spent.pop("loading_model", 0)
         upload = spent.pop("uploading", 0)
         return {"load_ms": load, "upload_ms": upload, "execution_ms": sum(spent.values())}
+
+
+def _obituary(status: int | None) -> str:
+    """How the runner died, by the exit status that ``subprocess`` gives: minus the signal, if it was one."""
+    if status is None or status >= 0:
+        return f"the process that ran the job ended (exit status {status})"
+    name = signal.Signals(-status).name if -status in set(signal.Signals) else f"signal {-status}"
+    hint = ", as the kernel does when memory runs out" if -status == signal.SIGKILL else ""
+    return f"the process that ran the job was killed by {name}{hint}"

@@ -10,15 +10,16 @@ from datetime import timedelta
 from typing import Any, Final, NamedTuple
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, case, func, literal, select, update
+from sqlalchemy import ColumnElement, bindparam, case, exists, func, literal, select, text, update
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Session
 from sqlmodel import col
 
 from shared.errors import JobError, LeaseLost
+from shared.ids import uuid7
 from shared.jobs import products
-from shared.jobs.moves import append_event, move, move_by_case
-from shared.jobs.rows import Artifact, Attempt, Job
+from shared.jobs.moves import move, move_by_case
+from shared.jobs.rows import Artifact, Attempt, Event, Job
 from shared.jobs.state import HELD, AttemptOutcome, JobState, JobType
 
 LONGEST_BACKOFF: Final = timedelta(minutes=10)
@@ -62,6 +63,8 @@ class Standing(NamedTuple):
     """May ask the attempt to stop."""
     preempt: bool
     """Whether the attempt shall give its device away at the next checkpoint."""
+    event_seq: int
+    """Number of the job's latest event."""
 
 
 def heartbeat(session: Session, job_id: UUID, fence: int, *, lease: timedelta) -> Standing:
@@ -74,80 +77,117 @@ def heartbeat(session: Session, job_id: UUID, fence: int, *, lease: timedelta) -
         update(Job)
         .where(*_current(job_id, fence))
         .values(lease_until=func.clock_timestamp() + literal(lease))
-        .returning(col(Job.state), col(Job.preempt_fence))
+        .returning(col(Job.state), col(Job.preempt_fence), col(Job.event_seq))
     )
-    return _standing(session.execute(statement).one_or_none(), job_id, fence)
-
-
-def progress(
-    session: Session,
-    job_id: UUID,
-    fence: int,
-    *,
-    step: int,
-    steps: int,
-    phase: str | None,
-    figures: Mapping[str, Any],
-    lease: timedelta,
-) -> Standing:
-    """``heartbeat`` that also reports where the attempt is, with a ``job.progress`` event."""
-    data = {
-        "step": step,
-        "steps": steps,
-        "phase": phase,
-        "attempt": fence,
-        "value": step / steps if steps else 0.0,
-        **figures,
-    }
-    values = {"step": step, "steps": steps, "phase": phase, "figures": dict(figures)}
-    statement = append_event(
-        job_id,
-        "job.progress",
-        data,
-        *_current(job_id, fence)[1:],
-        lease_until=func.clock_timestamp() + literal(lease),
-        **values,
-    )
-    return _standing(session.execute(statement).one_or_none(), job_id, fence)
-
-
-def _standing(row: Any, job_id: UUID, fence: int) -> Standing:
+    row = session.execute(statement).one_or_none()
     if row is None:
         raise LeaseLost(f"job {job_id}: attempt {fence} is over")
-    return Standing(JobState(row.state), row.preempt_fence == fence)
+    return _standing(row, fence)
 
 
-def note(session: Session, job_id: UUID, fence: int, kind: str, data: Mapping[str, Any]) -> None:
-    """Add a ``job.metric`` or ``job.log`` event.
+def _standing(row: Any, fence: int) -> Standing:
+    return Standing(JobState(row.state), row.preempt_fence == fence, row.event_seq)
 
-    Raises:
-        LeaseLost: the attempt is over.
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """One event of an attempt, and the row of the object that it announces."""
+
+    type: str
+    data: Mapping[str, Any]
+    artifact: Mapping[str, Any] | None = None
+
+    @classmethod
+    def of(cls, artifact: NewArtifact) -> "Report":
+        """Makes an object visible while its job still runs (previews, checkpoints)."""
+        artifact_id, details = uuid7(), dict(artifact.details)
+        data = {"id": f"art_{artifact_id.hex}", "kind": artifact.kind, "name": artifact.name, "details": details}
+        event = f"job.{artifact.kind}" if artifact.kind in ("preview", "checkpoint") else "job.artifact"
+        return cls(type=event, data=data, artifact=vars(artifact) | {"id": str(artifact_id), "details": details})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """Where an attempt is."""
+
+    step: int
+    steps: int
+    phase: str | None
+    figures: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+    def as_report(self) -> Report:
+        where = {"step": self.step, "steps": self.steps, "phase": self.phase}
+        value = self.step / self.steps if self.steps else 0.0
+        return Report(type="job.progress", data={**where, "value": value, **self.figures})
+
+
+# All that an attempt has to say in one statement, which is a heartbeat besides: a beat costs one round trip, and what
+# it says is there as a whole or not at all. An object that has its row already is not announced again.
+_REPORT: Final = text(f"""
+WITH said AS (
+    SELECT value->>'type' AS type, value->'data' AS data, nullif(value->'artifact', 'null') AS artifact,
+        row_number() OVER (ORDER BY place) AS place
+    FROM jsonb_array_elements(:reports) WITH ORDINALITY AS listed (value, place)
+    WHERE NOT EXISTS (SELECT FROM artifacts
+        WHERE key = value->'artifact'->>'key' AND sha256 = value->'artifact'->>'sha256')
+), touched AS (
+    UPDATE jobs SET lease_until = clock_timestamp() + :lease,
+        event_seq = event_seq + num_events, state_version = state_version + num_events,
+        step = coalesce(CAST(:step AS bigint), step), steps = coalesce(CAST(:steps AS bigint), steps),
+        phase = coalesce(CAST(:phase AS text), phase), figures = coalesce(CAST(:figures AS jsonb), figures)
+    FROM (SELECT count(*) AS num_events FROM said) AS counted
+    WHERE id = :job_id AND fence = :fence AND state IN ({", ".join(f"'{state.value}'" for state in sorted(HELD))})
+        AND event_seq = coalesce(CAST(:after AS bigint), event_seq)
+    RETURNING id, tenant_id, fence, state, preempt_fence, event_seq, num_events
+), event AS (
+    INSERT INTO events (job_id, seq, type, data)
+    SELECT id, event_seq - num_events + place, type, data || jsonb_build_object('attempt', fence) FROM touched, said
+), made AS (
+    INSERT INTO artifacts (id, tenant_id, job_id, fence, kind, name, key, size_bytes, sha256, media_type, details)
+    SELECT new.id, touched.tenant_id, touched.id, touched.fence, new.kind, new.name, new.key, new.size_bytes,
+        new.sha256, new.media_type, new.details
+    FROM touched, said, jsonb_populate_record(NULL::artifacts, artifact) AS new WHERE artifact IS NOT NULL
+)
+SELECT state, preempt_fence, event_seq FROM touched
+""").bindparams(bindparam("reports", type_=JSONB), bindparam("figures", type_=JSONB(none_as_null=True)))  # noqa: S608  (constants of ours)
+
+
+def report(
+    session: Session,
+    claim: Claim,
+    reports: Sequence[Report],
+    *,
+    where: Progress | None = None,
+    after: int | None = None,
+    lease: timedelta,
+) -> Standing | None:
+    """``heartbeat`` that also adds events and their artifacts, in this order, and says where the attempt is.
+
+    ``after``: the event that must still be the job's latest. With it, what was sent twice because nobody confirmed it
+    is written once.
+
+    Returns:
+        None: nothing was written, for the attempt is over (``heartbeat`` tells) or another event came first
+        (``is_reported`` tells whether that was ours).
     """
-    statement = append_event(job_id, kind, {**data, "attempt": fence}, *_current(job_id, fence)[1:])
-    _standing(session.execute(statement).one_or_none(), job_id, fence)
+    wanted = {"job_id": claim.job_id, "fence": claim.fence, "lease": lease, "after": after}
+    wanted |= {"step": None, "steps": None, "phase": None, "figures": None} | (vars(where) if where else {})
+    row = session.execute(_REPORT, wanted | {"reports": [vars(one) for one in reports]}).one_or_none()
+    if row is None:
+        return None
+    for one in reports:
+        if one.type == "job.checkpoint" and one.artifact is not None:
+            _supersede(session, claim.job_id, keep=one.artifact["details"].get("keep", 1))
+    return _standing(row, claim.fence)
 
 
-def record(session: Session, claim: Claim, artifact: NewArtifact) -> None:
-    """Make an object visible while its job still runs (previews, checkpoints).
-
-    Again for the same object it changes nothing: a commit that was answered by an error may have happened.
-
-    Raises:
-        LeaseLost: the attempt is over.
-    """
-    held = select(col(Job.state), col(Job.preempt_fence)).where(*_current(claim.job_id, claim.fence)).with_for_update()
-    _standing(session.execute(held).one_or_none(), claim.job_id, claim.fence)
-    same = (col(Artifact.key) == artifact.key, col(Artifact.sha256) == artifact.sha256)
-    if session.scalars(select(col(Artifact.id)).where(*same)).one_or_none() is not None:
-        return
-    row = _artifact(claim, artifact)
-    event = f"job.{artifact.kind}" if artifact.kind in ("preview", "checkpoint") else "job.artifact"
-    data = {"id": f"art_{row.id.hex}", "kind": row.kind, "name": row.name, "details": dict(artifact.details)}
-    note(session, claim.job_id, claim.fence, event, data)
-    session.add(row)
-    session.flush()
-    if artifact.kind == "checkpoint":
-        _supersede(session, claim.job_id, keep=artifact.details.get("keep", 1))
+def is_reported(session: Session, claim: Claim, report: Report, *, after: int) -> bool:
+    """Whether this report is among the events behind ``after``: a statement without an answer may have happened."""
+    same = col(Event.data) == literal({**report.data, "attempt": claim.fence}, JSONB)
+    later = exists().where(
+        col(Event.job_id) == claim.job_id, col(Event.seq) > after, col(Event.type) == report.type, same
+    )
+    return bool(session.scalar(select(later)))
 
 
 def _supersede(session: Session, job_id: UUID, *, keep: int) -> None:

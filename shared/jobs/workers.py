@@ -3,9 +3,10 @@
 from datetime import timedelta
 from uuid import UUID
 
-from sqlalchemy import func
+from sqlalchemy import func, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
+from sqlmodel import col
 
 from shared.jobs.rows import Worker
 
@@ -28,3 +29,8 @@ def sign_in(
     says = {"host": host, "pid": pid, "queues": queues, "device": device, "state": state, "job_id": job_id}
     row = insert(Worker).values(name=name, **says)
     session.execute(row.on_conflict_do_update(index_elements=["name"], set_=says | {"seen_at": func.clock_timestamp()}))
+
+
+def started(session: Session, name: str) -> None:
+    """Say that the worker's process is a new one, whatever its name and number were before."""
+    session.execute(update(Worker).where(col(Worker.name) == name).values(started_at=func.clock_timestamp()))

@@ -157,7 +157,8 @@ def succeed(engine: Engine, claimed: Claim, artifacts: tuple[NewArtifact, ...] =
 def note(engine: Engine, claimed: Claim, message: str) -> None:
     """Add a log event."""
     with Session(engine) as session, session.begin():
-        attempts.note(session, claimed.job_id, claimed.fence, "job.log", {"message": message})
+        said = attempts.Report(type="job.log", data={"message": message})
+        attempts.report(session, claimed, [said], lease=TERMS.lease)
 
 
 def new_artifact(key: str, **fields: Any) -> NewArtifact:

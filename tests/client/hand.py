@@ -37,22 +37,15 @@ class Hand:
         return found[0]
 
     def step(self, claim: Claim, step: int, steps: int, **figures: float) -> None:
+        where = attempts.Progress(step=step, steps=steps, phase="training", figures=figures)
         with Session(self._engine) as session, session.begin():
-            attempts.progress(
-                session,
-                claim.job_id,
-                claim.fence,
-                step=step,
-                steps=steps,
-                phase="training",
-                figures=figures,
-                lease=LEASE,
-            )
+            attempts.report(session, claim, [where.as_report()], where=where, lease=LEASE)
         self._bell.ring(claim.job_id)
 
     def log(self, claim: Claim, message: str) -> None:
+        said = attempts.Report(type="job.log", data={"message": message})
         with Session(self._engine) as session, session.begin():
-            attempts.note(session, claim.job_id, claim.fence, "job.log", {"message": message})
+            attempts.report(session, claim, [said], lease=LEASE)
         self._bell.ring(claim.job_id)
 
     def succeed(self, claim: Claim, artifacts: dict[str, bytes] | None = None, **result: Any) -> None:

@@ -123,14 +123,14 @@ def test_a_job_that_backs_off_is_not_claimed_before_its_time(session: Session) -
     assert not claims.claim(session, worker="w", queues=["generate"], terms=TERMS)
 
 
-@pytest.mark.parametrize("write", ["heartbeat", "progress", "note", "record", "succeed", "fail", "hand_back"])
+@pytest.mark.parametrize("write", ["heartbeat", "progress", "log", "artifact", "succeed", "fail", "hand_back"])
 def test_no_write_of_an_older_attempt_is_accepted(session: Session, write: str) -> None:
     job_id = make_job(session, JobState.RUNNING, fence=2)
     session.add(Attempt(job_id=job_id, fence=2, worker="w2"))
     session.flush()
     before = session.execute(select(Job.__table__).where(col(Job.id) == job_id)).one()  # pyright: ignore
 
-    with pytest.raises(LeaseLost) if write in ("heartbeat", "progress", "note", "record") else _no_error():
+    with pytest.raises(LeaseLost) if write == "heartbeat" else _no_error():
         assert write_as(session, job_id, 1, write) is None
 
     assert session.execute(select(Job.__table__).where(col(Job.id) == job_id)).one() == before  # pyright: ignore
@@ -150,12 +150,12 @@ def write_as(session: Session, job_id: UUID, fence: int, write: str) -> object:
     artifact = attempts.NewArtifact(
         kind="preview", name="p", key=uuid7().hex, size_bytes=1, sha256="0", media_type="text/plain"
     )
-    where = {"step": 1, "steps": 2, "phase": "x", "figures": {}}
+    where = attempts.Progress(step=1, steps=2, phase="x")
     writes = {
         "heartbeat": lambda: attempts.heartbeat(session, job_id, fence, lease=LEASE),
-        "progress": lambda: attempts.progress(session, job_id, fence, **where, lease=LEASE),
-        "note": lambda: attempts.note(session, job_id, fence, "job.log", {}),
-        "record": lambda: attempts.record(session, claim, artifact),
+        "progress": lambda: attempts.report(session, claim, [where.as_report()], where=where, lease=LEASE),
+        "log": lambda: attempts.report(session, claim, [attempts.Report(type="job.log", data={})], lease=LEASE),
+        "artifact": lambda: attempts.report(session, claim, [attempts.Report.of(artifact)], lease=LEASE),
         "succeed": lambda: attempts.succeed(session, claim, result={}, artifacts=[artifact], timings={}, steps=1),
         "fail": lambda: attempts.fail(session, job_id, fence, UploadFailed("x"), backoff=LEASE),
         "hand_back": lambda: attempts.hand_back(session, job_id, fence),
@@ -278,9 +278,35 @@ def test_an_artifact_whose_commit_was_not_confirmed_may_be_recorded_again(sessio
     )
 
     for _ in range(2):
-        attempts.record(session, claim_of(session, job_id, 1), artifact)
+        attempts.report(session, claim_of(session, job_id, 1), [attempts.Report.of(artifact)], lease=LEASE)
 
     assert (count(session, Artifact, job_id), count(session, Event, job_id)) == (1, 1)
+
+
+def test_a_report_is_not_written_behind_an_event_that_its_sender_has_not_seen(session: Session) -> None:
+    """So one that was sent twice, because nobody confirmed it, is written once."""
+    job_id = make_job(session, JobState.RUNNING, event_seq=4)
+    claim, said = claim_of(session, job_id, 1), attempts.Report(type="job.log", data={"message": "x"})
+
+    answers = [attempts.report(session, claim, [said], after=4, lease=LEASE) for _ in range(2)]
+
+    assert [answer and answer.event_seq for answer in answers] == [5, None]
+    assert count(session, Event, job_id) == 1
+    assert attempts.is_reported(session, claim, said, after=4)
+    assert not attempts.is_reported(session, claim, said, after=5)
+
+
+def test_a_report_holds_the_lease_and_says_where_the_attempt_is(session: Session) -> None:
+    job_id = make_job(session, JobState.RUNNING)
+    lose(session, job_id)
+    where = attempts.Progress(step=3, steps=4, phase="training", figures={"loss": 0.5})
+
+    attempts.report(session, claim_of(session, job_id, 1), [where.as_report()], where=where, lease=LEASE)
+
+    session.expire_all()
+    job = session.get_one(Job, job_id)
+    assert (job.step, job.steps, job.phase, job.figures) == (3, 4, "training", {"loss": 0.5})
+    assert not upkeep.reap(session)
 
 
 def test_a_retry_waits_for_ten_minutes_at_most(session: Session) -> None:

@@ -33,7 +33,7 @@ class Workplace:
     def __init__(self, settings: Settings, folder: Path, stack: ExitStack) -> None:
         self.settings = settings
         self.folder = folder
-        self.engine = make_engine(settings.database, "test")
+        self.engine = make_engine(settings.database, "test", ping=False)
         self._stack = stack
         stack.callback(self.engine.dispose)
         with Session(self.engine) as session, session.begin():

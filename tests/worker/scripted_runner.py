@@ -2,11 +2,18 @@
 
 A script is a list of acts: ``["steps", n, seconds_each]``, ``["publish", kind, name, text]``,
 ``["metrics", step, {…}]``, ``["fail", code, message]``, ``["raise", text]``, ``["die", signal]``,
-``["hang", seconds]`` (deaf to stops), ``["phase", name]``, ``["fetch", key, sha256, size]``.
+``["hang", seconds]`` (deaf to stops), ``["phase", name]``, ``["fetch", key, sha256, size]``,
+``["chatter", seconds]`` (a thread that says something again and again), ``["exit", status]``, and
+``["train", steps, seconds_each, checkpoint_every]``: leaves at a boundary, goes on from its last checkpoint, and
+publishes as ``weights`` what depends on every step that was done.
 """
 
+import hashlib
+import json
 import os
 import time
+from functools import partial
+from threading import Thread
 from typing import Any
 
 from shared import errors
@@ -29,6 +36,42 @@ def _steps(run: Run, count: int, seconds: float) -> None:
             if stopped.reason != "cancel":
                 run.publish("checkpoint", f"step-{step}", b"state", media_type="text/plain", metadata={"step": step})
             raise
+
+
+def _train(run: Run, steps: int, seconds: float, every: int) -> None:
+    begun = run.assignment.inputs["resume"]
+    first, digest = 0, ""
+    if begun:
+        state = run.fetch(StoredObject(**{name: begun[0][name] for name in ("key", "sha256", "size_bytes")}))
+        first, digest = json.loads(state.read_text())
+    for step in range(first + 1, steps + 1):
+        time.sleep(seconds)
+        digest = hashlib.sha256(f"{digest}{step}".encode()).hexdigest()
+        checkpoint = partial(_checkpoint, run, step, digest)
+        try:
+            run.step(step, steps, loss=1.0 / step)
+        except Stopped as stopped:
+            if stopped.reason != "cancel":
+                checkpoint()
+            raise
+        if step % every == 0:
+            checkpoint()
+            run.boundary()
+    _publish(run, "weights", "weights", digest)
+
+
+def _checkpoint(run: Run, step: int, digest: str) -> None:
+    body, about = json.dumps([step, digest]).encode(), {"step": step, "keep": 2, "score": None}
+    run.publish("checkpoint", f"step-{step}", body, media_type="application/json", metadata=about)
+
+
+def _chatter(run: Run, seconds: float) -> None:
+    def talk() -> None:
+        while True:
+            run.log("still uploading")
+            time.sleep(seconds)
+
+    Thread(target=talk, daemon=True).start()
 
 
 def _publish(run: Run, kind: str, name: str, text: str) -> None:
@@ -62,6 +105,9 @@ _ACTS: dict[str, Any] = {
     "die": lambda run, signal: os.kill(os.getpid(), signal),
     "hang": lambda run, seconds: time.sleep(seconds),
     "fetch": _fetch,
+    "exit": lambda run, status: os._exit(status),
+    "chatter": _chatter,
+    "train": _train,
     "oom": lambda run: (_ for _ in ()).throw(MemoryError()),
 }
 

@@ -1,6 +1,7 @@
 """Faults at awkward moments: unconfirmed commits, bugs in the watch itself, a broker or cache that misbehaves."""
 
 import asyncio
+import itertools
 import os
 import socket
 import sys
@@ -23,8 +24,8 @@ from sqlalchemy.orm import Session
 from shared.database import make_async_engine
 from shared.events import EventBell
 from shared.ids import uuid7
-from shared.jobs import attempts, claims, requests
-from shared.jobs.state import JobState, JobType
+from shared.jobs import attempts, claims, requests, upkeep
+from shared.jobs.state import AttemptOutcome, JobState, JobType
 from shared.settings import BrokerSettings, JobSettings, Settings
 from shared.storage import Storage
 from tests.worker.conftest import Workplace
@@ -33,24 +34,96 @@ from worker.device import GONE, Device
 from worker.fuse import Fuse
 from worker.run import StoredObject
 
+UNCONFIRMED = OperationalError("COMMIT", None, Exception("server closed the connection unexpectedly"))
+
 
 def test_reports_whose_commit_was_not_confirmed_do_not_fail_the_job(workplace: Workplace) -> None:
     job_id = workplace.job(["publish", "preview", "p", "x"], ["steps", 20, 0.02])
     supervisor = workplace.supervisor()
-    transact, failed = supervisor.transact, Event()
+    ask, failed = supervisor.ask, Event()
 
     def answered_by_an_error(work: Any) -> Any:
-        done = transact(work)
+        done = ask(work)
         if workplace.artifacts(job_id) and not failed.is_set():
             failed.set()
-            raise OperationalError("COMMIT", None, Exception("server closed the connection unexpectedly"))
+            raise UNCONFIRMED
         return done
 
-    supervisor.transact = answered_by_an_error  # type: ignore[method-assign]
+    supervisor.ask = answered_by_an_error  # type: ignore[method-assign]
     supervisor.run_next()
 
     assert failed.is_set()
     assert workplace.state(job_id) == JobState.SUCCEEDED
+
+
+@pytest.mark.parametrize("executed", [True, False])
+def test_reports_are_written_once_and_in_order_although_every_third_statement_is_not_confirmed(
+    workplace: Workplace, *, executed: bool
+) -> None:
+    said = [[["metrics", step, {"loss": step}], ["publish", "preview", f"p{step}", "x"]] for step in range(10)]
+    job_id = workplace.job(*[act for pair in said for act in [*pair, ["steps", 4, 0.05]]])
+    supervisor = workplace.supervisor()
+    ask, asked = supervisor.ask, itertools.count(1)
+
+    def answered_by_an_error(work: Any) -> Any:
+        fails = next(asked) % 3 == 0
+        if fails and not executed:
+            raise UNCONFIRMED
+        done = ask(work)
+        if fails:
+            raise UNCONFIRMED
+        return done
+
+    supervisor.ask = answered_by_an_error  # type: ignore[method-assign]
+    supervisor.run_next()
+
+    events = workplace.events(job_id)
+    assert [event.data["step"] for event in events if event.type == "job.metric"] == list(range(10))
+    assert [event.data["name"] for event in events if event.type == "job.preview"] == [f"p{n}" for n in range(10)]
+    assert [event.seq for event in events] == list(range(1, len(events) + 1))
+
+
+@pytest.mark.parametrize("executed", [True, False])
+def test_a_claim_whose_commit_was_not_confirmed_costs_nothing(workplace: Workplace, *, executed: bool) -> None:
+    job_id = workplace.job(["steps", 1, 0.0], max_attempts=1)
+    supervisor = workplace.supervisor()
+    transact, failed = supervisor.transact, Event()
+
+    def answered_by_an_error(work: Any) -> Any:
+        if failed.is_set():
+            return transact(work)
+        failed.set()
+        if executed:
+            transact(work)
+        raise UNCONFIRMED
+
+    supervisor.transact = answered_by_an_error  # type: ignore[method-assign]
+
+    assert [supervisor.run_next() for _ in range(3)] == [False, True, False]
+    assert (workplace.state(job_id), workplace.get(job_id).fence) == (JobState.SUCCEEDED, 1)
+
+
+def test_a_claim_that_is_found_too_late_is_forgotten(workplace: Workplace) -> None:
+    job_id = workplace.job(["steps", 1, 0.0])
+    supervisor = workplace.supervisor()
+    transact = supervisor.transact
+
+    def answered_by_an_error(work: Any) -> Any:
+        transact(work)
+        raise UNCONFIRMED
+
+    supervisor.transact = answered_by_an_error  # type: ignore[method-assign]
+    supervisor.run_next()
+    supervisor.transact = transact  # type: ignore[method-assign]
+    with Session(workplace.engine) as session, session.begin():
+        session.execute(text("UPDATE jobs SET lease_until = clock_timestamp() - interval '1 s'"))
+        upkeep.reap(session)
+
+    assert supervisor.run_next()
+    assert [attempt.outcome for attempt in workplace.attempts(job_id)] == [
+        AttemptOutcome.LOST,
+        AttemptOutcome.SUCCEEDED,
+    ]
 
 
 def test_a_result_that_cannot_be_published_fails_the_job_at_once(workplace: Workplace) -> None:
@@ -156,8 +229,9 @@ def test_a_claim_that_was_answered_too_late_is_not_worked_on(workplace: Workplac
 
     supervisor.run_next()
 
+    job = workplace.get(job_id)
     assert not workplace.artifacts(job_id)
-    assert workplace.state(job_id) == JobState.RUNNING  # until it is reaped
+    assert (job.state, job.interruptions, job.losses) == (JobState.QUEUED, 1, 0)
 
 
 def test_a_dead_runner_is_killed_only_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -220,12 +220,23 @@ def test_a_worker_that_lost_its_attempt_kills_its_runner_and_changes_nothing(wor
     assert [attempt.outcome for attempt in workplace.attempts(job_id)] == [AttemptOutcome.LOST, None]
 
 
-def test_a_stalled_job_ends_as_timeout(workplace: Workplace) -> None:
-    job_id = workplace.job(["hang", 60])
+@pytest.mark.parametrize("chatter", [[], ["chatter", 0.05]], ids=["silent", "while another thread talks"])
+def test_an_attempt_without_a_step_ends_as_stalled_and_is_tried_again(workplace: Workplace, chatter: list) -> None:
+    job_id = workplace.job(*[chatter] if chatter else [], ["steps", 1, 0.0], ["hang", 60])
 
     workplace.supervisor(stall=timedelta(seconds=0.5)).run_next()
 
-    assert workplace.get(job_id).error_code == "timeout"
+    (attempt,) = workplace.attempts(job_id)
+    assert (attempt.outcome, attempt.error_code) == (AttemptOutcome.FAILED, "timeout")
+    assert (workplace.state(job_id), workplace.get(job_id).failures) == (JobState.QUEUED, 1)
+
+
+def test_an_attempt_that_gets_on_is_not_stalled_however_long_it_runs(workplace: Workplace) -> None:
+    job_id = workplace.job(["steps", 20, 0.1])
+
+    workplace.supervisor(stall=timedelta(seconds=1)).run_next()
+
+    assert workplace.state(job_id) == JobState.SUCCEEDED
 
 
 def test_an_attempt_may_not_run_longer_than_its_timeout(workplace: Workplace) -> None:
@@ -233,7 +244,33 @@ def test_an_attempt_may_not_run_longer_than_its_timeout(workplace: Workplace) ->
 
     workplace.supervisor().run_next()
 
-    assert workplace.get(job_id).error_code == "timeout"
+    job = workplace.get(job_id)
+    assert (job.state, job.error_code, job.fence) == (JobState.FAILED, "timeout", 1)
+
+
+@pytest.mark.parametrize(
+    ("death", "cause"),
+    [
+        (["die", signal.SIGKILL], "killed by SIGKILL, as the kernel does when memory runs out"),
+        (["die", signal.SIGSEGV], "killed by SIGSEGV"),
+        (["exit", 137], "exit status 137"),
+    ],
+    ids=["SIGKILL", "SIGSEGV", "137"],
+)
+def test_a_poison_job_stops_after_its_attempts_and_lists_the_causes(
+    workplace: Workplace, death: list, cause: str, wait_until
+) -> None:
+    poison, neighbour = workplace.job(death, priority=2), workplace.job()
+    supervisor = workplace.supervisor()
+
+    wait_until(lambda: supervisor.run_next() is None or workplace.state(poison) == JobState.FAILED, timeout=60)
+    supervisor.run_next()
+
+    attempts = workplace.attempts(poison)
+    assert [attempt.error_code for attempt in attempts] == ["worker_lost"] * 3
+    assert all(cause in (attempt.error_message or "") for attempt in attempts)
+    assert workplace.get(poison).error_code == "worker_lost"
+    assert workplace.attempts(neighbour)[0].outcome == workplace.state(neighbour) == JobState.SUCCEEDED
 
 
 def test_a_job_goes_on_while_sql_is_away_for_less_than_its_lease(workplace: Workplace, wait_until, postgres) -> None:
