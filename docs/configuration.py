@@ -38,12 +38,12 @@ FOOT = """
 
 def type_of(field: FieldInfo) -> str:
     """A word a reader knows."""
-    kinds = [kind for kind in (get_args(field.annotation) or (field.annotation,)) if kind is not type(None)]
+    kinds: list[Any] = [kind for kind in (get_args(field.annotation) or (field.annotation,)) if kind is not type(None)]
     if get_origin(field.annotation) is Literal:
         return " or ".join(f"`{kind}`" for kind in kinds)
     kinds = [get_args(kind)[0] if get_origin(kind) is Annotated else kind for kind in kinds]
     names = {SecretStr: "secret", timedelta: "duration", bool: "yes or no", str: "text", int: "number", float: "number"}
-    return names.get(kinds[0], kinds[0].__name__.lower())
+    return names.get(kinds[0]) or str(kinds[0].__name__).lower()
 
 
 def default_of(field: FieldInfo) -> str:

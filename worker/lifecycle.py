@@ -29,6 +29,7 @@ from shared.database import make_engine
 from shared.queue import make_celery
 from shared.settings import Settings
 from worker.device import Device
+from worker.janitor import Janitor
 from worker.supervisor import Supervisor
 from worker.ticker import Ticker
 
@@ -114,8 +115,10 @@ def _child_starts(**_: Any) -> None:
     supervisor = _supervisor = Supervisor(settings, engine, Device(), lock_file=settings.worker.lock)
     supervisor.device.start()
     ticker = Ticker(settings, engine, make_celery(settings.broker), supervisor, host=socket.gethostname())
+    janitor = Janitor(settings, engine, name=supervisor.name)
     signal.signal(DRAIN, lambda *_: supervisor.drain())
-    for loop in (ticker.run_forever, ticker.publish_forever, lambda: _poll(supervisor), lambda: _die_with(parent)):
+    housekeeping = (ticker.run_forever, ticker.publish_forever, janitor.run_forever)
+    for loop in (*housekeeping, lambda: _poll(supervisor), lambda: _die_with(parent)):
         Thread(target=loop, daemon=True).start()
 
 

@@ -1,6 +1,6 @@
-"""Housekeeping, in every worker, done by one at a time under a SQL lease.
+"""What keeps jobs moving, in every worker, done by one at a time under a SQL lease.
 
-Reaps lost attempts, expires and redispatches jobs, has trainings give way, prunes; publishes bells in a
+Reaps lost attempts, expires and redispatches jobs, has trainings give way; publishes bells in a
 thread of its own, because the broker may hang. Each round is safe to be cut off anywhere and to run twice.
 The worker's own sign of life is not under the lease.
 """
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _SIGN_IN_EVERY = 5.0
-_PRUNE_EVERY = 60.0
 
 
 class Ticker:
@@ -38,7 +37,7 @@ class Ticker:
         self._supervisor = supervisor
         self._relay = Relay(engine, app)
         self._host = host
-        self._signed_in = self._pruned = 0.0
+        self._signed_in = 0.0
         self._signed_as = ""
         self._leads = Event()
 
@@ -70,7 +69,6 @@ class Ticker:
             self._supervisor.ring(job_id)
         self._supervisor.ask(upkeep.settle_datasets)
         self._supervisor.ask(lambda s: upkeep.redispatch(s, after=self._settings.jobs.redispatch_after))
-        self._prune()
 
     def _takes_lead(self) -> bool:
         lease = max(self._settings.worker.tick * 3, timedelta(seconds=5))
@@ -105,12 +103,6 @@ class Ticker:
         if not self._signed_as:
             supervisor.ask(lambda s: workers.started(s, supervisor.name))
         self._signed_in, self._signed_as = now, state
-
-    def _prune(self) -> None:
-        if time.monotonic() - self._pruned >= _PRUNE_EVERY:
-            lifetime = self._settings.jobs.idempotency_lifetime
-            self._supervisor.transact(lambda s: upkeep.prune(s, idempotency_lifetime=lifetime))
-            self._pruned = time.monotonic()
 
     def _publish(self) -> None:
         try:

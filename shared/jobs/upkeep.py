@@ -1,4 +1,4 @@
-"""What keeps jobs moving when somebody died: reap, expire, redispatch, prune. Each safe to run twice at once.
+"""What keeps jobs moving when somebody died: reap, expire, redispatch. Each safe to run twice at once.
 
 Like ``attempts.py``: the caller's session, no commit, the database's clock.
 """
@@ -14,7 +14,7 @@ from sqlmodel import col
 from shared.errors import WorkerLost
 from shared.jobs import fairness
 from shared.jobs.moves import append_event, move, move_by_case
-from shared.jobs.rows import Bell, Dataset, DatasetState, IdempotencyKey, Job, NamedLease, Worker
+from shared.jobs.rows import Bell, Dataset, DatasetState, Job, NamedLease
 from shared.jobs.state import HELD, AttemptOutcome, JobState
 from shared.jobs.workers import GONE_AFTER
 
@@ -126,13 +126,6 @@ def settle_datasets(session: Session) -> None:
             error=func.coalesce(Job.error_message, literal("ingestion was ") + col(Job.state)),
         )
     )
-
-
-def prune(session: Session, *, idempotency_lifetime: timedelta) -> None:
-    """Forget sent bells, old idempotency keys, and workers that have been gone for a day."""
-    session.execute(delete(Bell).where(col(Bell.sent_at) < _NOW - text("interval '1 hour'")))
-    session.execute(delete(IdempotencyKey).where(col(IdempotencyKey.created_at) < _NOW - literal(idempotency_lifetime)))
-    session.execute(delete(Worker).where(col(Worker.seen_at) < _NOW - text("interval '1 day'")))
 
 
 def hold(session: Session, name: str, holder: str, lease: timedelta) -> bool:
