@@ -34,6 +34,9 @@ class Duel(nn.Module):
         super().__init__()
         self.generator = nn.Linear(2, num_features)
         self.critic = nn.Linear(num_features, 1)
+        self.centre: Tensor
+        self.register_buffer("centre", torch.zeros(num_features), persistent=False)
+        """A running mean of the features, which no state dict mentions."""
 
 
 def build(spec: ToySpec, data: DataInfo) -> Duel:
@@ -41,7 +44,10 @@ def build(spec: ToySpec, data: DataInfo) -> Duel:
 
 
 def critic_loss(spec: ToySpec, net: Duel, batch: Batch, noise: Noise) -> Measured:
-    real = net.critic(batch["image"].flatten(1).float() / 255)
+    features = batch["image"].flatten(1).float() / 255
+    if net.training:
+        net.centre.lerp_(features.mean(0), 0.1)
+    real = net.critic(features - net.centre)
     fake = net.critic(net.generator(noise.normal(2)).detach())
     loss = (fake - real).mean() + 0.1 * real.square().mean()
     return Measured(loss=loss, values={"margin": (real - fake).mean()})
