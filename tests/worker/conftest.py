@@ -1,7 +1,8 @@
 """A workplace: real SQL, storage and broker, jobs whose spec is a script, and supervisors that run them."""
 
+import asyncio
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import ExitStack
 from datetime import timedelta
 from pathlib import Path
@@ -12,17 +13,20 @@ from uuid import UUID
 import pytest
 from pydantic import SecretStr
 from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 from sqlmodel import col
 
-from shared.database import make_engine
+from shared.database import make_async_engine, make_engine
 from shared.ids import uuid7
 from shared.jobs.rows import Artifact, Attempt, Bell, Event, Job, Tenant
 from shared.jobs.state import QUEUES, JobState, JobType
+from shared.queue import make_celery
 from shared.settings import BrokerSettings, DatabaseSettings, JobSettings, S3Settings, Settings, WorkerSettings
 from tests.worker.scripted import SCRIPTED
 from worker.device import Device
 from worker.supervisor import Supervisor
+from worker.ticker import Ticker
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -47,7 +51,7 @@ class Workplace:
         kind = columns.pop("type", JobType.EVALUATE)
         job = Job(
             id=uuid7(), tenant_id=self.tenant_id, type=kind, queue=QUEUES[kind],
-            spec={"script": list(script)}, summary="scripted",
+            spec={"script": list(script), "model": "scripted", "family": "vae"}, summary="scripted",
             **{"inputs": {}, "state": JobState.QUEUED, "event_seq": 1, "max_attempts": 3} | columns,
         )  # fmt: skip
         job_id = job.id
@@ -71,6 +75,23 @@ class Workplace:
         thread.start()
         self._stack.callback(thread.join, 20)
         return thread
+
+    def ask(self, request: Callable[..., Coroutine[Any, Any, Job]], job_id: UUID, **how: Any) -> None:
+        """Do what a client asks for: one of ``shared/jobs/requests.py``."""
+
+        async def ask() -> None:
+            engine = make_async_engine(self.settings.database, "test client")
+            async with AsyncSession(engine) as session, session.begin():
+                await request(session, self.tenant_id, job_id, **how)
+            await engine.dispose()
+
+        asyncio.run(ask())
+
+    def ticker(self, supervisor: Supervisor) -> Ticker:
+        """This supervisor's share in the housekeeping; a test calls ``tick``."""
+        app = make_celery(self.settings.broker)
+        self._stack.callback(app.close)
+        return Ticker(supervisor.settings, self.engine, app, supervisor, host="here")
 
     def get(self, job_id: UUID) -> Job:
         with Session(self.engine) as session:

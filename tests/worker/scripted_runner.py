@@ -22,9 +22,10 @@ from worker.run import Run, Stopped, StoredObject
 
 
 def play(run: Run) -> dict[str, Any]:
+    result = {"fence": run.assignment.fence, "pid": os.getpid(), "inputs": dict(run.assignment.inputs)}
     for act, *arguments in run.assignment.spec["script"]:
-        _ACTS[act](run, *arguments)
-    return {"fence": run.assignment.fence, "pid": os.getpid(), "inputs": dict(run.assignment.inputs)}
+        result |= _ACTS[act](run, *arguments) or {}
+    return result
 
 
 def _steps(run: Run, count: int, seconds: float) -> None:
@@ -38,7 +39,7 @@ def _steps(run: Run, count: int, seconds: float) -> None:
             raise
 
 
-def _train(run: Run, steps: int, seconds: float, every: int) -> None:
+def _train(run: Run, steps: int, seconds: float, every: int) -> dict[str, Any]:
     begun = run.assignment.inputs["resume"]
     first, digest = 0, ""
     if begun:
@@ -57,7 +58,8 @@ def _train(run: Run, steps: int, seconds: float, every: int) -> None:
         if step % every == 0:
             checkpoint()
             run.boundary()
-    _publish(run, "weights", "weights", digest)
+    weights = run.publish("weights", "weights", digest.encode(), media_type="text/plain")
+    return {"weights": weights.as_json(), "info": {}, "metrics": {}, "first": first}
 
 
 def _checkpoint(run: Run, step: int, digest: str) -> None:

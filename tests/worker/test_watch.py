@@ -18,19 +18,7 @@ from tests.worker.conftest import Workplace
 
 
 def cancel(workplace: Workplace, job_id) -> None:
-    import asyncio
-
-    from sqlalchemy.ext.asyncio import AsyncSession
-
-    from shared.database import make_async_engine
-
-    async def ask() -> None:
-        engine = make_async_engine(workplace.settings.database, "test client")
-        async with AsyncSession(engine) as session, session.begin():
-            await requests.cancel(session, workplace.tenant_id, job_id)
-        await engine.dispose()
-
-    asyncio.run(ask())
+    workplace.ask(requests.cancel, job_id)
 
 
 def runners() -> list[psutil.Process]:
