@@ -31,7 +31,7 @@ def main() -> int:
         mount_disk=True,
     )
     goals = Goals(kills=options.minimum_kills, zombies=options.minimum_zombies, kill_every=options.kill_every)
-    report = run(Wanted(setup=setup, jobs=options.jobs, goals=goals))
+    report = run(Wanted(setup=setup, jobs=options.jobs, goals=goals, limit=options.limit))
     print(report.as_json())
     if named := os.environ.get("CHAOS_REPORT"):
         report.write(Path(named))
@@ -50,6 +50,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--minimum-kills", type=int, default=100)
     parser.add_argument("--minimum-zombies", type=int, default=50)
     parser.add_argument("--kill-every", type=float, default=4.0, help="seconds, on average")
+    parser.add_argument("--limit", type=float, default=3000.0, help="seconds after which faults end in any case")
     parser.add_argument("--lease", type=float, default=15.0, help="seconds")
     parser.add_argument("--folder", type=Path, help="where servers keep their data and logs; kept afterwards")
     parser.add_argument("--unfenced", action="store_true", help="the control: the same without fences must fail")

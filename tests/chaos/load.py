@@ -21,6 +21,7 @@ import numpy as np
 from noisemill import uploads
 from noisemill.client import Client
 from noisemill.errors import ApiError, ServerUnreachable, TransferFailed
+from shared.wire import JobView
 
 T = TypeVar("T")
 
@@ -161,6 +162,13 @@ def insist(act: Callable[[], T]) -> T:
         time.sleep(0.5)
 
 
+def _ask(client: Client, job_id: str, verb: str) -> JobView:
+    """Cancel, pause, resume or retry; each is idempotent."""
+    return JobView.model_validate(
+        client._transport.request("POST", f"/v1/jobs/{job_id}/{verb}", repeatable=True).json()
+    )
+
+
 def _upload(client: Client, file: Path, name: str) -> str:
     """Straight to storage, each step until it is answered. Announcing twice leaves an empty dataset, no more."""
     send = client._transport.request
@@ -175,7 +183,6 @@ def plan(catalogue: Catalogue, jobs: int, seed: int, only: Collection[str] | Non
     """Orders without end, in the shares of ``KINDS``; each ``jobs`` of them hold every kind."""
     chance, numbers = random.Random(f"load {seed}"), count()
     chosen = {name: kind for name, kind in KINDS.items() if only is None or name in only}
-    chosen = {name: kind for name, kind in chosen.items() if kind.then == "nothing" or hasattr(Client, kind.then)}
     while True:
         others = chance.choices(list(chosen), [kind.share for kind in chosen.values()], k=max(0, jobs - len(chosen)))
         for name in chance.sample([*chosen, *others], len(chosen) + len(others)):
@@ -235,21 +242,21 @@ class Load:
             ACTIONS[kind.then](self, client, ticket)
 
     def cancel(self, client: Client, ticket: Ticket) -> None:
-        ticket.told["cancel"] = insist(lambda: client.cancel(ticket.job_id)).state
+        ticket.told["cancel"] = insist(lambda: _ask(client, ticket.job_id, "cancel")).state
 
     def pause(self, client: Client, ticket: Ticket) -> None:
         """Pause, wait until that is so or too late, and resume; on odd tickets resume at once."""
         with suppress(_TooLate):
-            ticket.told["pause"] = _unless_too_late(lambda: client.pause(ticket.job_id)).state
+            ticket.told["pause"] = _unless_too_late(lambda: _ask(client, ticket.job_id, "pause")).state
             if len(self.tickets) % 2:
                 self._until(client, ticket, {"paused"})
-            ticket.told["resume"] = _unless_too_late(lambda: client.resume(ticket.job_id)).state
+            ticket.told["resume"] = _unless_too_late(lambda: _ask(client, ticket.job_id, "resume")).state
 
     def retry(self, client: Client, ticket: Ticket) -> None:
         """Cancel, and try again once that is so; the second job must succeed."""
         self.cancel(client, ticket)
         if self._until(client, ticket, set()) == "canceled":
-            again = insist(lambda: client.retry(ticket.job_id))
+            again = insist(lambda: _ask(client, ticket.job_id, "retry"))
             self.tickets.append(Ticket(job_id=again.id, request=ticket.request, ends=frozenset({"succeeded"})))
 
     def _until(self, client: Client, ticket: Ticket, states: set[str]) -> str:

@@ -32,6 +32,8 @@ OUTAGES: Final[Mapping[str, int]] = {
     "s3_error": 1, "s3_stall": 1, "s3_reset": 1, "s3_truncate": 1, "s3_lie": 1, "fill_disk": 1,
 }  # fmt: skip
 _S3_SHARE: Final = {"error": 0.6, "stall": 0.3, "reset": 0.4, "truncate": 0.6, "lie": 0.4}
+_ZOMBIE_PATIENCE: Final = 10.0
+"""Seconds that a zombie sleeps on at most, for the next attempt to begin."""
 LIE_SHARE: Final = 0.2
 """Of the commits while there are lies; half of them are executed, so one in ten executes and reports failure."""
 
@@ -39,7 +41,7 @@ _HELD: Final = text("""
     SELECT jobs.id, jobs.fence, jobs.worker FROM jobs
     WHERE state IN ('running', 'canceling', 'pausing') AND lease_until > clock_timestamp() ORDER BY id
 """)
-_OUTCOMES: Final = text("SELECT outcome FROM attempts WHERE job_id = :job_id AND fence = :fence")
+_ATTEMPTS: Final = text("SELECT fence, outcome FROM attempts WHERE job_id = :job_id")
 _BACKENDS: Final = text("""
     SELECT pg_terminate_backend(pid) FROM pg_stat_activity
     WHERE application_name LIKE 'noisemill%' AND hashtext(pid::text || :salt) % 2 = 0
@@ -55,7 +57,9 @@ class Goals:
     kill_every: float = 4.0
     """Seconds, on average; also for outages."""
     outage_every: float = 14.0
-    stopped_at_once: int = 2
+    stop_every: float = 9.0
+    spared: int = 2
+    """Workers that are up and hold a job, below which none is killed or stopped: a run must get on."""
     kinds: frozenset[str] = frozenset({*KILLS, *ZOMBIES, *OUTAGES})
 
 
@@ -107,13 +111,9 @@ class Nemesis:
     @property
     def progress(self) -> float:
         """From 0 to 1: how much of the goals is met."""
-        goals, kinds = self._goals, {fault.kind for fault in self.faults} & self._goals.kinds
-        return min(
-            1.0,
-            self.kills / max(1, goals.kills),
-            self.zombies / max(1, goals.zombies),
-            len(kinds) / max(1, len(goals.kinds)) if goals.kinds else 1.0,
-        )
+        goals, met = self._goals, {fault.kind for fault in self.faults} & self._goals.kinds
+        parts = [(self.kills, goals.kills), (self.zombies, goals.zombies), (len(met), len(goals.kinds))]
+        return min(1.0, *(reached / goal for reached, goal in parts if goal))
 
     def counts(self) -> Mapping[str, int]:
         return dict(sorted(Counter(fault.kind for fault in self.faults).items()))
@@ -133,19 +133,23 @@ class Nemesis:
 
     def _kill_on(self) -> None:
         chance, kinds = self._chance["kill"], [kind for kind in KILLS if kind in self._goals.kinds]
-        while kinds and not self._ending.wait(self._goals.kill_every * chance.uniform(0.4, 1.6)):
-            (kind,) = chance.choices(kinds, [KILLS[kind] for kind in kinds])
-            self._kill_api() if kind == "kill_api" else self._kill_in_worker(kind, chance)
+        next_kill = time.monotonic()
+        while kinds and not self._ending.wait(0.2):
+            if time.monotonic() >= next_kill:
+                (kind,) = chance.choices(kinds, [KILLS[kind] for kind in kinds])
+                if self._kill_api() if kind == "kill_api" else self._kill_in_worker(kind, chance):
+                    next_kill = time.monotonic() + self._goals.kill_every * chance.uniform(0.4, 1.6)
 
-    def _kill_api(self) -> None:
+    def _kill_api(self) -> bool:
         at = self._now()
-        if self._installation.end("api", signal.SIGKILL):
+        if is_hit := self._installation.end("api", signal.SIGKILL):
             self.faults.append(Fault(kind="kill_api", target="api", at=at))
+        return is_hit
 
-    def _kill_in_worker(self, kind: str, chance: random.Random) -> None:
+    def _kill_in_worker(self, kind: str, chance: random.Random) -> bool:
         processes = self._choose_worker(chance)
         if processes is None:
-            return
+            return False
         held = self._held_by(processes.name)
         job = {} if held is None else {"job_id": held.id, "fence": held.fence}
         fault = Fault(kind=kind, target=processes.name, at=self._now(), **job)
@@ -155,36 +159,35 @@ class Nemesis:
             else:
                 (processes.runner if kind == "kill_runner" else processes.child).kill()
             self.faults.append(fault)
+        return True
 
     def _choose_worker(self, chance: random.Random) -> WorkerProcesses | None:
-        """A worker that is up and not stopped, rather one that holds a job."""
-        up = [name for name in self._installation.workers if name not in self._stopped]
-        busy = [name for name in up if self._held_by(name)]
-        for name in chance.sample(busy, len(busy)) or chance.sample(up, len(up)):
-            if (processes := self._installation.processes(name)) is not None:
-                return processes
-        return None
+        """A worker that holds a job, if enough others do."""
+        busy = {row.worker.partition("@")[0] for row in self._ask(_HELD)} - self._stopped.keys()
+        up = [found for name in sorted(busy) if (found := self._installation.processes(name)) is not None]
+        return chance.choice(up) if len(up) > min(self._goals.spared, len(self._installation.workers) - 1) else None
 
     # Zombies
 
     def _stop_on(self) -> None:
         chance, kinds = self._chance["stop"], [kind for kind in ZOMBIES if kind in self._goals.kinds]
-        while kinds and not self._ending.wait(0.3):
-            if len(self._stopped) < self._goals.stopped_at_once:
-                self._stop(chance.choice(kinds), chance)
+        next_stop = time.monotonic()
+        while kinds and not self._ending.wait(0.2):
+            if time.monotonic() >= next_stop and self._stop(chance.choice(kinds), chance):
+                next_stop = time.monotonic() + self._goals.stop_every * chance.uniform(0.5, 1.5)
             for name, stopped in list(self._stopped.items()):
                 self._look_after(name, stopped, chance)
         for name, stopped in list(self._stopped.items()):
             self._wake(name, stopped)
 
-    def _stop(self, kind: str, chance: random.Random) -> None:
+    def _stop(self, kind: str, chance: random.Random) -> bool:
+        """Stop a worker in the middle of a job; False if there was none to stop."""
         processes = self._choose_worker(chance)
-        if processes is None or self._held_by(processes.name) is None:
-            return
+        if processes is None:
+            return False
         targets = [processes.child] if kind == "stop_supervisor" else [processes.child, processes.runner]
         fault = Fault(kind=kind, target=processes.name, at=self._now())
-        stopped = _Stopped(fault=fault, processes=targets, since=time.monotonic())
-        self._stopped[processes.name] = stopped
+        stopped = self._stopped[processes.name] = _Stopped(fault=fault, processes=targets, since=time.monotonic())
         with suppress(psutil.Error):
             for target in targets:
                 target.suspend()
@@ -192,20 +195,22 @@ class Nemesis:
         held = self._held_by(processes.name)
         if held is None:
             self._wake(processes.name, stopped)
-            return
+            return False
         fault.job_id, fault.fence = held.id, held.fence
         self.faults.append(fault)
+        return True
 
     def _look_after(self, name: str, stopped: _Stopped, chance: random.Random) -> None:
-        """Wake the worker soon after its lease was lost; or when that does not happen."""
+        """Wake the worker when its lease was lost and the next attempt has begun: then it can do most harm."""
         fault, now = stopped.fault, time.monotonic()
-        if not fault.became_zombie:
-            row = self._ask(_OUTCOMES, job_id=fault.job_id, fence=fault.fence)
-            if row and row[0].outcome == "lost":
-                fault.became_zombie = True
-                stopped.wake_at = now + chance.uniform(0, 3)
-            elif (row and row[0].outcome is not None) or now - stopped.since > 5 * self._installation.setup.lease:
-                stopped.wake_at = now
+        outcomes = {row.fence: row.outcome for row in self._ask(_ATTEMPTS, job_id=fault.job_id)}
+        if outcomes.get(fault.fence) == "lost":
+            fault.became_zombie = True
+            if fault.fence + 1 in outcomes:
+                stopped.wake_at = min(stopped.wake_at, now + chance.uniform(0, 2))
+            stopped.wake_at = min(stopped.wake_at, now + _ZOMBIE_PATIENCE)
+        elif outcomes.get(fault.fence) is not None or now - stopped.since > 5 * self._installation.setup.lease:
+            stopped.wake_at = now
         if now >= stopped.wake_at:
             self._wake(name, stopped)
 

@@ -107,7 +107,7 @@ class Run:
         workers, jobs = self._wanted.setup.workers, self._wanted.jobs
         unfinished = load.released - self._count_ended()
         is_behind = load.released < jobs * progress
-        return max(0, (3 * workers if is_behind else workers + 2) - unfinished)
+        return max(0, (3 * workers if is_behind else workers + 1) - unfinished)
 
     def _count_ended(self) -> int:
         calm = len(self._references)
