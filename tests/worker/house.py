@@ -84,7 +84,7 @@ class House:
         assert claim.job_id == job_id
         return job_id, claim
 
-    def upload(self, job_id: UUID, fence: int, name: str) -> NewArtifact:
+    def upload(self, job_id: UUID, fence: int, name: str, **details: Any) -> NewArtifact:
         """What a runner does first: the object, without a row."""
         stored = self.storage.put(artifact_key(public("job", job_id), fence, name), name.encode(), media_type="x/y")
         return NewArtifact(
@@ -94,18 +94,24 @@ class House:
             size_bytes=stored.size_bytes,
             sha256=stored.sha256,
             media_type="x/y",
+            details=details,
         )
 
     def artifact(self, job_id: UUID, name: str, **columns: Any) -> UUID:
         """An object with its row; its kind is the first word of its name."""
         new = self.upload(job_id, 1, name)
-        about = {"tenant_id": self.tenant_id, "job_id": job_id, "fence": 1, **vars(new), "details": {}}
+        about = {"tenant_id": self.tenant_id, "job_id": job_id, "fence": 1, **vars(new)}
         return self.add(Artifact(**about | columns))
 
     def lose(self, job_id: UUID) -> None:
         """Its lease runs out, and somebody notices."""
         self.change(Job, col(Job.id) == job_id, lease_until=func.clock_timestamp() - timedelta(seconds=1))
         self.transact(upkeep.reap)
+
+    def record(self, claim: Claim, artifact: NewArtifact) -> bool:
+        """Make it visible while its job runs; False: the attempt is over."""
+        told = [attempts.Report.of(artifact)]
+        return self.transact(lambda s: attempts.report(s, claim, told, lease=TERMS.lease)) is not None
 
     def succeed(self, claim: Claim, *artifacts: NewArtifact, result: dict[str, Any] | None = None) -> JobState | None:
         how = {"result": result or {}, "artifacts": artifacts, "timings": {}, "steps": 1}
