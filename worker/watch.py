@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_ASK, _SELF_FENCE = 0.6, 0.75
+_ASK, _SELF_FENCE = 0.5, 0.75
 """Shares of the lease after which an attempt without a confirmed heartbeat is asked to stop, and kills its own work."""
 _EVENT_STEP, _EVENT_SECONDS = 0.01, 10.0
 """A progress event is written when this share of the work, or this time, has passed since the last."""
@@ -61,16 +61,16 @@ class Watch:
         self._stop_reason: StopReason | None = None
         self._stop_by = float("inf")
         self._killed_for: JobError | None = None
+        self._alarm = Fuse(self._lease.total_seconds() * _ASK, self._interrupt)
         self._fuse = Fuse(self._lease.total_seconds() * _SELF_FENCE, supervisor.device.kill)
         # The lease began when SQL ran the claim, which may be long before the answer to it came.
-        self._held_at = asked_at
-        self._fuse.feed(asked_at)
+        self._feed(asked_at)
 
     def see_through(self) -> None:
         """Run the attempt; afterwards it has ended in SQL, or its lease runs out by itself."""
         claim = self._claim
         logger.info("job %s attempt %d: %s", public("job", claim.job_id), claim.fence, claim.type.value)
-        with self._fuse:
+        with self._alarm, self._fuse:
             try:
                 ending = self._until_ending()
                 self._commit_ending(ending)
@@ -149,8 +149,7 @@ class Watch:
         except AWAY as error:
             logger.warning("heartbeat failed, trying on: %s", str(error).splitlines()[0])
         else:
-            self._held_at = sent
-            self._fuse.feed(sent)
+            self._feed(sent)
             self._heed(standing)
             if has_news:
                 self._supervisor.ring(self._claim.job_id)
@@ -177,8 +176,8 @@ class Watch:
     def _enforce(self) -> None:
         """Stop what runs too long, kill what does not stop."""
         now = time.monotonic()
-        if self._supervisor.draining.is_set() or now - self._held_at > self._lease.total_seconds() * _ASK:
-            self._stop("interrupt", self._settings.drain_grace.total_seconds())
+        if self._supervisor.draining.is_set():
+            self._interrupt()
         limit = self._claim.timeout
         if limit is not None and now - self._began > limit.total_seconds():
             self._kill(TimeLimitExceeded(f"the attempt ran longer than {limit.total_seconds():.0f} s"))
@@ -187,6 +186,14 @@ class Watch:
         elif now > self._stop_by:
             logger.warning("the runner did not stop in time; killing it")
             self._supervisor.device.kill()
+
+    def _interrupt(self) -> None:
+        self._stop("interrupt", self._settings.drain_grace.total_seconds())
+
+    def _feed(self, sent: float) -> None:
+        """The lease was confirmed by what was sent then."""
+        self._alarm.feed(sent)
+        self._fuse.feed(sent)
 
     def _stop(self, reason: StopReason, grace: float) -> None:
         # Said again at each beat: a runner that was between two jobs did not hear it.
@@ -205,7 +212,7 @@ class Watch:
         give_up = time.monotonic() + self._lease.total_seconds()
         while True:
             try:
-                if self._reports.any_left:
+                while self._reports.any_left:
                     self._reports.beat()
                 self._supervisor.transact(lambda s: self._end(s, ending))
             except AWAY as error:

@@ -12,7 +12,7 @@ from uuid import UUID
 
 import pytest
 from pydantic import SecretStr
-from sqlalchemy import select
+from sqlalchemy import Engine, select
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 from sqlmodel import col
@@ -62,11 +62,12 @@ class Workplace:
             session.add(Bell(job_id=job_id))
         return job_id
 
-    def supervisor(self, name: str = "w1", **worker: Any) -> Supervisor:
+    def supervisor(self, name: str = "w1", *, engine: Engine | None = None, **worker: Any) -> Supervisor:
         """A supervisor with a scripted runner; its process group ends with the test."""
         about = self.settings.worker.model_copy(update={"name": name, "queues": "generate,train"} | worker)
         settings = self.settings.model_copy(update={"worker": about})
-        supervisor = Supervisor(settings, self.engine, Device(SCRIPTED), lock_file=self.folder / f"{name}.lock")
+        lock_file = self.folder / f"{name}.lock"
+        supervisor = Supervisor(settings, engine or self.engine, Device(SCRIPTED), lock_file=lock_file)
         self._stack.callback(supervisor.device.kill)
         return supervisor
 
