@@ -1,7 +1,10 @@
-"""What tests let another process do: ``python -m tests.engine.elsewhere resume|sample FOLDER``."""
+"""What tests let another process do: ``python -m tests.engine.elsewhere resume|draw FOLDER``, or ``confined``."""
 
+import resource
 import sys
 from pathlib import Path
+
+import torch
 
 from shared.specs.tasks import Generate
 from tests.engine.conftest import CPU, DATA, batch_at, small_spec
@@ -37,6 +40,26 @@ def draw(folder: Path) -> None:
         (folder / f"{drawn.index}.bytes").write_bytes(image.numpy().tobytes())
 
 
+def confined() -> None:
+    """Print how many samples at once a step took with enough memory, with too little, and with enough again."""
+    spec = small_spec(network="mlp", hidden_dim=2048, batch_size=4096, precision="fp32")
+    batch = {"image": torch.zeros(4096, *DATA.shape, dtype=torch.uint8)}
+    everything = resource.getrlimit(resource.RLIMIT_AS)
+    for room in (None, 48 * 2**20, None):
+        trainer = Trainer(FAMILIES["vae"], spec, DATA, CPU)
+        trainer.advance({"image": batch["image"][:8]})
+        if room is not None:
+            resource.setrlimit(resource.RLIMIT_AS, (address_space() + room, everything[1]))
+        trainer.advance(batch)
+        resource.setrlimit(resource.RLIMIT_AS, everything)
+        print(trainer.micro_batch)
+
+
+def address_space() -> int:
+    """Bytes that this process has mapped."""
+    return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+
+
 if __name__ == "__main__":
     with exact(1):
-        {"resume": resume, "draw": draw}[sys.argv[1]](Path(sys.argv[2]))
+        {"resume": resume, "draw": draw, "confined": confined}[sys.argv[1]](*map(Path, sys.argv[2:]))

@@ -149,8 +149,9 @@ class _Training:
         # What was recorded of the steps that come again stays recorded.
         self.notes = replace(self.notes, score=self._begin().score, rollbacks=1)
         self.run.log(f"{trouble}: going back to step {self.trainer.step}, this once.")
-        # At once, so that it stays at once whatever happens to this attempt.
+        # Waited for, so that it stays at this once whatever happens to the attempt.
         self.checkpoints.begin(self._checkpoint())
+        self.checkpoints.join()
 
     def _milestone(self) -> None:
         """Show and measure the training where that is due and was not done."""

@@ -1,0 +1,200 @@
+"""Where memory runs out, less is computed at once: what comes out, and what cannot be helped."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from shared.errors import OutOfMemory
+from shared.specs.tasks import Generate
+from tests.engine.conftest import CPU, DATA, bars, batch_at, small_spec
+from tests.engine.toy import TOY, ToySpec
+from worker.engine.memory import is_out_of_memory
+from worker.engine.sampling import Tile, sample
+from worker.engine.tile_width import widest
+from worker.engine.training import Trainer, build, evaluate
+from worker.families import FAMILIES
+from worker.families.family import Draw, Family, Measured
+
+VAE = FAMILIES["vae"]
+
+
+def cramped(family: Family[Any, Any], room: Callable[[int], bool]) -> Family[Any, Any]:
+    """The family on a device that runs out of memory when its loss is given more samples than there is room for."""
+
+    def confined(loss: Any) -> Any:
+        def measure(spec: Any, net: Any, batch: Any, noise: Any) -> Measured:
+            measured = loss(spec, net, batch, noise)
+            if not room(len(noise.index_B)):
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+            return measured
+
+        return measure
+
+    return replace(family, losses={name: confined(loss) for name, loss in family.losses.items()})
+
+
+def trained(family: Family[Any, Any], spec: Any, steps: int = 3) -> Trainer[Any, Any]:
+    trainer = Trainer(family, spec, DATA, CPU)
+    while trainer.step < steps:
+        trainer.advance(batch_at(trainer.step))
+    return trainer
+
+
+@pytest.mark.parametrize(("room", "micro_batch"), [(16, None), (15, 8), (7, 4), (3, 2), (1, 1)])
+def test_gradients_of_pieces_add_up_to_that_of_the_batch(room: int, micro_batch: int | None) -> None:
+    spec = small_spec(precision="fp32", network="mlp")
+    whole, cut = trained(VAE, spec), trained(cramped(VAE, lambda rows: rows <= room), spec)
+
+    assert cut.numerics.micro_batch == micro_batch
+    for one, other in zip(whole.net.parameters(), cut.net.parameters(), strict=True):
+        assert torch.allclose(one, other, atol=1e-5)
+
+
+def test_what_fits_at_once_is_not_touched() -> None:
+    """A batch that is one piece has the bits it always had: no sum and no factor of one comes in between."""
+    spec = small_spec()
+    one, other = trained(VAE, spec), trained(cramped(VAE, lambda rows: True), spec)
+
+    assert all(torch.equal(a, b) for a, b in zip(one.net.parameters(), other.net.parameters(), strict=True))
+
+
+def test_each_part_is_updated_once_in_a_step_that_runs_out_of_memory() -> None:
+    spec = ToySpec(dataset="ds_" + "0" * 32, model="toy")
+    calls: list[int] = []
+    # The first part fits whole, then the second does not.
+    room = cramped(TOY, lambda rows: bool(calls.append(rows)) or len(calls) != 2)
+
+    trainer = trained(room, spec, steps=1)
+
+    assert calls == [16, 16, 8, 8]
+    assert {
+        int(part.optimizer.state[weight]["step"])
+        for part in trainer.parts.values()
+        for weight in part.parameters.values()
+    } == {1}
+
+
+def test_not_even_one_sample() -> None:
+    with pytest.raises(OutOfMemory, match="not even one sample"):
+        trained(cramped(VAE, lambda rows: False), small_spec())
+
+
+def test_an_evaluation_is_cut_too() -> None:
+    trainer = trained(VAE, small_spec(precision="fp32"))
+    expected = evaluate(trainer, [{"image": bars()}])
+
+    trainer.family = cramped(VAE, lambda rows: rows <= 5)
+
+    assert evaluate(trainer, [{"image": bars()}]) == pytest.approx(expected, rel=1e-5)
+
+
+def test_an_evaluation_tells_the_loss() -> None:
+    trainer = trained(VAE, small_spec(precision="fp32", beta=3))
+
+    values = evaluate(trainer, [{"image": bars()}])
+
+    assert values["loss"] == pytest.approx(values["reconstruction"] + 3 * values["kl"], rel=1e-5)
+
+
+def test_the_losses_of_parts_are_told_apart() -> None:
+    trainer = trained(TOY, ToySpec(dataset="ds_" + "0" * 32, model="toy"))
+
+    assert evaluate(trainer, [batch_at(0)]).keys() == {"critic_loss", "generator_loss", "margin"}
+
+
+class Cramped(nn.Module):
+    """A VAE that runs out of memory when it shall decode too many latents."""
+
+    def __init__(self, net: Any, room: Callable[[int], bool]) -> None:
+        super().__init__()
+        self.net, self.room = net, room
+
+    def decode(self, z_BZ: Tensor) -> Tensor:
+        decoded = self.net.decode(z_BZ)
+        if not self.room(len(z_BZ)):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return decoded
+
+
+def drawn(net: nn.Module, width: int | None = None) -> tuple[Tile[Any], dict[int, Tensor]]:
+    draws = [Draw(request=Generate(task="generate", model="bars", seed=9), index=index) for index in range(20)]
+    tile = Tile(net, VAE.tasks["generate"](small_spec(), DATA), draws[0], CPU, width=width)
+    return tile, {draw.index: image for draw, image in sample(tile, draws)}
+
+
+@pytest.mark.parametrize(("room", "width"), [(7, 4), (3, 2), (1, 1)])
+def test_a_tile_that_does_not_fit_is_halved_and_draws_what_one_of_that_width_draws(room: int, width: int) -> None:
+    net = build(VAE, small_spec(), DATA).eval()
+
+    tile, images = drawn(Cramped(net, lambda rows: rows <= room))
+
+    assert tile.width == width
+    assert list(images) == list(range(20))
+    _, expected = drawn(net, width)
+    assert all(torch.equal(image, expected[index]) for index, image in images.items())
+
+
+def test_a_tile_that_stops_fitting_loses_no_draw() -> None:
+    net = build(VAE, small_spec(), DATA).eval()
+    steps: list[int] = []
+
+    tile, images = drawn(Cramped(net, lambda rows: bool(steps.append(rows)) or len(steps) != 3))
+
+    assert tile.width == 4
+    assert sorted(images) == list(range(20))
+
+
+def test_a_tile_of_one_cannot_be_halved() -> None:
+    net = build(VAE, small_spec(), DATA).eval()
+
+    with pytest.raises(OutOfMemory, match="not even one sample"):
+        drawn(Cramped(net, lambda rows: False))
+
+
+@pytest.mark.parametrize(("below", "device", "width"), [(64, "cuda", 32), (2, "cuda", 1), (8, "cpu", 4)])
+def test_the_next_width_is_half(below: int, device: str, width: int) -> None:
+    assert widest(lambda slots: torch.zeros(slots, 64).sigmoid(), torch.device(device), below=below) == width
+
+
+def test_the_next_width_gives_all_slots_the_same_bits() -> None:
+    """24 numbers a slot: four slots leave a rest of 32, which is no whole vector."""
+    assert widest(lambda slots: torch.zeros(slots, 24).sigmoid(), CPU, below=8) == 1
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory."),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried to"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    ],
+)
+def test_the_ways_in_which_memory_runs_out(error: BaseException) -> None:
+    assert is_out_of_memory(error)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("CUDA error: an illegal memory access"), ValueError("out of memory")])
+def test_other_errors_are_not_about_memory(error: BaseException) -> None:
+    assert not is_out_of_memory(error)
+
+
+def test_a_process_with_too_little_memory_trains_on_and_stays_well() -> None:
+    """With a real limit of the operating system: the batch is halved, and afterwards all goes on as before."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.engine.elsewhere", "confined"],
+        check=True,
+        timeout=110,
+        capture_output=True,
+        text=True,
+    )
+
+    before, confined, after = done.stdout.split()
+    assert before == after == "4096"
+    assert 1 <= int(confined) < 4096
