@@ -1,0 +1,193 @@
+"""Seeded bugs: each a small change of the product's code or SQL, found by the search or explained.
+
+Among them are the designs of well-known queues: finishing by id (Oban), finishing what is running (River,
+procrastinate), reaping what was read before (River), claiming whatever a message names (Celery with late
+acknowledgement), counting no losses (Celery's ``task_reject_on_worker_lost``).
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import pytest
+from sqlalchemy import literal, text
+from sqlalchemy.orm import Session
+from sqlmodel import col
+
+from shared.jobs import attempts, claims, moves, requests, upkeep
+from shared.jobs.moves import Cases
+from shared.jobs.rows import Job
+from shared.jobs.state import MOVES, JobState
+from tests.model import planting
+from tests.model.database import Operation
+from tests.model.operations import Operations
+from tests.model.planting import Plant, cases, claim_text, values, within
+from tests.model.sizes import DEADLINE, EVERYTHING, OUTBOX
+from tests.model.world import Adversary, Move, Rules, Worker, World
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mutant:
+    """A bug, and where it is looked for."""
+
+    name: str
+    plant: Plant = lambda patch: None
+    rules: Rules = field(default_factory=lambda: EVERYTHING)
+    adversary: type[Adversary] = Adversary
+    equivalent: str | None = None
+    """Why it breaks no promise."""
+
+    @contextmanager
+    def planted(self) -> Iterator[None]:
+        with pytest.MonkeyPatch.context() as patch:
+            self.plant(patch)
+            yield
+
+
+class ReadsBeforeItReaps(Adversary):
+    """The reaper reads which leases ran out, and later ends those attempts, without looking again."""
+
+    def _upkeep(self, world: World) -> Iterator[Move]:
+        yield from super()._upkeep(world)
+        lease = self._job(world)["lease_until"]
+        if world.reaper_read:
+            done = self._apply(world, Operation("reap what was read", (), _reap_by_id))[1]
+            yield "the reaper acts on what it read", done._replace(reaper_read=False)
+        elif lease is not None and lease < 0:
+            yield "the reaper reads", world._replace(reaper_read=True)
+
+
+def _reap_by_id(session: Session) -> int:
+    session.execute(text("UPDATE jobs SET lease_until = '-infinity' WHERE lease_until IS NOT NULL"))
+    return len(upkeep.reap(session))
+
+
+class FinishesBeforeItUploads(Adversary):
+    """A worker commits its result while the objects are on their way."""
+
+    def _endings(self, world: World, worker: Worker) -> Iterator[tuple[str, Operation]]:
+        yield from super()._endings(world, worker._replace(uploaded=True))
+
+
+def _shared_key(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Operations, "key", lambda self, fence, name: f"jobs/{self.job_id}/{name}")
+
+
+def _no_loss_cap(given: Cases) -> Cases:
+    return [(to, condition) for to, condition in given if to != JobState.FAILED]
+
+
+def _no_failure_cap(given: Cases) -> Cases:
+    again = {JobState.QUEUED: col(Job.state) == "running", JobState.PAUSED: col(Job.state) == "pausing"}
+    return [(to, again.get(to, condition)) for to, condition in given]
+
+
+def _paused_before_failed(given: Cases) -> Cases:
+    return sorted(given, key=lambda one: one[0] == JobState.FAILED and len(given) > 3)
+
+
+def _cancel_anything(patch: pytest.MonkeyPatch) -> None:
+    real = requests.move_by_case
+
+    def changed(given: Cases, *conditions: Any, **how: Any) -> Any:
+        with pytest.MonkeyPatch.context() as inner:
+            planting.any_state(inner)
+            return real([(to, literal(True)) for to, _ in given], *conditions, **how)
+
+    patch.setattr(requests, "move_by_case", changed)
+
+
+def _success_wins(patch: pytest.MonkeyPatch) -> None:
+    patch.setitem(MOVES, JobState.CANCELING, MOVES[JobState.CANCELING] | {JobState.SUCCEEDED})
+
+
+def _no_redispatch(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(upkeep, "redispatch", lambda session, *, after: 0)
+
+
+def _report_text(old: str, new: str) -> Plant:
+    def plant(patch: pytest.MonkeyPatch) -> None:
+        statement = attempts._REPORT
+        assert old in statement.text
+        patch.setattr(
+            attempts, "_REPORT", text(statement.text.replace(old, new)).bindparams(*statement._bindparams.values())
+        )
+
+    return plant
+
+
+def _interruptions_count(patch: pytest.MonkeyPatch) -> None:
+    real = attempts.move_by_case
+
+    def changed(*args: Any, **how: Any) -> Any:
+        counted = {"failures": Job.failures + 1} if "interruptions" in how else {}
+        return real(*args, **(how | counted))
+
+    patch.setattr(attempts, "move_by_case", changed)
+
+
+def _reclaim_anything(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(claims, "HELD", frozenset(JobState))
+
+
+def _never_look(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(attempts, "outcome_of", lambda session, job_id, fence: None)
+
+
+def _drop_event(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(moves, "_event", lambda moved: moved.select().cte("event"))
+
+
+MUTANTS: Final = (
+    Mutant(name="finish by id alone", plant=within(attempts, "succeed", planting.no_guard)),
+    Mutant(name="finish what is held, by whomever", plant=within(attempts, "succeed", planting.no_fence)),
+    Mutant(name="fail without the fence", plant=within(attempts, "fail", planting.no_fence)),
+    Mutant(name="hand back without the fence", plant=within(attempts, "hand_back", planting.no_fence)),
+    Mutant(name="heartbeat without the fence", plant=within(attempts, "heartbeat", planting.no_fence)),
+    Mutant(name="record without the fence", plant=_report_text("fence = :fence", "fence >= :fence")),
+    Mutant(name="record whatever the state", plant=_report_text("AND state IN", "AND state = state OR state IN")),
+    Mutant(name="report what was sent before again", plant=_report_text("WHERE NOT EXISTS", "WHERE true OR EXISTS")),
+    Mutant(name="reap by a stale read", adversary=ReadsBeforeItReaps),
+    Mutant(name="claim what is running", plant=claim_text("state = 'queued'", "state IN ('queued', 'running')")),
+    Mutant(name="claim before the time", plant=claim_text("not_before <= clock_timestamp()", "true")),
+    Mutant(
+        name="claim after the deadline",
+        plant=claim_text("start_deadline > clock_timestamp()", "true"),
+        rules=DEADLINE,
+    ),
+    Mutant(name="expire what has started", plant=planting.expire_what_has_started, rules=DEADLINE),
+    Mutant(name="losses without a limit", plant=cases(upkeep, _no_loss_cap)),
+    Mutant(name="failures without a limit", plant=cases(attempts, _no_failure_cap)),
+    Mutant(name="a pause outlives the last attempt", plant=cases(upkeep, _paused_before_failed)),
+    Mutant(name="mark the bell, then send it", plant=planting.mark_before_send, rules=OUTBOX),
+    Mutant(name="no bell for a new job", plant=planting.submit_without_a_bell, rules=OUTBOX),
+    Mutant(name="no bell after a lost lease", plant=within(upkeep, "reap", planting.no_bell), rules=OUTBOX),
+    Mutant(name="no bell after a failure", plant=within(attempts, "fail", planting.no_bell), rules=OUTBOX),
+    Mutant(name="no bell after an interruption", plant=within(attempts, "hand_back", planting.no_bell), rules=OUTBOX),
+    Mutant(name="no bell after a resume", plant=within(requests, "resume", planting.no_bell), rules=OUTBOX),
+    Mutant(name="no redispatcher, and a lost message", plant=_no_redispatch),
+    Mutant(name="no reaper", plant=lambda patch: patch.setattr(upkeep, "reap", lambda session: [])),
+    Mutant(name="cancel what has ended", plant=within(requests, "cancel", _cancel_anything)),
+    Mutant(name="success after a cancel", plant=_success_wins),
+    Mutant(name="one key for all attempts", plant=_shared_key),
+    Mutant(name="commit before the upload", adversary=FinishesBeforeItUploads),
+    Mutant(name="an attempt is left open when its job is queued", plant=planting.attempts_left_open),
+    Mutant(name="the fence starts anew", plant=values(planting.back_to_the_first_fence)),
+    Mutant(name="a move keeps the version", plant=values(lambda columns, target: columns.pop("state_version"))),
+    Mutant(name="a move without an event", plant=_drop_event),
+    Mutant(name="charge whether or not it counts", plant=planting.every_success_is_charged),
+    Mutant(name="interruptions count as failures", plant=_interruptions_count),
+    Mutant(
+        name="reclaim what is over",
+        plant=_reclaim_anything,
+        rules=OUTBOX,
+        equivalent="An attempt that is over has ended_at, which is asked for as well.",
+    ),
+    Mutant(
+        name="end again without looking",
+        plant=_never_look,
+        rules=OUTBOX,
+        equivalent="The fence refuses the second end; looking saves a worker from trying for a whole lease.",
+    ),
+)

@@ -1,0 +1,294 @@
+"""The product's operations on the one job of the model: each a call of ``shared/jobs``, in one transaction.
+
+Everything is looked up in its module at the moment of the call, so that a seeded bug (``mutants.py``) is in effect.
+"""
+
+from collections.abc import Callable, Coroutine, Hashable
+from contextlib import suppress
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Any, Final, Literal, TypeVar, cast
+from uuid import UUID
+
+from celery import Celery
+from sqlalchemy import Engine
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Session
+
+from shared import queue
+from shared.errors import JobError
+from shared.ids import public
+from shared.jobs import attempts, claims, requests, upkeep
+from shared.jobs.attempts import Claim, NewArtifact, Report
+from shared.jobs.rows import Dataset, DatasetState, Job, Tenant
+from shared.jobs.state import JobState, JobType
+from shared.settings import JobSettings
+from shared.wire import TrainRequest
+from tests.model.canonical import BACKOFF, DEADLINE, JUMP, LEASE, OLD
+from tests.model.database import Operation
+from worker.reports import Reports
+
+T = TypeVar("T")
+
+TENANT: Final = UUID(int=1)
+DATASET: Final = UUID(int=2)
+TERMS: Final = claims.Terms(lease=LEASE, ageing=10 * JUMP, quantum=LEASE)
+SETTINGS: Final = JobSettings()
+CHECKPOINT, WEIGHTS = "checkpoint", "weights"
+
+Crash = Literal["before the send", "before the mark"]
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What the client asks for and the operator sets, where it bounds the model."""
+
+    max_attempts: int = 2
+    deadline: bool = False
+    """Whether the job must start within ``DEADLINE``."""
+    backoff: bool = True
+    """Whether a job that failed waits before its next attempt."""
+
+
+def prepare(session: Session) -> None:
+    """What must exist before a job can be submitted."""
+    session.add(Tenant(id=TENANT, name="model"))
+    session.flush()
+    session.add(Dataset(id=DATASET, tenant_id=TENANT, name="d", state=DatasetState.READY, source={}, modality="image"))
+    session.flush()
+
+
+class Stepped:
+    """An ``AsyncSession`` for code that awaits nothing else: each call is done when it returns."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def add(self, row: object) -> None:
+        self._session.add(row)
+
+    async def execute(self, *args: Any, **how: Any) -> Any:
+        return self._session.execute(*args, **how)
+
+    async def scalar(self, *args: Any, **how: Any) -> Any:
+        return self._session.scalar(*args, **how)
+
+    async def flush(self) -> None:
+        self._session.flush()
+
+    async def refresh(self, row: object) -> None:
+        self._session.refresh(row)
+
+
+def asking(request: Callable[[AsyncSession], Coroutine[Any, Any, Job]]) -> Callable[[Session], Hashable]:
+    """An async function of ``requests.py`` on a sync session, without an event loop; answers the state."""
+
+    def run(session: Session) -> Hashable:
+        coroutine = request(cast(AsyncSession, Stepped(session)))
+        try:
+            coroutine.send(None)
+        except StopIteration as done:
+            return JobState(done.value.state).value
+        raise AssertionError("it waited for something else than SQL")
+
+    return run
+
+
+class RelayDied(Exception):
+    """The relay's process ends here."""
+
+
+class Broker:
+    """The broker as the relay sees it: a Celery app of which it uses one method."""
+
+    def __init__(self, crash: Crash | None) -> None:
+        self.received = 0
+        self._crash = crash
+
+    def send_task(self, *args: Any, **how: Any) -> None:
+        if self._crash == "before the send":
+            raise RelayDied
+        self.received += 1
+        if self._crash == "before the mark":
+            raise RelayDied
+
+
+class Answers:
+    """A connection on which one answer is lost, after the statement was executed and committed."""
+
+    def __init__(self, session: Session, *, lost: int) -> None:
+        self._session, self._lost, self._asked = session, lost, 0
+
+    def ask(self, statement: Callable[[Session], T]) -> T:
+        answer = statement(self._session)
+        self._asked += 1
+        if self._asked == self._lost:
+            raise OperationalError("the answer is lost", None, Exception())
+        return answer
+
+
+def content_of(fence: int) -> str:
+    """SHA-256 of what an attempt makes: no two attempts of the model make the same bytes."""
+    return sha256(str(fence).encode()).hexdigest()
+
+
+def submit(bounds: Bounds) -> Operation:
+    """Submit the job."""
+    request = TrainRequest.model_validate(
+        {
+            "type": "train",
+            "spec": {"family": "vae", "dataset": public("ds", DATASET), "model": "m", "steps": 2},
+            "max_attempts": bounds.max_attempts,
+            "start_deadline_seconds": int(DEADLINE.total_seconds()) if bounds.deadline else None,
+        }
+    )
+    submitting = asking(lambda s: requests.submit(s, TENANT, request, settings=SETTINGS))
+    return Operation("submit", (), submitting)
+
+
+class Operations:
+    """All operations on one job. Each answers something that can be compared."""
+
+    def __init__(self, job_id: UUID, bounds: Bounds) -> None:
+        self.job_id = job_id
+        self._backoff = BACKOFF if bounds.backoff else 0 * BACKOFF
+
+    # What a client asks for.
+
+    def cancel(self) -> Operation:
+        return Operation("cancel", (), asking(lambda s: requests.cancel(s, TENANT, self.job_id)))
+
+    def pause(self) -> Operation:
+        return Operation("pause", (), asking(lambda s: requests.pause(s, TENANT, self.job_id)))
+
+    def resume(self) -> Operation:
+        return Operation("resume", (), asking(lambda s: requests.resume(s, TENANT, self.job_id, settings=SETTINGS)))
+
+    # What a worker does.
+
+    def claim(self, token: int) -> Operation:
+        """Answers (fence, fences of the checkpoints it may go on from) or None."""
+
+        def run(session: Session) -> Hashable:
+            return _claimed(claims.claim(session, worker="w", queues=["train"], terms=TERMS, token=UUID(int=token)))
+
+        return Operation("claim", (token,), run)
+
+    def reclaim(self, token: int) -> Operation:
+        """Like ``claim``."""
+        return Operation("reclaim", (token,), lambda session: _claimed(claims.reclaim(session, UUID(int=token))))
+
+    def heartbeat(self, fence: int) -> Operation:
+        """Answers the job's state."""
+
+        def run(session: Session) -> Hashable:
+            return attempts.heartbeat(session, self.job_id, fence, lease=LEASE).state.value
+
+        return Operation("heartbeat", (fence,), run)
+
+    def record(self, fence: int) -> Operation:
+        """Answers whether the checkpoint is visible."""
+
+        def run(session: Session) -> Hashable:
+            reports = [Report.of(self._artifact(fence, CHECKPOINT))]
+            return attempts.report(session, self._claim(fence), reports, lease=LEASE) is not None
+
+        return Operation("record", (fence,), run)
+
+    def record_twice(self, fence: int) -> Operation:
+        """``record``, as the supervisor does it when the answer to its first try is lost."""
+
+        def run(session: Session) -> Hashable:
+            answers = Answers(session, lost=2)
+            reports = Reports(self._claim(fence), lease=LEASE, ask=answers.ask)
+            reports.add_artifact(self._artifact(fence, CHECKPOINT))
+            with suppress(OperationalError):
+                reports.beat()
+            return reports.beat().state.value
+
+        return Operation("record_twice", (fence,), run)
+
+    def finish(self, fence: int) -> Operation:
+        """Succeed, or hand back if a cancel came first: one transaction, as in ``worker/watch.py``."""
+
+        def run(session: Session) -> Hashable:
+            artifact = self._artifact(fence, WEIGHTS)
+            stored = {"key": artifact.key, "sha256": artifact.sha256, "size_bytes": artifact.size_bytes}
+            result = {"info": {}, "metrics": {}, "weights": stored}
+            how: Any = {"result": result, "artifacts": [artifact], "timings": {}, "steps": 2}
+            return attempts.succeed(session, self._claim(fence), **how) or _hand_back(session, self.job_id, fence)
+
+        return Operation("finish", (fence,), run)
+
+    def fail(self, fence: int, error: type[JobError]) -> Operation:
+        def run(session: Session) -> Hashable:
+            return attempts.fail(session, self.job_id, fence, error("it went wrong"), backoff=self._backoff)
+
+        return Operation("fail", (fence, error.__name__), run)
+
+    def hand_back(self, fence: int) -> Operation:
+        return Operation("hand_back", (fence,), lambda session: _hand_back(session, self.job_id, fence))
+
+    def outcome_of(self, fence: int) -> Operation:
+        return Operation("outcome_of", (fence,), lambda session: attempts.outcome_of(session, self.job_id, fence))
+
+    # What keeps jobs moving.
+
+    def relay(self, crash: Crash | None = None) -> Operation:
+        """Answers whether a message reached the broker."""
+
+        def run(session: Session) -> bool:
+            broker = Broker(crash)
+            connection = session.connection()
+            with suppress(RelayDied), connection.begin_nested():
+                queue.Relay(cast(Engine, connection), cast(Celery, broker)).run_once()
+                if crash is not None:
+                    raise RelayDied
+            return broker.received > 0
+
+        return Operation("relay", () if crash is None else (f"crash {crash}",), run)
+
+    def reap(self) -> Operation:
+        return Operation("reap", (), lambda session: len(upkeep.reap(session)))
+
+    def expire(self) -> Operation:
+        return Operation("expire", (), lambda session: len(upkeep.expire(session)))
+
+    def redispatch(self) -> Operation:
+        return Operation("redispatch", (), lambda session: upkeep.redispatch(session, after=OLD))
+
+    def key(self, fence: int, name: str) -> str:
+        """Where an attempt puts an object, as ``worker/runner.py`` does."""
+        return f"jobs/{public('job', self.job_id)}/{fence}/{name}"
+
+    def _artifact(self, fence: int, name: str) -> NewArtifact:
+        details = {"step": fence, "keep": 1, "score": None} if name == CHECKPOINT else {}
+        return NewArtifact(
+            kind=name,
+            name=name,
+            key=self.key(fence, name),
+            size_bytes=1,
+            sha256=content_of(fence),
+            media_type="application/octet-stream",
+            details=details,
+        )
+
+    def _claim(self, fence: int) -> Claim:
+        return Claim(
+            job_id=self.job_id,
+            fence=fence,
+            tenant_id=TENANT,
+            type=JobType.TRAIN,
+            spec={"model": "m", "family": "vae"},
+            inputs={"dataset": {"id": public("ds", DATASET)}},
+            timeout=None,
+        )
+
+
+def _claimed(found: list[Claim]) -> tuple[int, tuple[str, ...]] | None:
+    return (found[0].fence, tuple(stored["key"] for stored in found[0].inputs["resume"])) if found else None
+
+
+def _hand_back(session: Session, job_id: UUID, fence: int) -> JobState | None:
+    return attempts.hand_back(session, job_id, fence)

@@ -1,0 +1,32 @@
+"""A migrated database made ready for the model."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import psycopg
+import pytest
+from sqlalchemy import Connection, create_engine
+from sqlalchemy.orm import Session
+
+from tests.model.database import INSTALL
+from tests.model.operations import prepare
+
+
+@contextmanager
+def prepared(url: str) -> Iterator[Connection]:
+    """A connection to the migrated and empty database at ``url``, tuned for many small statements."""
+    engine = create_engine(url)
+    with pytest.MonkeyPatch.context() as patch, engine.connect() as connection:
+        # Else it reads each longer statement anew, to find its parameters.
+        patch.setattr(psycopg._queries, "MAX_CACHED_STATEMENT_LENGTH", 100_000)
+        raw: Any = connection.connection.driver_connection
+        raw.execute(INSTALL)
+        raw.execute("SET jit = off")
+        raw.execute("SET plan_cache_mode = force_generic_plan")
+        raw.commit()
+        with Session(connection) as session:
+            prepare(session)
+            session.commit()
+        yield connection
+    engine.dispose()
