@@ -46,7 +46,8 @@ class Kind:
 
 KINDS: Final[Mapping[str, Kind]] = {
     "generate": Kind(share=50, asks="generate"),
-    "train": Kind(share=16, asks="train"),
+    "train": Kind(share=14, asks="train"),
+    "training that starts over": Kind(share=2, asks="steady"),
     "ingest": Kind(share=6, asks="ingest"),
     "refused data": Kind(share=4, asks="garbage", ends=frozenset({"failed"}), error="dataset_invalid"),
     "too long": Kind(share=3, asks="endless", ends=frozenset({"failed"}), error="timeout"),
@@ -99,17 +100,18 @@ class Catalogue:
     def describe(self, dataset: str, model: str) -> None:
         """Fill in the requests that need a dataset and a model, once there are some."""
         drawn = {"model": model}
+        quiet = _SMALL | {"dataset": dataset, "preview_every": 1_000_000}
         for seed in range(4):
-            train = _SMALL | {"dataset": dataset, "model": f"trained-{seed}", "seed": seed}
-            self.bodies[f"train-{seed}"] = _train(train | {"steps": 240 + 120 * seed, "checkpoint_every": 80})
+            train = quiet | {"model": f"trained-{seed}", "seed": seed, "checkpoint_every": 150}
+            self.bodies[f"train-{seed}"] = _train(train | {"steps": 400 + 200 * seed})
             self.bodies[f"generate-{seed}"] = _generate(drawn | {"num_samples": 4 + 8 * seed, "seed": seed})
+        self.bodies["steady-0"] = _train(quiet | {"model": "steady", "steps": 2000, "checkpoint_every": 1_000_000})
         for seed in range(2):
             paths = {"num_pairs": 2 + seed, "num_points": 4, "seed": seed}
             self.bodies[f"generate-walk-{seed}"] = _generate(drawn | {"task": "interpolate"} | paths)
             pictures = {"task": "reconstruct", "dataset": dataset, "num_samples": 6 + 6 * seed}
             self.bodies[f"generate-again-{seed}"] = _generate(drawn | pictures)
-        endless = _SMALL | {"dataset": dataset, "model": "endless", "steps": 10_000_000}
-        self.bodies["endless-0"] = _train(endless) | {"timeout_seconds": 4}
+        self.bodies["endless-0"] = _train(quiet | {"model": "endless", "steps": 10_000_000}) | {"timeout_seconds": 4}
 
     @property
     def lasting(self) -> list[str]:

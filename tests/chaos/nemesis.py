@@ -32,14 +32,15 @@ OUTAGES: Final[Mapping[str, int]] = {
     "s3_error": 1, "s3_stall": 1, "s3_reset": 1, "s3_truncate": 1, "s3_lie": 1, "fill_disk": 1,
 }  # fmt: skip
 _S3_SHARE: Final = {"error": 0.6, "stall": 0.3, "reset": 0.4, "truncate": 0.6, "lie": 0.4}
-_ZOMBIE_PATIENCE: Final = 10.0
+_ZOMBIE_PATIENCE: Final = 20.0
 """Seconds that a zombie sleeps on at most, for the next attempt to begin."""
 LIE_SHARE: Final = 0.2
 """Of the commits while there are lies; half of them are executed, so one in ten executes and reports failure."""
 
 _HELD: Final = text("""
-    SELECT jobs.id, jobs.fence, jobs.worker FROM jobs
-    WHERE state IN ('running', 'canceling', 'pausing') AND lease_until > clock_timestamp() ORDER BY id
+    SELECT jobs.id, jobs.fence, jobs.worker FROM jobs JOIN attempts USING (fence)
+    WHERE attempts.job_id = jobs.id AND state IN ('running', 'canceling', 'pausing') AND lease_until > clock_timestamp()
+        AND clock_timestamp() - attempts.started_at >= make_interval(secs => :age) ORDER BY jobs.id
 """)
 _ATTEMPTS: Final = text("SELECT fence, outcome FROM attempts WHERE job_id = :job_id")
 _BACKENDS: Final = text("""
@@ -58,6 +59,9 @@ class Goals:
     """Seconds, on average; also for outages."""
     outage_every: float = 14.0
     stop_every: float = 9.0
+    stopped_at_once: int = 2
+    stopped_after: float = 0.0
+    """Seconds that an attempt must have run before its worker is stopped."""
     spared: int = 2
     """Workers that are up and hold a job, below which none is killed or stopped: a run must get on."""
     kinds: frozenset[str] = frozenset({*KILLS, *ZOMBIES, *OUTAGES})
@@ -161,9 +165,9 @@ class Nemesis:
             self.faults.append(fault)
         return True
 
-    def _choose_worker(self, chance: random.Random) -> WorkerProcesses | None:
-        """A worker that holds a job, if enough others do."""
-        busy = {row.worker.partition("@")[0] for row in self._ask(_HELD)} - self._stopped.keys()
+    def _choose_worker(self, chance: random.Random, *, after: float = 0.0) -> WorkerProcesses | None:
+        """A worker that has held a job for some seconds, if enough others do."""
+        busy = {row.worker.partition("@")[0] for row in self._ask(_HELD, age=after)} - self._stopped.keys()
         up = [found for name in sorted(busy) if (found := self._installation.processes(name)) is not None]
         return chance.choice(up) if len(up) > min(self._goals.spared, len(self._installation.workers) - 1) else None
 
@@ -173,7 +177,8 @@ class Nemesis:
         chance, kinds = self._chance["stop"], [kind for kind in ZOMBIES if kind in self._goals.kinds]
         next_stop = time.monotonic()
         while kinds and not self._ending.wait(0.2):
-            if time.monotonic() >= next_stop and self._stop(chance.choice(kinds), chance):
+            may_stop = len(self._stopped) < self._goals.stopped_at_once and time.monotonic() >= next_stop
+            if may_stop and self._stop(chance.choice(kinds), chance):
                 next_stop = time.monotonic() + self._goals.stop_every * chance.uniform(0.5, 1.5)
             for name, stopped in list(self._stopped.items()):
                 self._look_after(name, stopped, chance)
@@ -182,7 +187,7 @@ class Nemesis:
 
     def _stop(self, kind: str, chance: random.Random) -> bool:
         """Stop a worker in the middle of a job; False if there was none to stop."""
-        processes = self._choose_worker(chance)
+        processes = self._choose_worker(chance, after=self._goals.stopped_after)
         if processes is None:
             return False
         targets = [processes.child] if kind == "stop_supervisor" else [processes.child, processes.runner]
@@ -207,7 +212,7 @@ class Nemesis:
         if outcomes.get(fault.fence) == "lost":
             fault.became_zombie = True
             if fault.fence + 1 in outcomes:
-                stopped.wake_at = min(stopped.wake_at, now + chance.uniform(0, 2))
+                stopped.wake_at = min(stopped.wake_at, now + chance.uniform(0, 1))
             stopped.wake_at = min(stopped.wake_at, now + _ZOMBIE_PATIENCE)
         elif outcomes.get(fault.fence) is not None or now - stopped.since > 5 * self._installation.setup.lease:
             stopped.wake_at = now
@@ -287,7 +292,7 @@ class Nemesis:
 
     def _held_by(self, worker: str) -> Row[Any] | None:
         """The job that a worker holds a lease on."""
-        return next((row for row in self._ask(_HELD) if row.worker.partition("@")[0] == worker), None)
+        return next((row for row in self._ask(_HELD, age=0.0) if row.worker.partition("@")[0] == worker), None)
 
     def _now(self) -> datetime:
         rows = self._ask(text("SELECT clock_timestamp() AS now"))

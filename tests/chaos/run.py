@@ -2,14 +2,12 @@
 
 import json
 import logging
-import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
-from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
@@ -41,6 +39,8 @@ class Wanted:
     """Seconds after which faults end whether or not the goals are met."""
     kinds: frozenset[str] | None = None
     """Kinds of orders; all when left out."""
+    in_flight: int | None = None
+    """Jobs that have not ended, at least while faults go on; one more than there are workers when left out."""
 
 
 class Run:
@@ -54,6 +54,12 @@ class Run:
         self._references: dict[str, str] = {}
         self._ended = 0
         self._digests: dict[str, Mapping[str, str]] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._engine.dispose()
 
     def go(self) -> Report:
         self._run_undisturbed()
@@ -103,11 +109,11 @@ class Run:
             time.sleep(0.25)
 
     def _room(self, load: Load, progress: float) -> int:
-        """How many orders may be released now: the workers are never idle, and the queue is never deep."""
-        workers, jobs = self._wanted.setup.workers, self._wanted.jobs
-        unfinished = load.released - self._count_ended()
-        is_behind = load.released < jobs * progress
-        return max(0, (3 * workers if is_behind else workers + 1) - unfinished)
+        """How many orders may be released now: workers have enough to do, and the queue is never deep."""
+        wanted = self._wanted
+        least = wanted.setup.workers + 1 if wanted.in_flight is None else wanted.in_flight
+        is_behind = load.released < wanted.jobs * progress
+        return max(0, (3 * least if is_behind else least) - (load.released - self._count_ended()))
 
     def _count_ended(self) -> int:
         calm = len(self._references)
@@ -166,14 +172,7 @@ class Run:
 def run(wanted: Wanted) -> Report:
     """Start everything, do all of it, and end every process."""
     installation = Installation(wanted.setup)
-    with installation.running():
-        report = Run(wanted, installation).go()
+    with installation.running(), Run(wanted, installation) as chaos:
+        report = chaos.go()
     report.write(wanted.setup.folder / "report.json")
     return report
-
-
-@contextmanager
-def kept_if_it_fails(folder: Path) -> Iterator[Path]:
-    """The folder of a run, removed unless the block raises: then its logs are wanted."""
-    yield folder
-    shutil.rmtree(folder, ignore_errors=True)
