@@ -1,0 +1,111 @@
+"""Bells that are lost, a broker that is gone, and one that takes everything and answers nothing."""
+
+import signal
+import time
+
+import httpx
+import numpy as np
+import pytest
+import redis
+
+from noisemill.client import Client
+from shared.jobs.state import JobState
+from shared.queue import Relay, make_celery
+from tests.drills.conftest import Report, Site, StartSite
+from tests.e2e.conftest import SMALL
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+DEAF = {"NOISEMILL_WORKER_POLL": "3600"}
+"""Workers that are woken by bells alone."""
+
+
+def has_started(site: Site, job_id) -> bool:
+    return site.get(job_id).fence > 0
+
+
+def test_a_lost_bell_costs_less_than_30_seconds(start_site: StartSite, wait_until, report: Report) -> None:
+    site = start_site(workers=1, **DEAF)
+    first = site.job()
+    wait_until(lambda: site.state(first) == JobState.SUCCEEDED, timeout=90)
+    app = make_celery(site.settings.broker.model_copy(update={"prefix": "nobody-listens:"}))
+    costs = []
+
+    for _ in range(3):
+        rung = 0
+        while not rung:  # the worker's own relay may have been faster
+            job_id, asked = site.job(), time.monotonic()
+            rung = Relay(site.engine, app).run_once()
+        wait_until(lambda job_id=job_id: has_started(site, job_id), timeout=60)
+        costs.append(round(time.monotonic() - asked, 2))
+    app.close()
+
+    report(seconds=costs, bound=30)
+    assert max(costs) < 30
+    assert min(costs) > 5  # the bell was lost indeed
+
+
+def test_a_blackholed_broker_connection_is_replaced_within_45_seconds(
+    start_site: StartSite, wait_until, report: Report
+) -> None:
+    site = start_site(workers=1, **DEAF)
+    first = site.job()
+    wait_until(lambda: site.state(first) == JobState.SUCCEEDED, timeout=90)
+    app = make_celery(site.settings.broker)
+
+    site.installation.broker_proxy.go_blind()
+    began = time.monotonic()
+    site.installation.broker_proxy.see_again()  # the old connections stay blind, and nobody says so
+    job_id = site.job()
+    wait_until(lambda: Relay(site.engine, app).run_once() + has_started(site, job_id), timeout=60)
+    wait_until(lambda: has_started(site, job_id), timeout=90)
+    back = round(time.monotonic() - began, 2)
+    app.close()
+
+    report(seconds=back, bound=45)
+    assert back < 45
+
+
+def test_submissions_go_on_while_redis_is_down_for_a_minute(start_site: StartSite, tmp_path, report: Report) -> None:
+    site = start_site(workers=2, app="worker.app")
+    wiring = site.installation.wiring
+    with Client(wiring.api_url, wiring.api_key) as client, httpx.Client(base_url=wiring.api_url) as http:
+        np.savez(tmp_path / "d.npz", images=np.random.default_rng(0).integers(0, 255, (64, 12, 12), np.uint8))
+        dataset = client.wait_dataset(client.upload_dataset(tmp_path / "d.npz", "d", modality="image").id, 120)
+        trained = client.wait(client.train(dataset=dataset.id, model="m", **(SMALL | {"steps": 20})).id, 120)
+        spec = {"model": (trained.result or {})["model"], "task": "generate", "num_samples": 1}
+
+        site.installation.end("valkey", signal.SIGKILL, stay_down=60)
+        down = time.monotonic()
+        codes, took = [], []
+        for seed in range(200):
+            time.sleep(max(0.0, down + seed * 0.27 - time.monotonic()))
+            asked = time.perf_counter()
+            body = {"type": "generate", "spec": spec | {"seed": seed}}
+            answer = http.post("/v1/jobs", json=body, headers={"Authorization": f"Bearer {wiring.api_key}"})
+            took.append(time.perf_counter() - asked)
+            codes.append(answer.status_code)
+        ids = [job.id for job in client.jobs(type="generate")]
+        done_while_down = sum(client.job(job_id).state == "succeeded" for job_id in ids)
+        still_down = not _answers(wiring.broker_url)
+        submitting = time.monotonic() - down
+        final = [client.wait(job_id, 300).state for job_id in ids]
+
+    p50, p99 = (round(1000 * float(np.percentile(took, q)), 1) for q in (50, 99))
+    report(
+        accepted=codes.count(202), of=200, p50_ms=p50, p99_ms=p99, seconds=round(submitting, 1),
+        done_while_down=done_while_down, bound_p99_ms=150,
+    )  # fmt: skip
+    assert codes == [202] * 200 == [202] * len(ids)
+    assert still_down
+    assert done_while_down > 0
+    assert set(final) == {"succeeded"}
+    assert p99 < 150
+
+
+def _answers(url: str) -> bool:
+    try:
+        with redis.Redis.from_url(url, socket_timeout=1) as broker:
+            return bool(broker.ping())
+    except redis.RedisError:
+        return False
