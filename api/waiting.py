@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any, Final, Literal
 from uuid import UUID
 
@@ -12,7 +13,7 @@ from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import col
 
-from api.eta import FEWEST, Forecast, QueueFacts, WorkerFacts
+from api.eta import FEWEST, Forecast, Place, QueueFacts, Rival, WorkerFacts
 from shared.jobs import fairness
 from shared.jobs.rows import Attempt, Job
 from shared.jobs.state import JobState
@@ -24,6 +25,8 @@ FARTHEST: Final = 5000
 """Places in a queue are counted up to here, so that a long queue does not slow down submissions."""
 _SAMPLE: Final = 200
 """Ended attempts of a queue that an estimate rests on, the newest."""
+_LATELY: Final = timedelta(hours=1)
+"""For which it is asked who has had how much of the devices."""
 _HEAD: Final = 32
 """Jobs in line that are looked at one by one for an estimate."""
 
@@ -57,9 +60,10 @@ WITH RECURSIVE {fairness.LINES}, live AS (
         SELECT q.queue UNION SELECT unnest(live.queues) FROM live WHERE q.queue = ANY(live.queues)) AS beside
     FROM unnest(:queues) AS q (queue)
 ), recent AS MATERIALIZED (
-    SELECT q.queue, ended.tenant_id, ended.seconds FROM (SELECT DISTINCT unnest(beside) AS queue FROM asked) AS q
+    SELECT q.queue, ended.* FROM (SELECT DISTINCT unnest(beside) AS queue FROM asked) AS q
     CROSS JOIN LATERAL (
-        SELECT tenant_id, seconds FROM usage WHERE usage.queue = q.queue ORDER BY created_at DESC LIMIT {_SAMPLE}
+        SELECT tenant_id, priority, seconds, created_at FROM usage WHERE usage.queue = q.queue
+        ORDER BY created_at DESC LIMIT {_SAMPLE}
     ) AS ended
 ), usual AS MATERIALIZED (
     SELECT queue, tenant_id, avg(seconds) AS seconds FROM recent
@@ -82,13 +86,29 @@ WITH RECURSIVE {fairness.LINES}, live AS (
         PARTITION BY asked, tenant_id ORDER BY rank DESC, queued_at, id ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING
     ), 0) AS turn FROM waiting
 ), placed AS MATERIALIZED (
-    SELECT asked, queue, id, may_start, seconds, 1 + count(*) FILTER (WHERE may_start) OVER earlier AS place,
+    SELECT asked, queue, id, tenant_id, may_start, seconds, rank, turn,
+        1 + count(*) FILTER (WHERE may_start) OVER earlier AS place,
         coalesce(sum(seconds) FILTER (WHERE may_start) OVER earlier, 0) AS work
     FROM turns WINDOW earlier AS (
         PARTITION BY asked ORDER BY rank DESC, turn, queued_at, id ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING)
+), lately AS MATERIALIZED (
+    SELECT queue, tenant_id, priority, seconds, max(extract(epoch FROM clock_timestamp() - created_at) + seconds)
+        OVER (PARTITION BY queue) AS period
+    FROM recent WHERE created_at > clock_timestamp() - :lately
+), rivals AS MATERIALIZED (
+    SELECT asked.queue AS asked, lately.tenant_id AS tenant, priority, sum(seconds / period) AS rate,
+        avg(seconds) AS usual, coalesce(
+            (SELECT attained FROM accounts WHERE accounts.tenant_id = lately.tenant_id) + coalesce((
+                SELECT sum(seconds) FROM waiting
+                WHERE waiting.asked = asked.queue AND waiting.tenant_id = lately.tenant_id AND may_start), 0),
+            greatest((SELECT min(attained) FROM accounts), coalesce((
+                SELECT attained FROM shares WHERE shares.tenant_id = lately.tenant_id), 0) + coalesce((
+                SELECT sum(seconds) FROM in_flight WHERE in_flight.tenant_id = lately.tenant_id), 0))) AS level
+    FROM asked JOIN lately ON lately.queue = ANY(asked.beside) GROUP BY 1, 2, 3
 )
 SELECT clock_timestamp() AS now, (
-    SELECT coalesce(jsonb_object_agg(id, jsonb_build_array(place, work)), '{{}}') FROM placed
+    SELECT coalesce(jsonb_object_agg(id, jsonb_build_object(
+        'tenant', tenant_id, 'position', place, 'rank', rank, 'work', work, 'turn', turn)), '{{}}') FROM placed
     WHERE asked = queue AND id = ANY(:ids)
 ) AS places, (
     SELECT jsonb_object_agg(asked.queue, jsonb_build_object(
@@ -104,7 +124,9 @@ SELECT clock_timestamp() AS now, (
             WHERE recent.queue = ANY(asked.beside)),
         'head', (
             SELECT coalesce(jsonb_agg(seconds ORDER BY place), '[]') FROM placed
-            WHERE placed.asked = asked.queue AND may_start AND place <= {_HEAD})
+            WHERE placed.asked = asked.queue AND may_start AND place <= {_HEAD}),
+        'rivals', (
+            SELECT coalesce(jsonb_agg(to_jsonb(rivals) - 'asked'), '[]') FROM rivals WHERE rivals.asked = asked.queue)
     )) FROM asked
 ) AS queues
 """).bindparams(bindparam("queues", type_=ARRAY(Text)), bindparam("ids", type_=ARRAY(SQL_UUID)))  # noqa: S608  (constants of ours)
@@ -152,25 +174,27 @@ async def _places(session: AsyncSession, waiting: Sequence[Job], settings: JobSe
     if not waiting:
         return {}
     wanted = {"queues": sorted({job.queue for job in waiting}), "ids": [job.id for job in waiting]}
-    wanted |= {"gone_after": GONE_AFTER, "ageing": settings.ageing, "quantum": settings.quantum}
+    wanted |= {"gone_after": GONE_AFTER, "lately": _LATELY, "ageing": settings.ageing, "quantum": settings.quantum}
     row = (await session.execute(_PLACES, wanted)).one()
     forecasts = {name: Forecast(_queue_facts(known)) for name, known in row.queues.items()}
-    shown: dict[UUID, QueueView] = {}
-    for job in waiting:
-        place, work = row.places.get(str(job.id), (FARTHEST + 1, None))
-        backoff = max(0.0, (job.not_before - row.now).total_seconds()) if job.not_before else 0.0
-        is_served = bool(row.queues[job.queue]["workers"])
-        shown[job.id] = QueueView(
-            position=place,
-            reason=_reason(backoff, place, is_served=is_served),
-            eta=None if work is None else forecasts[job.queue].at(place, work, not_before=backoff),
-        )
-    return shown
+    return {job.id: _queue_view(job, row, forecasts[job.queue]) for job in waiting}
 
 
 def _queue_facts(known: dict[str, Any]) -> QueueFacts:
-    workers = [WorkerFacts(**worker) for worker in known["workers"]]
-    return QueueFacts(workers=workers, shapes=known["shapes"], head=known["head"])
+    return QueueFacts(
+        workers=[WorkerFacts(**worker) for worker in known["workers"]],
+        rivals=[Rival(**rival) for rival in known["rivals"]],
+        shapes=known["shapes"],
+        head=known["head"],
+    )
+
+
+def _queue_view(job: Job, row: Any, forecast: Forecast) -> QueueView:
+    place = Place(**row.places[str(job.id)]) if str(job.id) in row.places else None
+    position = place.position if place else FARTHEST + 1
+    backoff = max(0.0, (job.not_before - row.now).total_seconds()) if job.not_before else 0.0
+    reason = _reason(backoff, position, is_served=bool(row.queues[job.queue]["workers"]))
+    return QueueView(position=position, reason=reason, eta=forecast.at(place, backoff=backoff) if place else None)
 
 
 def _reason(

@@ -14,14 +14,12 @@ from collections.abc import Callable, Iterator, Mapping
 from os import PathLike
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self, TypeVar
-from urllib.parse import quote
-
-from pydantic import ValidationError
+from typing import Any, Literal, Self
 
 from noisemill import downloads, uploads
+from noisemill.answers import ViewT, header, outcome, parse, progress_of, quoted
 from noisemill.discovery import find_server
-from noisemill.errors import InvalidInput, JobCanceled, JobFailed, UnexpectedAnswer, WaitTimeout
+from noisemill.errors import ApiError, UnexpectedAnswer
 from noisemill.following import Follower
 from noisemill.transport import Transport, plain_client
 from shared.specs import AnyTrainSpec, Modality
@@ -39,11 +37,9 @@ from shared.wire import (
     Page,
     ProgressView,
     TrainRequest,
-    View,
     WorkerView,
 )
 
-ViewT = TypeVar("ViewT", bound=View)
 OnEvent = Callable[[EventView], None]
 OnProgress = Callable[[ProgressView], None]
 
@@ -114,7 +110,7 @@ class Client:
             ApiError: the server refused it; ``error.problem.errors`` names the fields.
         """
         body = dict(request) if isinstance(request, Mapping) else request.model_dump(mode="json", exclude_unset=True)
-        headers = {"Idempotency-Key": _header(idempotency_key or uuid.uuid4().hex)}
+        headers = {"Idempotency-Key": header(idempotency_key or uuid.uuid4().hex)}
         timeout = self._transport.timeout
         if wait is not None:
             seconds = max(0, min(round(wait), _LONGEST_PREFER_WAIT))
@@ -123,7 +119,7 @@ class Client:
         answer = self._transport.request(
             "POST", "/v1/jobs", repeatable=True, json=body, headers=headers, timeout=timeout
         )
-        return _parse(JobView, answer.content)
+        return parse(JobView, answer.content)
 
     def train(self, spec: AnyTrainSpec | None = None, /, *, wait: float | None = None, **fields: Any) -> JobView:
         """Train a model: ``train(family="vae", dataset=dataset.id, model="digits", steps=1200)``."""
@@ -135,7 +131,7 @@ class Client:
 
     def job(self, job_id: str) -> JobView:
         """The job as it is now."""
-        return self._get(JobView, f"/v1/jobs/{_quoted(job_id)}")
+        return self._get(JobView, f"/v1/jobs/{quoted(job_id)}")
 
     def jobs(
         self,
@@ -150,8 +146,27 @@ class Client:
 
     def cancel(self, job_id: str) -> JobView:
         """Ask for a stop. Idempotent; a running job is ``canceling`` until its device is free."""
-        answer = self._transport.request("POST", f"/v1/jobs/{_quoted(job_id)}/cancel", repeatable=True)
-        return _parse(JobView, answer.content)
+        return self._change(job_id, "cancel")
+
+    def pause(self, job_id: str) -> JobView:
+        """Free the worker and keep what was done. Idempotent; ``pausing`` until a checkpoint is written."""
+        return self._change(job_id, "pause")
+
+    def resume(self, job_id: str) -> JobView:
+        """Let a paused job go on exactly where it was, once a worker is free. Idempotent."""
+        return self._change(job_id, "resume")
+
+    def retry(self, job_id: str) -> JobView:
+        """The new job that tries one again that failed, expired or was canceled. Idempotent: there is one of each."""
+        return self._change(job_id, "retry")
+
+    def erase(self, job_id: str) -> None:
+        """Erase an ended job with its events and artifacts; what models and datasets are made of stays. Idempotent."""
+        try:
+            self._transport.request("DELETE", f"/v1/jobs/{quoted(job_id)}", repeatable=True)
+        except ApiError as error:
+            if error.code != "gone":
+                raise
 
     def events(self, job_id: str, after: int = 0) -> Iterator[EventView]:
         """Every event after number ``after``, once and in order, until the job has ended.
@@ -180,21 +195,21 @@ class Client:
                 on_event(event)
             if on_progress and event.type == "job.progress":
                 on_progress(progress_of(event))
-        return _outcome(self.job(job_id), timeout)
+        return outcome(self.job(job_id), timeout)
 
     def attempts(self, job_id: str) -> list[AttemptView]:
         """Every try at the job, first to last: who ran it, when, and how it ended."""
-        return list(self._pages(AttemptView, f"/v1/jobs/{_quoted(job_id)}/attempts"))
+        return list(self._pages(AttemptView, f"/v1/jobs/{quoted(job_id)}/attempts"))
 
     # Artifacts
 
     def artifacts(self, job_id: str, *, kind: str | None = None) -> list[ArtifactView]:
         """What the job has made so far (of this kind), oldest first, each with a presigned URL."""
-        return list(self._pages(ArtifactView, f"/v1/jobs/{_quoted(job_id)}/artifacts", {"kind": kind, "limit": 200}))
+        return list(self._pages(ArtifactView, f"/v1/jobs/{quoted(job_id)}/artifacts", {"kind": kind, "limit": 200}))
 
     def artifact(self, artifact_id: str) -> ArtifactView:
         """One artifact, with a fresh presigned URL."""
-        return self._get(ArtifactView, f"/v1/artifacts/{_quoted(artifact_id)}")
+        return self._get(ArtifactView, f"/v1/artifacts/{quoted(artifact_id)}")
 
     def download(
         self,
@@ -265,13 +280,13 @@ class Client:
             WaitTimeout: ``timeout`` seconds have passed; the ingestion goes on.
         """
         dataset = self.dataset(dataset_id)
-        if dataset.job_id is not None:
+        if dataset.job_id is not None and dataset.state != "ready":
             self.wait(dataset.job_id, timeout, on_progress=on_progress)
             dataset = self.dataset(dataset_id)
         return dataset
 
     def dataset(self, dataset_id: str) -> DatasetView:
-        return self._get(DatasetView, f"/v1/datasets/{_quoted(dataset_id)}")
+        return self._get(DatasetView, f"/v1/datasets/{quoted(dataset_id)}")
 
     def datasets(self) -> Iterator[DatasetView]:
         """All datasets, newest first, fetched page by page."""
@@ -284,17 +299,17 @@ class Client:
         return self._pages(ModelView, "/v1/models")
 
     def model(self, name: str) -> ModelView:
-        return self._get(ModelView, f"/v1/models/{_quoted(name)}")
+        return self._get(ModelView, f"/v1/models/{quoted(name)}")
 
     def model_versions(self, name: str) -> Iterator[ModelVersionView]:
         """All versions of a model, newest first."""
-        return self._pages(ModelVersionView, f"/v1/models/{_quoted(name)}/versions")
+        return self._pages(ModelVersionView, f"/v1/models/{quoted(name)}/versions")
 
     def model_version(self, ref: str) -> ModelVersionView:
         """The version that ``name@version`` names, or the newest of ``name``."""
         name, _, version = ref.partition("@")
         number = version or str(self.model(name).latest)
-        return self._get(ModelVersionView, f"/v1/models/{_quoted(name)}/versions/{_quoted(number)}")
+        return self._get(ModelVersionView, f"/v1/models/{quoted(name)}/versions/{quoted(number)}")
 
     def workers(self) -> list[WorkerView]:
         """The workers that were heard of lately."""
@@ -306,8 +321,12 @@ class Client:
         given = {} if spec is None else spec.model_dump(mode="json", exclude_unset=True)
         return self.submit({"type": type, "spec": {**given, **fields}}, wait=wait)
 
+    def _change(self, job_id: str, action: str) -> JobView:
+        answer = self._transport.request("POST", f"/v1/jobs/{quoted(job_id)}/{action}", repeatable=True)
+        return parse(JobView, answer.content)
+
     def _follower(self, job_id: str, *, after: int = 0, deadline: float | None = None) -> Follower:
-        path = f"/v1/jobs/{_quoted(job_id)}"
+        path = f"/v1/jobs/{quoted(job_id)}"
         return Follower(self._transport, path, after=after, patience=self._patience, deadline=deadline)
 
     def _upload_through(self, file: Path, announced: DatasetUpload, on_bytes: downloads.OnBytes | None) -> DatasetView:
@@ -321,72 +340,28 @@ class Client:
                 data={key: str(value) for key, value in fields.items()},
                 files={"file": part},
             )
-        return _parse(DatasetView, answer.content)
+        return parse(DatasetView, answer.content)
 
     def _upload_direct(self, file: Path, announced: DatasetUpload, on_bytes: downloads.OnBytes | None) -> DatasetView:
         body = announced.model_dump(mode="json", exclude_none=True)
-        dataset = _parse(
+        dataset = parse(
             DatasetView, self._transport.request("POST", "/v1/datasets", repeatable=False, json=body).content
         )
         if dataset.upload is None:
             raise UnexpectedAnswer(f"The server at {self.url} gave no address to upload {dataset.id} to.")
         uploads.put(self._storage, dataset.upload, file, on_bytes)
-        answer = self._transport.request("POST", f"/v1/datasets/{_quoted(dataset.id)}/complete", repeatable=True)
-        return _parse(DatasetView, answer.content)
+        answer = self._transport.request("POST", f"/v1/datasets/{quoted(dataset.id)}/complete", repeatable=True)
+        return parse(DatasetView, answer.content)
 
     def _get(self, view: type[ViewT], path: str) -> ViewT:
-        return _parse(view, self._transport.request("GET", path, repeatable=True).content)
+        return parse(view, self._transport.request("GET", path, repeatable=True).content)
 
     def _pages(self, view: type[ViewT], path: str, filters: Mapping[str, Any] | None = None) -> Iterator[ViewT]:
         params = {key: value for key, value in (filters or {}).items() if value is not None}
         while True:
             answer = self._transport.request("GET", path, repeatable=True, params=params)
-            page = _parse(Page[view], answer.content)
+            page = parse(Page[view], answer.content)
             yield from page.data
             if not page.has_more or page.next_cursor is None:
                 return
             params["cursor"] = page.next_cursor
-
-
-def progress_of(event: EventView) -> ProgressView:
-    """What a ``job.progress`` event says, in the shape that ``JobView.progress`` has."""
-    known = {name: event.data[name] for name in ("value", "step", "steps") if name in event.data}
-    figures = {
-        name: value for name, value in event.data.items() if name not in ("value", "step", "steps", "phase", "attempt")
-    }
-    return ProgressView(**known, figures=figures)
-
-
-def _outcome(job: JobView, timeout: float | None) -> JobView:
-    if job.state == "succeeded":
-        return job
-    if job.state == "canceled":
-        raise JobCanceled(job)
-    if job.is_final:
-        raise JobFailed(job)
-    raise WaitTimeout(job, timeout or 0)
-
-
-def _parse(view: type[ViewT], content: bytes) -> ViewT:
-    try:
-        return view.model_validate_json(content)
-    except ValidationError as error:
-        field = ".".join(str(part) for part in error.errors()[0]["loc"])
-        raise UnexpectedAnswer(
-            f"The answer is not a {view.__name__} ({field or 'body'}: {error.errors()[0]['msg']}). Check that "
-            "NOISEMILL_URL is a Noisemill server of this client's version."
-        ) from error
-
-
-def _header(value: str) -> str:
-    if not (value.isascii() and value.isprintable()):
-        raise InvalidInput(f"The idempotency key {value!r} does not fit into a header: use letters, digits and dashes.")
-    return value
-
-
-def _quoted(identifier: str) -> str:
-    """An identifier as one segment of a path, whatever characters it holds."""
-    quoted = quote(identifier, safe="@")
-    if quoted in ("", ".", ".."):
-        raise InvalidInput(f"{identifier!r} is no identifier: give one like those that lists show.")
-    return quoted

@@ -102,8 +102,10 @@ def _failure(job: JobView) -> str:
     if job.error is None:
         return f"{job.id} {job.state}."
     tries = "" if job.attempt <= 1 else f" after {job.attempt} attempts"
-    again = " Submitting it again may help." if job.error.retryable else ""
-    return f"{job.id} failed{tries} ({job.error.code}): {job.error.message.rstrip('.')}.{again}"
+    causes = [cause.code for cause in job.error.causes]
+    before = f" Its attempts ended by {', '.join(causes)}." if len(set(causes)) > 1 else ""
+    again = f" `noisemill jobs retry {job.id}` may help." if job.error.retryable else ""
+    return f"{job.id} failed{tries} ({job.error.code}): {job.error.message.rstrip('.')}.{before}{again}"
 
 
 class JobCanceled(JobEnded):

@@ -9,10 +9,10 @@ from noisemill.cli.options import AsJson, Limit
 from noisemill.cli.watching import watch
 from noisemill.client import Client
 from noisemill.errors import JobCanceled
-from noisemill.terminal import duration, say, show_fields, show_json, show_table
-from shared.wire import AttemptView, JobView
+from noisemill.terminal import duration, say, show, show_fields, show_json, show_table
+from shared.wire import AttemptView, JobView, QueueView
 
-app = typer.Typer(help="List, show, watch and cancel jobs.", no_args_is_help=True)
+app = typer.Typer(help="List, show and watch jobs; cancel, pause, resume, retry and delete them.", no_args_is_help=True)
 
 JobId = Annotated[str, typer.Argument(metavar="JOB", help="Id of the job.")]
 
@@ -87,6 +87,47 @@ def cancel_job(
         say(f"{job.id} had already {job.state}.")
 
 
+@app.command("pause")
+def pause_job(job_id: JobId, as_json: AsJson = False) -> None:
+    """Let a job free its worker; what was done is kept."""
+    with Client() as client:
+        _present(client.pause(job_id), as_json=as_json)
+
+
+@app.command("resume")
+def resume_job(job_id: JobId, as_json: AsJson = False) -> None:
+    """Let a paused job go on where it was."""
+    with Client() as client:
+        _present(client.resume(job_id), as_json=as_json)
+
+
+@app.command("retry")
+def retry_job(job_id: JobId, as_json: AsJson = False) -> None:
+    """Make a new job of one that failed, expired or was canceled; prints the new job's id."""
+    with Client() as client:
+        job = client.retry(job_id)
+    if as_json:
+        show_json(job)
+    else:
+        say(f"{job.id} is {job.state}. It tries {job.retry_of} again.")
+        show(job.id)
+
+
+@app.command("delete")
+def delete_job(job_id: JobId) -> None:
+    """Erase an ended job with its events and artifacts; models and datasets stay whole."""
+    with Client() as client:
+        client.erase(job_id)
+    say(f"{job_id} is erased.")
+
+
+def _present(job: JobView, *, as_json: bool) -> None:
+    if as_json:
+        show_json(job)
+    else:
+        say(f"{job.id} is {job.state}.")
+
+
 def workers(as_json: AsJson = False) -> None:
     """List the workers that the server heard of lately."""
     with Client() as client:
@@ -101,7 +142,6 @@ def workers(as_json: AsJson = False) -> None:
 
 
 def _fields(job: JobView) -> dict[str, object]:
-    queue = job.queue and f"number {job.queue.position}, {job.queue.reason.replace('_', ' ')}"
     return {
         "job": job.id,
         "what": job.summary,
@@ -110,14 +150,24 @@ def _fields(job: JobView) -> dict[str, object]:
         "progress": f"{job.progress.step}/{job.progress.steps} ({job.progress.value:.0%})"
         if job.progress.steps
         else None,
-        "queue": queue,
+        "queue": job.queue and _queue(job.queue),
         "error": job.error and f"{job.error.code}: {job.error.message}",
+        "causes": job.error and ", ".join(f"{cause.attempt}: {cause.code}" for cause in job.error.causes),
+        "retry of": job.retry_of,
+        "retried by": job.retried_by,
         "result": job.result,
         "labels": job.labels,
         "created": job.created_at,
         "took": job.started_at and job.completed_at and duration((job.completed_at - job.started_at).total_seconds()),
         "spec": job.spec,
     }
+
+
+def _queue(queue: QueueView) -> str:
+    told = f"number {queue.position}, {queue.reason.replace('_', ' ')}"
+    if queue.eta is None:
+        return told
+    return f"{told}; starts in about {duration(queue.eta.p50)}, in 9 of 10 cases within {duration(queue.eta.p90)}"
 
 
 def _attempt(attempt: AttemptView) -> tuple[object, ...]:

@@ -147,13 +147,14 @@ async def retry(session: AsyncSession, tenant_id: UUID, job_id: UUID, *, setting
         Gone: it was erased, or its retry was.
         QueueFull: the tenant has as many jobs waiting as it may.
     """
+    if (again := await _retry_of(session, tenant_id, job_id)) is not None:
+        return again, False
     await _lock(session, tenant_id, job_id)
     ended = await get(session, tenant_id, job_id)
     if ended.state not in (JobState.FAILED, JobState.CANCELED, JobState.EXPIRED):
         raise IllegalMove(f"the job is {ended.state.value}: only one that failed, expired or was canceled is retried")
-    made = select(col(Job.id)).where(col(Job.retry_of) == job_id)
-    if (again := await session.scalar(made)) is not None:
-        return await get(session, tenant_id, again), False
+    if (again := await _retry_of(session, tenant_id, job_id)) is not None:
+        return again, False
     lineage = [str(ended.id), *ended.inputs.get("lineage", [])] if ended.type == JobType.TRAIN else []
     draft = _Draft(
         type=ended.type,
@@ -172,6 +173,12 @@ async def retry(session: AsyncSession, tenant_id: UUID, job_id: UUID, *, setting
         values = {"state": DatasetState.INGESTING, "job_id": job.id, "error": None}
         await session.execute(update(Dataset).where(col(Dataset.job_id) == ended.id).values(**values))
     return job, True
+
+
+async def _retry_of(session: AsyncSession, tenant_id: UUID, job_id: UUID) -> Job | None:
+    await get(session, tenant_id, job_id)
+    made = await session.scalar(select(col(Job.id)).where(col(Job.retry_of) == job_id))
+    return None if made is None else await get(session, tenant_id, made)
 
 
 async def _lock(session: AsyncSession, tenant_id: UUID, job_id: UUID) -> tuple[ColumnElement[bool], ...]:

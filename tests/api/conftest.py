@@ -51,7 +51,7 @@ def make_owner(api_url: str, engine: Engine) -> Iterator[MakeOwner]:
             digest = hashlib.sha256(key.encode()).digest()
             session.add(ApiKey(tenant_id=tenant.id, digest=digest, hint=key[:4], scopes=list(scopes), **fields))
             tenant_id = tenant.id
-        clients.append(httpx.Client(base_url=url, headers={"Authorization": f"Bearer {key}"}, timeout=20))
+        clients.append(httpx.Client(base_url=url, headers={"Authorization": f"Bearer {key}"}, timeout=60))
         return Owner(id=tenant_id, key=key, client=clients[-1], engine=engine)
 
     yield make
@@ -79,5 +79,5 @@ def count_rows(engine: Engine) -> Callable[[], dict[str, int]]:
 @pytest.fixture
 def stranger(api_url: str) -> Iterator[httpx.Client]:
     """A client without a key."""
-    with httpx.Client(base_url=api_url, timeout=20) as client:
+    with httpx.Client(base_url=api_url, timeout=60) as client:
         yield client

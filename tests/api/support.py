@@ -16,6 +16,7 @@ from sqlalchemy import Engine, text
 from sqlalchemy.orm import Session
 
 from api.app import create_app
+from shared.errors import JobError
 from shared.ids import parse, public
 from shared.jobs import attempts, claims
 from shared.jobs.attempts import Claim, NewArtifact
@@ -26,13 +27,17 @@ LEASE = timedelta(seconds=60)
 TERMS = claims.Terms.of(JobSettings())
 
 
-def make_settings(database: str, broker: str, bucket: Any, **api: Any) -> Settings:
+def make_settings(
+    database: str, broker: str, bucket: Any, *, jobs: dict[str, Any] | None = None, **api: Any
+) -> Settings:
     """Settings as the environment would give them."""
     return Settings.model_validate(
         {
-            "database": {"url": database, "pool_size": 10},
+            # Patient: how long a crowd waits for connections is up to the machine.
+            "database": {"url": database, "pool_size": 10, "pool_timeout": 60},
             "broker": {"url": broker, "prefix": f"test-{secrets.token_hex(4)}:"},
             "s3": vars(bucket),
+            "jobs": jobs or {},
             "api": {"max_body": 64 * 1024, "max_upload": 1024 * 1024, **api},
         }
     )
@@ -152,6 +157,18 @@ def succeed(engine: Engine, claimed: Claim, artifacts: tuple[NewArtifact, ...] =
     timings = {"load_ms": 5, "execution_ms": 20, "upload_ms": 3}
     with Session(engine) as session, session.begin():
         assert attempts.succeed(session, claimed, result=result, artifacts=artifacts, timings=timings, steps=100)
+
+
+def fail(engine: Engine, claimed: Claim, error: JobError) -> None:
+    """End the attempt badly; what may be tried again may be so at once."""
+    with Session(engine) as session, session.begin():
+        assert attempts.fail(session, claimed.job_id, claimed.fence, error, backoff=timedelta(0))
+
+
+def hand_back(engine: Engine, claimed: Claim) -> None:
+    """End the attempt as a worker does that was told to stop."""
+    with Session(engine) as session, session.begin():
+        assert attempts.hand_back(session, claimed.job_id, claimed.fence)
 
 
 def note(engine: Engine, claimed: Claim, message: str) -> None:

@@ -201,10 +201,14 @@ def test_places_in_the_queue_are_those_of_the_claim(make_owner: MakeOwner, engin
 @pytest.fixture
 def reason_of(owner: Owner, engine: Engine) -> Callable[[str], str]:
     def look(change: str = "") -> str:
-        job = owner.train()
         with Session(engine) as session, session.begin():
             session.execute(text("DELETE FROM workers"))
-            if change == "worker":
+            session.execute(text("UPDATE jobs SET queue = 'elsewhere' WHERE state = 'queued'"))
+        before = owner.train() if change == "others" else None
+        job = owner.train()
+        assert job["queue"]["position"] == (2 if before else 1)
+        with Session(engine) as session, session.begin():
+            if change in ("worker", "others"):
                 workers.sign_in(
                     session, name="w", host="h", pid=1, queues=["train"], device=None, state="idle", job_id=None
                 )
@@ -218,7 +222,12 @@ def reason_of(owner: Owner, engine: Engine) -> Callable[[str], str]:
 
 @pytest.mark.parametrize(
     ("change", "reason"),
-    [("", "no_compatible_worker"), ("worker", "waiting_for_worker"), ("backoff", "backing_off")],
+    [
+        ("", "no_compatible_worker"),
+        ("worker", "waiting_for_worker"),
+        ("others", "behind_others"),
+        ("backoff", "backing_off"),
+    ],
 )
 def test_a_waiting_job_says_why(reason_of: Callable[[str], str], change: str, reason: str) -> None:
     assert reason_of(change) == reason

@@ -1,0 +1,152 @@
+"""Tenants, jobs and workers on a simulated clock, over the real SQL: the database's clock is put forward."""
+
+import asyncio
+import heapq
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import timedelta
+from types import TracebackType
+from typing import Self
+from uuid import UUID
+
+from sqlalchemy import create_engine, text
+from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
+from sqlalchemy.orm import Session
+
+from api import waiting
+from shared.jobs import attempts, claims, fairness, workers
+from shared.jobs.attempts import Claim
+from shared.jobs.rows import Job, Tenant
+from shared.jobs.state import JobType, Priority
+from shared.settings import JobSettings
+from shared.wire import QueueView
+
+SETTINGS = JobSettings()
+TERMS = claims.Terms.of(SETTINGS)
+QUEUE = "generate"
+
+# Found before PostgreSQL's own, by the search path below. Defaults of columns name theirs once and for all.
+_CLOCK = """
+CREATE TABLE city_clock (ahead interval NOT NULL);
+INSERT INTO city_clock VALUES ('0');
+CREATE FUNCTION public.clock_timestamp() RETURNS timestamptz LANGUAGE sql VOLATILE AS
+    $$ SELECT pg_catalog.clock_timestamp() + ahead FROM public.city_clock $$;
+DO $$ DECLARE one record; BEGIN
+    FOR one IN SELECT table_name AS of, column_name AS name FROM information_schema.columns
+        WHERE table_schema = 'public' AND column_default LIKE '%clock_timestamp()%'
+    LOOP EXECUTE format('ALTER TABLE %I ALTER %I SET DEFAULT public.clock_timestamp()', one.of, one.name); END LOOP;
+END $$;
+"""
+_OPTIONS = {"options": "-c jit=off -c timezone=UTC -c search_path=public,pg_catalog"}
+
+
+@dataclass(frozen=True, order=True)
+class Arrival:
+    """A job that somebody will submit, and how long it will really take."""
+
+    at: float
+    tenant: str
+    seconds: float
+    priority: Priority = Priority.NORMAL
+
+
+@dataclass(kw_only=True)
+class Story:
+    """What was said of a job when it was submitted, and what happened."""
+
+    arrival: Arrival
+    said: QueueView
+    started: float | None = None
+
+    @property
+    def waited(self) -> float:
+        assert self.started is not None
+        return self.started - self.arrival.at
+
+
+class City:
+    """One queue, some workers, and a clock."""
+
+    def __init__(self, database: str, *, num_workers: int) -> None:
+        self._engine = create_engine(database, connect_args=_OPTIONS)
+        self._readers = create_async_engine(database, connect_args=_OPTIONS)
+        self._session = Session(self._engine)
+        self._runner = asyncio.Runner()
+        self._clock = 0.0
+        self._tenants: dict[str, UUID] = {}
+        self._idle = [f"w{number}" for number in range(num_workers)]
+        self._running: list[tuple[float, int, Claim, str]] = []
+        self.stories: dict[UUID, Story] = {}
+        self._session.execute(text(_CLOCK))
+        for name in self._idle:
+            says = {"host": "h", "pid": 1, "device": None, "state": "idle", "job_id": None}
+            workers.sign_in(self._session, name=name, queues=[QUEUE], **says)
+        self._session.commit()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._runner.run(self._readers.dispose())
+        self._runner.close()
+        self._session.close()
+        self._engine.dispose()
+
+    def live(self, arrivals: Iterable[Arrival]) -> list[Story]:
+        """Let everything happen, to the last job; the stories in the order of submission."""
+        coming = sorted(arrivals)
+        while coming or self._running:
+            ends = self._running[0][0] if self._running else float("inf")
+            if coming and coming[0].at <= ends:
+                self._sleep_until(coming[0].at)
+                self._submit(coming.pop(0))
+            else:
+                self._sleep_until(ends)
+                _, _, claim, worker = heapq.heappop(self._running)
+                attempts.succeed(self._session, claim, result={}, artifacts=[], timings={}, steps=0)
+                self._idle.append(worker)
+            self._session.commit()
+            self._claim()
+        return list(self.stories.values())
+
+    def _sleep_until(self, moment: float) -> None:
+        passed, self._clock = timedelta(seconds=moment - self._clock), moment
+        self._session.execute(text("UPDATE city_clock SET ahead = ahead + :passed"), {"passed": passed})
+        self._session.execute(text("UPDATE workers SET seen_at = clock_timestamp()"))
+
+    def _submit(self, arrival: Arrival) -> None:
+        if arrival.tenant not in self._tenants:
+            tenant = Tenant(name=arrival.tenant)
+            self._session.add(tenant)
+            self._session.flush()
+            self._tenants[arrival.tenant] = tenant.id
+        job = Job(
+            tenant_id=self._tenants[arrival.tenant], type=JobType.EVALUATE, queue=QUEUE, spec={}, inputs={},
+            summary="a job", max_attempts=3, priority=arrival.priority.rank,
+        )  # fmt: skip
+        self._session.add(job)
+        self._session.flush()
+        self._session.execute(*fairness.enter(job.tenant_id, job.id, quantum=SETTINGS.quantum))
+        self._session.commit()
+        said = self._runner.run(self._ask(job.id))
+        self.stories[job.id] = Story(arrival=arrival, said=said)
+
+    async def _ask(self, job_id: UUID) -> QueueView:
+        async with AsyncSession(self._readers) as session:
+            job = await session.get_one(Job, job_id)
+            queue = (await waiting.facts(session, [job], SETTINGS))[job_id].queue
+        assert queue is not None
+        return queue
+
+    def _claim(self) -> None:
+        while self._idle:
+            claimed = claims.claim(self._session, worker=self._idle[-1], queues=[QUEUE], terms=TERMS)
+            self._session.commit()
+            if not claimed:
+                return
+            story = self.stories[claimed[0].job_id]
+            story.started = self._clock
+            ends = self._clock + story.arrival.seconds
+            heapq.heappush(self._running, (ends, len(self.stories), claimed[0], self._idle.pop()))

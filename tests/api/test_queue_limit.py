@@ -1,0 +1,170 @@
+"""A tenant may have only so many jobs waiting: one more is told when to come again, and is never let in."""
+
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx
+import pytest
+from sqlalchemy import Engine, text
+
+from shared.settings import Settings
+from tests.api.conftest import MakeOwner
+from tests.api.support import Owner, claim, make_settings, succeed, train_request
+
+LIMIT = 130
+"""Above the margin within which submissions take turns, so that both ways of counting are taken."""
+
+
+@pytest.fixture(scope="module")
+def settings(module_database: str, valkey: str, module_s3: Any) -> Settings:
+    return make_settings(module_database, valkey, module_s3, jobs={"max_queued": LIMIT})
+
+
+def fill(owner: Owner, engine: Engine, count: int) -> None:
+    """Let so many jobs wait."""
+    waiting = text("""
+        INSERT INTO jobs (id, tenant_id, type, queue, spec, inputs, summary, state, max_attempts)
+        SELECT gen_random_uuid(), :tenant_id, 'train', 'train', '{}', '{}', 'waits', 'queued', 3
+        FROM generate_series(1, :count)""")
+    with engine.begin() as connection:
+        connection.execute(waiting, {"tenant_id": owner.id, "count": count})
+
+
+def num_waiting(owner: Owner, engine: Engine) -> int:
+    count = text("SELECT count(*) FROM jobs WHERE tenant_id = :tenant_id AND state = 'queued'")
+    with engine.connect() as connection:
+        return connection.execute(count, {"tenant_id": owner.id}).scalar_one()
+
+
+def is_full(answer: httpx.Response) -> bool:
+    return (answer.status_code, answer.json().get("code")) == (429, "queue_full")
+
+
+def test_the_last_place_is_given_and_none_after_it(owner: Owner, engine: Engine) -> None:
+    body = train_request(owner.add_dataset())
+    fill(owner, engine, LIMIT - 1)
+
+    last, one_more = (owner.client.post("/v1/jobs", json=body) for _ in range(2))
+
+    assert last.status_code == 202
+    assert is_full(one_more) and one_more.headers["Retry-After"].isdigit()
+    assert num_waiting(owner, engine) == LIMIT
+
+
+def test_a_place_is_free_once_a_job_has_begun(owner: Owner, engine: Engine) -> None:
+    job = owner.train()
+    fill(owner, engine, LIMIT - 1)
+    body = train_request(owner.add_dataset())
+    assert is_full(owner.client.post("/v1/jobs", json=body))
+
+    claim(engine, job["id"])
+
+    assert owner.client.post("/v1/jobs", json=body).status_code == 202
+
+
+@pytest.mark.parametrize("places", [7, 107], ids=["near the limit", "from beyond the margin"])
+def test_many_at_once_take_exactly_the_places_there_are(owner: Owner, engine: Engine, places: int) -> None:
+    body = train_request(owner.add_dataset())
+    fill(owner, engine, LIMIT - places)
+
+    with ThreadPoolExecutor(32) as pool:
+        answers = list(pool.map(lambda _: owner.client.post("/v1/jobs", json=body), range(places + 40)))
+
+    assert Counter(answer.status_code for answer in answers) == {202: places, 429: 40}
+    assert num_waiting(owner, engine) == LIMIT
+
+
+def test_64_requests_with_one_key_take_the_last_place_once(owner: Owner, engine: Engine) -> None:
+    body, headers = train_request(owner.add_dataset()), {"Idempotency-Key": "k"}
+    fill(owner, engine, LIMIT - 1)
+
+    with ThreadPoolExecutor(64) as pool:
+        answers = list(pool.map(lambda _: owner.client.post("/v1/jobs", json=body, headers=headers), range(64)))
+
+    assert {answer.status_code for answer in answers} == {202}
+    assert len({answer.content for answer in answers}) == 1
+
+
+def test_a_refused_request_may_use_its_key_later(owner: Owner, engine: Engine) -> None:
+    job = owner.train()
+    fill(owner, engine, LIMIT - 1)
+    body, headers = train_request(owner.add_dataset()), {"Idempotency-Key": "k"}
+    refused = owner.client.post("/v1/jobs", json=body, headers=headers)
+
+    claim(engine, job["id"])
+    accepted = owner.client.post("/v1/jobs", json=body, headers=headers)
+
+    assert is_full(refused) and accepted.status_code == 202
+    assert "Idempotency-Replayed" not in accepted.headers
+
+
+def test_another_tenant_has_places_of_its_own(owner: Owner, make_owner: MakeOwner, engine: Engine) -> None:
+    fill(owner, engine, LIMIT)
+
+    make_owner().train()
+
+
+@pytest.mark.parametrize("action", ["resume", "retry"])
+def test_who_comes_back_into_a_full_queue_waits_too(owner: Owner, engine: Engine, action: str) -> None:
+    job = owner.train()
+    owner.client.post(job["urls"]["pause" if action == "resume" else "cancel"])
+    state = owner.client.get(job["urls"]["self"]).json()["state"]
+    fill(owner, engine, LIMIT)
+
+    answer = owner.client.post(job["urls"][action])
+
+    assert is_full(answer) and "Retry-After" in answer.headers
+    assert owner.client.get(job["urls"]["self"]).json()["state"] == state
+
+
+def test_an_upload_into_a_full_queue_leaves_no_dataset(owner: Owner, engine: Engine) -> None:
+    fill(owner, engine, LIMIT)
+
+    answer = owner.client.post("/v1/datasets", data={"name": "cats"}, files={"file": ("cats.npz", b"cats")})
+
+    assert is_full(answer)
+    assert owner.client.get("/v1/datasets").json()["data"] == []
+
+
+@pytest.fixture
+def drained(owner: Owner, engine: Engine) -> Callable[..., int]:
+    """Say that attempts ended so many seconds ago; returns what the refusal says then."""
+
+    def look(*ended: float, seconds: float = 1.0) -> int:
+        add = text("""INSERT INTO usage (job_id, fence, tenant_id, queue, priority, seconds, created_at)
+            VALUES (:job_id, :fence, :tenant_id, 'train', 1, :seconds, clock_timestamp() - make_interval(secs => :ago))
+        """)
+        job = owner.train()
+        succeed(engine, claim(engine, job["id"]))
+        fill(owner, engine, LIMIT)
+        with engine.begin() as connection:
+            connection.execute(text("DELETE FROM usage"))
+            known = {"job_id": job["id"].removeprefix("job_"), "tenant_id": owner.id, "seconds": seconds}
+            for fence, ago in enumerate(ended):
+                connection.execute(add, known | {"fence": fence, "ago": ago})
+        answer = owner.client.post("/v1/jobs", json=train_request(owner.add_dataset()))
+        assert is_full(answer)
+        return int(answer.headers["Retry-After"])
+
+    return look
+
+
+def test_it_is_said_when_to_come_again_by_how_fast_the_queue_moves(drained: Callable[..., int]) -> None:
+    assert drained(*(10.0 * number for number in range(12))) in range(9, 14)
+
+
+def test_a_queue_that_moves_fast_is_worth_a_second(drained: Callable[..., int]) -> None:
+    assert drained(*(0.1 * number for number in range(20))) == 1
+
+
+@pytest.mark.parametrize("ended", [(), (3600.0,)], ids=["never", "long ago"])
+def test_nobody_waits_longer_than_five_minutes_for_a_queue_that_stands(
+    drained: Callable[..., int], ended: tuple[float, ...]
+) -> None:
+    assert drained(*ended) == 300
+
+
+def test_a_long_attempt_that_ended_just_now_is_not_fast(drained: Callable[..., int]) -> None:
+    assert drained(0.0, seconds=200.0) in range(199, 240)
