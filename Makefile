@@ -2,7 +2,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint types imports test-fast test-slow fix up down clean
+.PHONY: help demo test check lint types imports test-fast test-slow chaos fix up down clean
 
 BIN := .venv/bin
 DATA_DIR ?= .noisemill
@@ -38,6 +38,9 @@ test-fast: .venv/dev-installed ## the tests not marked slow
 
 test-slow: .venv/dev-installed ## the tests marked slow
 	$(BIN)/python -m pytest -m slow
+
+chaos: .venv/dev-installed ## kill, stop and cut off everything under load, and check that nothing was lost or done twice
+	$(BIN)/python -m tests.chaos $(CHAOS)
 
 fix: .venv/dev-installed ## repair what ruff can repair by itself
 	$(BIN)/ruff check --fix

@@ -102,10 +102,10 @@ class Catalogue:
         drawn = {"model": model}
         quiet = _SMALL | {"dataset": dataset, "preview_every": 1_000_000}
         for seed in range(4):
-            train = quiet | {"model": f"trained-{seed}", "seed": seed, "checkpoint_every": 150}
-            self.bodies[f"train-{seed}"] = _train(train | {"steps": 400 + 200 * seed})
+            train = quiet | {"model": f"trained-{seed}", "seed": seed, "checkpoint_every": 60}
+            self.bodies[f"train-{seed}"] = _train(train | {"steps": 200 + 100 * seed})
             self.bodies[f"generate-{seed}"] = _generate(drawn | {"num_samples": 4 + 8 * seed, "seed": seed})
-        self.bodies["steady-0"] = _train(quiet | {"model": "steady", "steps": 2000, "checkpoint_every": 1_000_000})
+        self.bodies["steady-0"] = _train(quiet | {"model": "steady", "steps": 1000, "checkpoint_every": 1_000_000})
         for seed in range(2):
             paths = {"num_pairs": 2 + seed, "num_points": 4, "seed": seed}
             self.bodies[f"generate-walk-{seed}"] = _generate(drawn | {"task": "interpolate"} | paths)

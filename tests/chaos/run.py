@@ -40,7 +40,7 @@ class Wanted:
     kinds: frozenset[str] | None = None
     """Kinds of orders; all when left out."""
     in_flight: int | None = None
-    """Jobs that have not ended, at least while faults go on; one more than there are workers when left out."""
+    """Jobs that have not ended at any time; more than there are workers when left out."""
 
 
 class Run:
@@ -111,9 +111,11 @@ class Run:
     def _room(self, load: Load, progress: float) -> int:
         """How many orders may be released now: workers have enough to do, and the queue is never deep."""
         wanted = self._wanted
-        least = wanted.setup.workers + 1 if wanted.in_flight is None else wanted.in_flight
+        least = most = wanted.in_flight
+        if least is None or most is None:
+            least, most = wanted.setup.workers + 1, 3 * wanted.setup.workers
         is_behind = load.released < wanted.jobs * progress
-        return max(0, (3 * least if is_behind else least) - (load.released - self._count_ended()))
+        return max(0, (most if is_behind else least) - (load.released - self._count_ended()))
 
     def _count_ended(self) -> int:
         calm = len(self._references)

@@ -39,5 +39,5 @@ attempts._current = _running
 attempts._REPORT = text(_unguarded(attempts._REPORT.text)).bindparams(
     bindparam("reports", type_=JSONB), bindparam("figures", type_=JSONB(none_as_null=True))
 )
-watch._SELF_FENCE = 1e6  # of a lease: nobody's work is ever killed for silence
+watch._ASK = watch._SELF_FENCE = 1e6  # of a lease: nobody's work is ever stopped or killed for silence
 app.conf.imports = (*app.conf.imports, "tests.chaos.unfenced")  # the spawned child takes the fence out, too
