@@ -45,7 +45,7 @@ class Ticker:
         """Tick until the process ends; give the housekeeping up when the worker is told to end."""
         seconds, draining = self._settings.worker.tick.total_seconds(), self._supervisor.draining
         while True:
-            self._survive(self._resign if draining.is_set() else self.tick)
+            self._survive(self.tick)
             if draining.is_set():
                 time.sleep(seconds)
             else:
@@ -58,8 +58,11 @@ class Ticker:
             time.sleep(self._settings.worker.tick.total_seconds())
 
     def tick(self) -> None:
-        """One round."""
+        """One round; a worker that is told to end only lets another do it."""
         self._sign_in()
+        if self._supervisor.draining.is_set():
+            self._resign()
+            return
         if not self._takes_lead():
             return
         for job_id, state in self._supervisor.ask(upkeep.reap):
@@ -78,8 +81,6 @@ class Ticker:
         return self._leads.is_set()
 
     def _resign(self) -> None:
-        """Let another worker do the housekeeping at once."""
-        self._sign_in()
         if self._leads.is_set():
             self._supervisor.ask(lambda s: upkeep.release(s, "ticker", self._supervisor.name))
             self._leads.clear()

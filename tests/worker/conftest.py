@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from datetime import timedelta
 from pathlib import Path
 from threading import Thread
-from typing import Any
+from typing import Any, TypeVar
 from uuid import UUID
 
 import pytest
@@ -28,6 +28,7 @@ from worker.device import Device
 from worker.supervisor import Supervisor
 from worker.ticker import Ticker
 
+T = TypeVar("T")
 REPOSITORY = Path(__file__).parents[2]
 
 
@@ -50,9 +51,9 @@ class Workplace:
         """Queue a job that plays ``script``."""
         kind = columns.pop("type", JobType.EVALUATE)
         job = Job(
-            id=uuid7(), tenant_id=self.tenant_id, type=kind, queue=QUEUES[kind],
+            id=uuid7(), tenant_id=self.tenant_id, type=kind, event_seq=1,
             spec={"script": list(script), "model": "scripted", "family": "vae"}, summary="scripted",
-            **{"inputs": {}, "state": JobState.QUEUED, "event_seq": 1, "max_attempts": 3} | columns,
+            **{"queue": QUEUES[kind], "inputs": {}, "state": JobState.QUEUED, "max_attempts": 3} | columns,
         )  # fmt: skip
         job_id = job.id
         with Session(self.engine) as session, session.begin():
@@ -77,16 +78,21 @@ class Workplace:
         self._stack.callback(thread.join, 20)
         return thread
 
-    def ask(self, request: Callable[..., Coroutine[Any, Any, Job]], job_id: UUID, **how: Any) -> None:
+    def rows(self, row: type[T]) -> list[T]:
+        with Session(self.engine) as session:
+            return list(session.scalars(select(row)))
+
+    def ask(self, request: Callable[..., Coroutine[Any, Any, Job]], job_id: UUID, **how: Any) -> Job:
         """Do what a client asks for: one of ``shared/jobs/requests.py``."""
 
-        async def ask() -> None:
+        async def ask() -> Job:
             engine = make_async_engine(self.settings.database, "test client")
-            async with AsyncSession(engine) as session, session.begin():
-                await request(session, self.tenant_id, job_id, **how)
+            async with AsyncSession(engine, expire_on_commit=False) as session, session.begin():
+                job = await request(session, self.tenant_id, job_id, **how)
             await engine.dispose()
+            return job
 
-        asyncio.run(ask())
+        return asyncio.run(ask())
 
     def ticker(self, supervisor: Supervisor) -> Ticker:
         """This supervisor's share in the housekeeping; a test calls ``tick``."""

@@ -3,7 +3,8 @@
 A script is a list of acts: ``["steps", n, seconds_each]``, ``["publish", kind, name, text]``,
 ``["metrics", step, {…}]``, ``["fail", code, message]``, ``["raise", text]``, ``["die", signal]``,
 ``["hang", seconds]`` (deaf to stops), ``["phase", name]``, ``["fetch", key, sha256, size]``,
-``["chatter", seconds]`` (a thread that says something again and again), ``["exit", status]``, and
+``["chatter", seconds]`` (a thread that says something again and again), ``["exit", status]``,
+``["fork"]`` (starts a child process; the log says ``pids`` and those of both), and
 ``["train", steps, seconds_each, checkpoint_every]``: leaves at a boundary, goes on from its last checkpoint, and
 publishes as ``weights`` what depends on every step that was done.
 """
@@ -11,6 +12,7 @@ publishes as ``weights`` what depends on every step that was done.
 import hashlib
 import json
 import os
+import subprocess
 import time
 from functools import partial
 from threading import Thread
@@ -67,6 +69,11 @@ def _checkpoint(run: Run, step: int, digest: str) -> None:
     run.publish("checkpoint", f"step-{step}", body, media_type="application/json", metadata=about)
 
 
+def _fork(run: Run) -> None:
+    child = subprocess.Popen(["sleep", "1000"])
+    run.log(f"pids {os.getpid()} {child.pid}")
+
+
 def _chatter(run: Run, seconds: float) -> None:
     def talk() -> None:
         while True:
@@ -109,6 +116,7 @@ _ACTS: dict[str, Any] = {
     "fetch": _fetch,
     "exit": lambda run, status: os._exit(status),
     "chatter": _chatter,
+    "fork": _fork,
     "train": _train,
     "oom": lambda run: (_ for _ in ()).throw(MemoryError()),
 }

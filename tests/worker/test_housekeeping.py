@@ -1,0 +1,73 @@
+"""The ticker: it goes on while the broker hangs, hands over at once, and tells a new process from the last one."""
+
+import socket
+import time
+from collections.abc import Iterator
+
+import pytest
+from pydantic import SecretStr
+from sqlalchemy import text
+
+from shared.jobs.rows import NamedLease, Worker
+from shared.jobs.state import JobState
+from shared.settings import BrokerSettings, Settings
+from tests.worker.conftest import Workplace
+
+
+@pytest.fixture
+def deaf(settings: Settings) -> Iterator[Settings]:
+    """A broker that takes connections and answers nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = SecretStr(f"redis://127.0.0.1:{server.getsockname()[1]}/0")
+        yield settings.model_copy(update={"broker": BrokerSettings(url=url)})
+
+
+def test_a_round_does_not_wait_for_a_broker_that_hangs(workplace: Workplace, deaf: Settings) -> None:
+    workplace.settings = deaf
+    ticker, lost = workplace.ticker(workplace.supervisor()), workplace.job()
+    with workplace.engine.begin() as connection:
+        connection.execute(text("UPDATE jobs SET state = 'running', fence = 1, lease_until = now() - interval '1 s'"))
+
+    began = time.monotonic()
+    ticker.tick()
+
+    assert workplace.state(lost) == JobState.QUEUED
+    assert time.monotonic() - began < 3  # the broker's own time-out is 5 s
+
+
+def test_a_heartbeat_does_not_wait_for_a_broker_that_hangs(workplace: Workplace, deaf: Settings) -> None:
+    workplace.settings = deaf
+    supervisor, job_id = workplace.supervisor(), workplace.job()
+
+    began = time.monotonic()
+    for _ in range(3):
+        supervisor.ring(job_id)
+
+    assert time.monotonic() - began < 1
+
+
+def test_a_drained_worker_leaves_the_housekeeping_to_the_next(workplace: Workplace) -> None:
+    first, second = workplace.supervisor("w1"), workplace.supervisor("w2")
+    leaving, staying = workplace.ticker(first), workplace.ticker(second)
+    leaving.tick()
+    staying.tick()
+
+    first.drain()
+    leaving.tick()
+    staying.tick()
+
+    assert [lease.holder for lease in workplace.rows(NamedLease)] == ["w2"]
+    assert {worker.name: worker.state for worker in workplace.rows(Worker)} == {"w1": "draining", "w2": "idle"}
+
+
+def test_a_worker_that_starts_again_under_its_name_started_anew(workplace: Workplace) -> None:
+    ticker = workplace.ticker(workplace.supervisor())
+    ticker.tick()
+    (first,) = workplace.rows(Worker)
+
+    ticker.tick()
+    (same,) = workplace.rows(Worker)
+    workplace.ticker(workplace.supervisor()).tick()
+    (again,) = workplace.rows(Worker)
+
+    assert first.started_at == same.started_at < again.started_at
