@@ -193,6 +193,17 @@ def test_fp16_leaves_out_a_step_whose_scaled_gradient_overflows() -> None:
     assert "grad_norm" not in values
 
 
+def test_a_loss_scale_that_is_about_to_grow_grows_after_a_resume() -> None:
+    trainer = trainer_of(precision="fp16")
+    scaler = trainer.parts["vae"].scaler
+    scaler.load_state_dict(scaler.state_dict() | {"scale": 8.0, "_growth_tracker": 1999})
+
+    resumed = Trainer.resume(VAE, trainer.spec, DATA, CPU, trainer.checkpoint())
+    resumed.advance(batch_at(0))
+
+    assert resumed.parts["vae"].scaler.get_scale() == 16
+
+
 def test_fp16_learns() -> None:
     trainer = trainer_of(precision="fp16", steps=60, learning_rate=5e-3)
 
