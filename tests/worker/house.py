@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 from uuid import UUID
 
 from pydantic import SecretStr
-from sqlalchemy import func, select, text, update
+from sqlalchemy import Engine, func, select, text, update
 from sqlalchemy.orm import Session
 from sqlmodel import SQLModel, col
 
@@ -16,7 +16,7 @@ from shared.jobs import attempts, claims, upkeep
 from shared.jobs.attempts import Claim, NewArtifact
 from shared.jobs.keys import artifact_key
 from shared.jobs.rows import Artifact, Dataset, Job, ModelVersion, Tenant
-from shared.jobs.state import QUEUES, JobState, JobType
+from shared.jobs.state import HELD, QUEUES, JobState, JobType
 from shared.settings import BrokerSettings, DatabaseSettings, JobSettings, S3Settings, Settings, WorkerSettings
 from shared.storage import Storage
 from worker.chores import Chore, chores
@@ -65,8 +65,8 @@ class House:
 
     def job(self, kind: JobType = JobType.EVALUATE, **columns: Any) -> UUID:
         row = Job(
-            id=uuid7(), tenant_id=self.tenant_id, type=kind, queue=QUEUES[kind], spec={}, summary="test",
-            **{"inputs": {}, "state": JobState.QUEUED, "event_seq": 1, "max_attempts": 5} | columns,
+            id=uuid7(), tenant_id=self.tenant_id, type=kind, queue=QUEUES[kind], summary="test",
+            **{"spec": {}, "inputs": {}, "state": JobState.QUEUED, "event_seq": 1, "max_attempts": 5} | columns,
         )  # fmt: skip
         return self.add(row)
 
@@ -105,7 +105,8 @@ class House:
 
     def lose(self, job_id: UUID) -> None:
         """Its lease runs out, and somebody notices."""
-        self.change(Job, col(Job.id) == job_id, lease_until=func.clock_timestamp() - timedelta(seconds=1))
+        held = (col(Job.id) == job_id, col(Job.state).in_(HELD))
+        self.change(Job, *held, lease_until=func.clock_timestamp() - timedelta(seconds=1))
         self.transact(upkeep.reap)
 
     def record(self, claim: Claim, artifact: NewArtifact) -> bool:
@@ -125,9 +126,9 @@ class House:
         """The last parts of the keys in the bucket."""
         return {key.rpartition("/")[2] for key in self.keys()}
 
-    def named(self) -> set[str]:
+    def named(self, engine: Engine | None = None) -> set[str]:
         """Keys that committed rows name, read row by row."""
-        with Session(self.engine) as session:
+        with Session(engine or self.engine) as session:
             artifacts = session.scalars(select(col(Artifact.key)).where(col(Artifact.removed_at).is_(None))).all()
             weights = session.scalars(select(col(ModelVersion.weights))).all()
             datasets = session.scalars(select(Dataset)).all()

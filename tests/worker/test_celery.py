@@ -210,3 +210,22 @@ def test_a_job_whose_dataset_is_gone_fails_by_name(workplace: Workplace) -> None
     supervisor.run_next()
 
     assert (workplace.get(job_id).error_code, workplace.state(behind)) == ("input_gone", JobState.SUCCEEDED)
+
+
+def test_sigterm_ends_a_worker_whose_runner_does_not_listen_within_its_grace_and_five_seconds(
+    workplace: Workplace, start_worker: StartWorker, wait_until
+) -> None:
+    job_id = workplace.job(["steps", 1, 0.0], ["hang", 600])
+    worker = start_worker(NOISEMILL_WORKER_DRAIN_GRACE="5")
+    wait_until(lambda: workplace.get(job_id).step > 0, timeout=30)
+    members = family(worker)
+
+    worker.send_signal(signal.SIGTERM)
+    asked = time.monotonic()
+    worker.wait(40)
+
+    assert time.monotonic() - asked < 5 + 5
+    job = workplace.get(job_id)
+    assert (job.state, job.interruptions, job.failures, job.losses) == (JobState.QUEUED, 1, 0, 0)
+    _, left = psutil.wait_procs(members, timeout=3)
+    assert not left

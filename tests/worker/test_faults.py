@@ -277,3 +277,14 @@ def cancel(workplace: Workplace, job_id: UUID, *, after_each: Callable[[str], No
         await engine.dispose()
 
     asyncio.run(ask())
+
+
+def test_what_a_thread_of_the_last_job_still_says_is_not_taken_for_the_next(workplace: Workplace) -> None:
+    talker, next_one = workplace.job(["chatter", 0.02]), workplace.job(["steps", 20, 0.02])
+    supervisor = workplace.supervisor()
+
+    supervisor.run_next()
+    supervisor.run_next()
+
+    assert workplace.get(talker).result["pid"] == workplace.get(next_one).result["pid"]
+    assert not [event for event in workplace.events(next_one) if event.type == "job.log"]
