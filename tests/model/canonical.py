@@ -2,7 +2,7 @@
 
 Left out are columns that no statement of the product reads to decide anything: texts, ids, figures, the log of
 events, versions (each step is checked to raise them), times of which only "is it set" matters. That this leaves out
-nothing that matters is not assumed: ``test_replay.py`` runs whole traces on PostgreSQL and compares at each step.
+nothing that matters is not assumed: ``replay.py`` runs whole traces on PostgreSQL and compares at each step.
 """
 
 from collections.abc import Mapping, Sequence

@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from sqlalchemy import Connection, DateTime, Table
 from sqlalchemy.dialects import postgresql
@@ -82,7 +82,7 @@ class Operation:
     run: Callable[[Session], Hashable] = field(compare=False, repr=False)
 
     def __str__(self) -> str:
-        return f"{self.name}({', '.join(map(str, self.arguments))})"
+        return f"{self.name}({', '.join(getattr(one, '__name__', str(one)) for one in self.arguments)})"
 
 
 @dataclass(frozen=True)
@@ -90,6 +90,15 @@ class Refused:
     """The operation raised, so its transaction was rolled back."""
 
     error: str
+
+
+class Step(NamedTuple):
+    """What has been learned of one operation in one state."""
+
+    operation: Operation | None
+    """None: the clock jumped."""
+    answer: Hashable
+    after: int
 
 
 class Database:
@@ -116,6 +125,7 @@ class Database:
         self._canonical: list[Canonical] = []
         self._known: dict[Canonical, int] = {}
         self._learned: dict[tuple[int, Operation], tuple[Hashable, int]] = {}
+        self._jumped: dict[int, int] = {}
         self.empty = self._intern(json.dumps({table.name: [] for table in TABLES}))
 
     @property
@@ -150,8 +160,22 @@ class Database:
             known = self._learned[state, operation] = answer, self._intern(text)
         return known
 
+    def learned(self) -> dict[int, list[Step]]:
+        """By state, every step that was taken from it."""
+        steps: dict[int, list[Step]] = {state: [] for state in range(self.num_states)}
+        for (state, operation), (answer, after) in self._learned.items():
+            steps[state].append(Step(operation, answer, after))
+        for state, after in self._jumped.items():
+            steps[state].append(Step(None, None, after))
+        return steps
+
     def jump(self, state: int, by: timedelta) -> int:
         """The state after the clock has advanced: every time in it lies so much earlier."""
+        if state not in self._jumped:
+            self._jumped[state] = self._shifted(state, by)
+        return self._jumped[state]
+
+    def _shifted(self, state: int, by: timedelta) -> int:
         rows = json.loads(self._text[state])
         for table in TABLES:
             for row in rows[table.name]:

@@ -11,10 +11,11 @@ from typing import Any, Final, Literal, TypeVar, cast
 from uuid import UUID
 
 from celery import Celery
-from sqlalchemy import Engine
+from sqlalchemy import Engine, select
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
+from sqlmodel import col
 
 from shared import queue
 from shared.errors import JobError
@@ -188,11 +189,11 @@ class Operations:
         return Operation("heartbeat", (fence,), run)
 
     def record(self, fence: int) -> Operation:
-        """Answers whether the checkpoint is visible."""
+        """By an attempt that knows the job's latest event; answers whether the checkpoint is visible."""
 
         def run(session: Session) -> Hashable:
-            reports = [Report.of(self._artifact(fence, CHECKPOINT))]
-            return attempts.report(session, self._claim(fence), reports, lease=LEASE) is not None
+            reports, latest = [Report.of(self._artifact(fence, CHECKPOINT))], session.scalar(select(col(Job.event_seq)))
+            return attempts.report(session, self._claim(fence), reports, after=latest, lease=LEASE) is not None
 
         return Operation("record", (fence,), run)
 
@@ -225,7 +226,7 @@ class Operations:
         def run(session: Session) -> Hashable:
             return attempts.fail(session, self.job_id, fence, error("it went wrong"), backoff=self._backoff)
 
-        return Operation("fail", (fence, error.__name__), run)
+        return Operation("fail", (fence, error), run)
 
     def hand_back(self, fence: int) -> Operation:
         return Operation("hand_back", (fence,), lambda session: _hand_back(session, self.job_id, fence))
@@ -241,13 +242,11 @@ class Operations:
         def run(session: Session) -> bool:
             broker = Broker(crash)
             connection = session.connection()
-            with suppress(RelayDied), connection.begin_nested():
+            with connection.begin_nested(), suppress(RelayDied):
                 queue.Relay(cast(Engine, connection), cast(Celery, broker)).run_once()
-                if crash is not None:
-                    raise RelayDied
             return broker.received > 0
 
-        return Operation("relay", () if crash is None else (f"crash {crash}",), run)
+        return Operation("relay", () if crash is None else (crash,), run)
 
     def reap(self) -> Operation:
         return Operation("reap", (), lambda session: len(upkeep.reap(session)))
@@ -256,7 +255,12 @@ class Operations:
         return Operation("expire", (), lambda session: len(upkeep.expire(session)))
 
     def redispatch(self) -> Operation:
-        return Operation("redispatch", (), lambda session: upkeep.redispatch(session, after=OLD))
+        """Answers nothing: two at once may both ring, which is harmless."""
+
+        def run(session: Session) -> None:
+            upkeep.redispatch(session, after=OLD)
+
+        return Operation("redispatch", (), run)
 
     def key(self, fence: int, name: str) -> str:
         """Where an attempt puts an object, as ``worker/runner.py`` does."""

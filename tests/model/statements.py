@@ -1,6 +1,6 @@
 """Statements that were built once are used again: building one costs more than PostgreSQL needs to execute it.
 
-What an operation builds depends on the operation alone (job, fence, error), never on rows: ``test_replay.py`` runs
+What an operation builds depends on the operation alone (job, fence, error), never on rows: ``replay.py`` runs
 without this and would see a difference.
 """
 

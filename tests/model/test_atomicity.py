@@ -1,0 +1,138 @@
+"""Two operations at once are one after the other: why the search may take each for a single step.
+
+One operation runs and does not commit yet; another runs on a second connection, to its end or until it waits for the
+first; then the first commits. What is then in the database, and what both answered, must be what the model says of
+one of the two orders. Every pair of operations of which either changes something is tried, in each kind of state.
+"""
+
+import json
+from collections.abc import Hashable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import TimeoutError as StillRunning
+from itertools import product
+from typing import Any, Final
+
+import pytest
+from sqlalchemy import Connection, Engine, create_engine, text
+from sqlalchemy.orm import Session
+
+from shared.errors import UploadFailed
+from tests.model.canonical import JUMP, Canonical, canonical
+from tests.model.database import TABLES, Database, Operation, Refused, perform
+from tests.model.operations import Operations
+from tests.model.search import Search, searching
+from tests.model.sizes import EVERYTHING
+
+Outcome = tuple[Hashable, Hashable, Canonical]
+
+PREPARED: Final = {
+    "queued": (),
+    "running": ("claim",),
+    "running, and its lease ran out": ("claim", "jump"),
+    "canceling": ("claim", "cancel"),
+    "pausing": ("claim", "pause"),
+    "pausing, and its lease ran out": ("claim", "pause", "jump"),
+    "paused": ("pause",),
+    "queued again, for long": ("claim", "hand_back", "relay", "jump"),
+}
+
+OVERTAKEN: Final[dict[str, Hashable]] = {"claim": None, "record": False}
+"""What an operation answers that does nothing because the other is under way.
+
+A claim passes over a locked row, as if it had looked a moment before there was work. A report names the event that it
+follows; if another comes first, its sender looks again.
+"""
+
+
+@pytest.fixture(scope="module")
+def search(connection: Connection) -> Iterator[Search]:
+    with searching(connection, EVERYTHING) as search:
+        yield search
+
+
+@pytest.fixture(scope="module")
+def engine(connection: Connection) -> Iterator[Engine]:
+    engine = create_engine(connection.engine.url, pool_size=3)
+    yield engine
+    engine.dispose()
+
+
+def steps_of(do: Operations) -> dict[str, Operation]:
+    attempt = (do.claim(1), do.heartbeat(1), do.record(1), do.finish(1), do.fail(1, UploadFailed), do.hand_back(1))
+    client, upkeep = (do.cancel(), do.pause(), do.resume()), (do.reap(), do.redispatch(), do.relay())
+    return {operation.name: operation for operation in (*attempt, *client, *upkeep)}
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("kind", PREPARED)
+def test_two_at_once_are_one_after_the_other(engine: Engine, search: Search, kind: str) -> None:
+    database, operations = search.database, steps_of(search.adversary.operations)
+    state = search.first.database
+    for name in PREPARED[kind]:
+        state = database.jump(state, JUMP) if name == "jump" else database.apply(state, operations[name])[1]
+    if kind == "queued again, for long":
+        operations["claim"] = search.adversary.operations.claim(2)
+
+    pairs = [
+        (first, second, in_turn(database, state, first, second))
+        for first, second in product(operations.values(), repeat=2)
+        if any(database.apply(state, one)[1] != state for one in (first, second))
+    ]
+
+    assert len(pairs) > 20
+    for first, second, right in pairs:
+        assert at_once(engine, database.rows(state), first, second) in right, f"{first} || {second}"
+
+
+def in_turn(database: Database, state: int, first: Operation, second: Operation) -> list[Outcome]:
+    """What the model says of both orders."""
+    one, after_one = database.apply(state, first)
+    two, after_both = database.apply(after_one, second)
+    two_first, after_two = database.apply(state, second)
+    one_last, after_all = database.apply(after_two, first)
+    orders = [(one, two, database.canonical(after_both)), (one_last, two_first, database.canonical(after_all))]
+    # The second may also do nothing, and say so.
+    overtaken = [(one, OVERTAKEN[second.name], database.canonical(after_one))] if second.name in OVERTAKEN else []
+    return orders + overtaken
+
+
+def at_once(engine: Engine, rows: Any, first: Operation, second: Operation) -> Outcome:
+    """What happens when the second runs while the first has not committed."""
+    with engine.begin() as connection:
+        connection.execute(text("SELECT model_fill(:rows)"), {"rows": json.dumps(rows)})
+    try:
+        with ThreadPoolExecutor(1) as thread, Session(engine) as session:
+            answer = perform(session, first)
+            blocked_by = session.scalar(text("SELECT pg_backend_pid()"))
+            other = thread.submit(alone, engine, second)
+            wait_for(engine, other, blocked_by)
+            session.rollback() if isinstance(answer, Refused) else session.commit()
+            answers = answer, other.result(60)
+        with engine.begin() as connection:
+            return *answers, canonical(json.loads(connection.scalar(text("SELECT model_read()"))))
+    finally:
+        with engine.begin() as connection:
+            for table in reversed(TABLES):
+                connection.execute(table.delete())
+
+
+def alone(engine: Engine, operation: Operation) -> Hashable:
+    with Session(engine) as session:
+        answer = perform(session, operation)
+        session.rollback() if isinstance(answer, Refused) else session.commit()
+        return answer
+
+
+def wait_for(engine: Engine, other: Future[Hashable], blocker: int) -> None:
+    """Until the other is done, or waits for us."""
+    waiting = text("SELECT EXISTS (SELECT FROM pg_stat_activity WHERE :blocker = ANY(pg_blocking_pids(pid)))")
+    for _ in range(10_000):
+        try:
+            other.exception(0.002)
+        except StillRunning:
+            with engine.connect() as watching:
+                if watching.scalar(waiting, {"blocker": blocker}):
+                    return
+        else:
+            return
+    pytest.fail("the second operation neither ends nor waits")
