@@ -137,16 +137,21 @@ class Nemesis:
 
     def _kill_on(self) -> None:
         chance, kinds = self._chance["kill"], [kind for kind in KILLS if kind in self._goals.kinds]
+        (kind,) = chance.choices(kinds, [KILLS[kind] for kind in kinds]) if kinds else ("",)
         next_kill = time.monotonic()
         while kinds and not self._ending.wait(0.2):
-            if time.monotonic() >= next_kill:
+            if time.monotonic() < next_kill:
+                continue
+            # A kind that cannot be done now is waited for, so that the shares stay what they are.
+            if self._kill_api() if kind == "kill_api" else self._kill_in_worker(kind, chance):
                 (kind,) = chance.choices(kinds, [KILLS[kind] for kind in kinds])
-                if self._kill_api() if kind == "kill_api" else self._kill_in_worker(kind, chance):
-                    next_kill = time.monotonic() + self._goals.kill_every * chance.uniform(0.4, 1.6)
+                next_kill = time.monotonic() + self._goals.kill_every * chance.uniform(0.4, 1.6)
 
     def _kill_api(self) -> bool:
+        """Only one that serves: one that never comes up would end the load, not test it."""
         at = self._now()
-        if is_hit := self._installation.end("api", signal.SIGKILL):
+        is_hit = self._installation.is_ready("api") and self._installation.end("api", signal.SIGKILL)
+        if is_hit:
             self.faults.append(Fault(kind="kill_api", target="api", at=at))
         return is_hit
 

@@ -162,6 +162,10 @@ class Installation:
             kept = self._kept[name]
             return kept.process.pid if kept.process.is_running else None
 
+    def is_ready(self, name: str) -> bool:
+        """Whether a part answers a real request."""
+        return next(part for part in self.parts if part.name == name).is_ready()
+
     def end(self, name: str, number: signal.Signals, *, stay_down: float = 0.0) -> bool:
         """Signal a part that is to end, and let it stay down for some seconds; False if it was down already."""
         with self._lock:
