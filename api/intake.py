@@ -11,7 +11,7 @@ from typing import Any
 from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, ValidationError
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import col
 
@@ -19,9 +19,10 @@ from api.errors import FieldsRefused
 from api.multipart import FilePart, Form
 from api.parts import Parts
 from api.pointers import field_error
-from shared.errors import IllegalMove, InvalidSpec, NotFound, UnsupportedMedia
+from shared.errors import IllegalMove, InvalidSpec, NotFound, StorageAway, UnsupportedMedia
 from shared.ids import public, uuid7
 from shared.jobs import requests
+from shared.jobs.keys import source_key
 from shared.jobs.rows import Dataset, DatasetState
 from shared.media import ANYTHING, upload_kind
 from shared.specs.ingest import IngestSpec
@@ -83,9 +84,15 @@ def _spec(dataset_id: UUID, modality: Modality | None, resolution: int | None) -
 
 
 async def take(parts: Parts, tenant_id: UUID, fields: DatasetForm, file: FilePart) -> Dataset:
-    """Put the file into storage, then record the dataset and queue its ingestion."""
+    """Put the file into storage, then record the dataset and queue its ingestion.
+
+    Raises:
+        StorageAway: that took so long that the file may be collected as one which nothing names.
+    """
     dataset_id = uuid7()
     key = source_key(dataset_id)
+    async with parts.transaction() as session:
+        began_at = await session.scalar(select(func.clock_timestamp()))
     stored = await asyncio.to_thread(parts.storage.put, key, file.path, media_type=ANYTHING)
     source = {"filename": file.filename, "key": key, "size_bytes": stored.size_bytes, "sha256": stored.sha256}
     async with parts.transaction() as session:
@@ -95,6 +102,9 @@ async def take(parts: Parts, tenant_id: UUID, fields: DatasetForm, file: FilePar
         session.add(dataset)
         await session.flush()
         await _ingest(session, parts, dataset, _spec(dataset_id, fields.modality, fields.resolution))
+        # The last statement: PostgreSQL ends a transaction that then waits for its commit.
+        if await session.scalar(select(func.clock_timestamp() - began_at > parts.settings.jobs.orphan_grace / 2)):
+            raise StorageAway("the upload took too long to be recorded")
     return _announce(parts, dataset)
 
 
@@ -199,8 +209,3 @@ def _announce(parts: Parts, dataset: Dataset) -> Dataset:
     if dataset.job_id is not None:
         parts.relay.wake(dataset.job_id)
     return dataset
-
-
-def source_key(dataset_id: UUID) -> str:
-    """Where an upload lies."""
-    return f"datasets/{dataset_id.hex}/source"

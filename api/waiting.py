@@ -21,7 +21,7 @@ from shared.jobs.workers import GONE_AFTER
 from shared.settings import JobSettings
 from shared.wire import QueueView
 
-FARTHEST: Final = 5000
+FARTHEST: Final = 1000
 """Places in a queue are counted up to here, so that a long queue does not slow down submissions."""
 _SAMPLE: Final = 200
 """Ended attempts of a queue that an estimate rests on, the newest."""

@@ -144,7 +144,7 @@ class QueueView(View):
     """Why a job waits."""
 
     position: int
-    """Jobs that would be claimed before it, plus one, as things stand; counted up to 5000."""
+    """Jobs that would be claimed before it, plus one, as things stand; counted up to 1000."""
     reason: Literal["waiting_for_worker", "no_compatible_worker", "backing_off", "behind_others"]
     """``waiting_for_worker``: it is the next; ``no_compatible_worker``: nobody who lives serves its queue."""
     eta: EtaView | None = None

@@ -50,10 +50,18 @@ export function bytes(size) {
   return `${(size / 1024 ** power).toFixed(power ? 1 : 0)} ${units[power]}`;
 }
 
+/** Why a job waits, and for how long. */
+function waits({ position, reason, eta }) {
+  const parts = [`place ${position}`, reason.replaceAll("_", " ")];
+  if (eta && eta.p90 < 1) parts.push("starts at once");
+  else if (eta) parts.push(`starts in about ${duration(eta.p50)}, likely within ${duration(eta.p90)}`);
+  return parts.join(" · ");
+}
+
 /** What a job is doing, in one line. */
 export function line(job) {
   const { figures, step, steps } = job.progress;
-  if (job.queue) return `place ${job.queue.position} · ${job.queue.reason.replaceAll("_", " ")}`;
+  if (job.queue) return waits(job.queue);
   if (job.error) return `${job.error.code}: ${job.error.message}`;
   const parts = [];
   if (steps && job.state !== "succeeded") parts.push(`${number(step)} / ${number(steps)}`);

@@ -1,13 +1,14 @@
 // One job: its progress, curves, images, attempts and log, as they happen.
 
-import { follow, get, request } from "./api.js";
+import { buttons } from "./actions.js";
+import { follow, get } from "./api.js";
 import { Curves, draw } from "./chart.js";
 import { ago, badge, bar, bytes, clock, duration, el, line, number } from "./dom.js";
 
 const LOG_LENGTH = 300;
+const QUEUE_EVERY_MS = 5000;
 const IMAGE_KINDS = ["preview", "sheet", "sample"];
 const NAMES = { rate: "steps/s" };
-const FINAL = ["succeeded", "failed", "canceled", "expired"];
 
 export async function showJob(page, id) {
   const path = `/v1/jobs/${id}`;
@@ -19,21 +20,25 @@ export async function showJob(page, id) {
       el("div", { class: "stack" }, slots.images, slots.curves, slots.log),
       el("div", { class: "stack" }, slots.facts, slots.attempts, slots.artifacts)),
   );
-  const view = { path, slots, curves: new Curves(), figure: null, artifacts: [], picked: null, log: [], drawn: 0 };
+  const view = { path, slots, curves: new Curves(), figure: null, artifacts: [], picked: null, log: [], waits: false };
   await refresh(view);
   const late = throttle(() => refresh(view), 700);
   const redraw = throttle(() => { showCurves(view); showLog(view); }, 250);
+  // Whoever is before it in the queue makes no event of this job.
+  const looking = setInterval(() => { if (view.waits && !document.hidden) late(); }, QUEUE_EVERY_MS);
   await follow(`${path}/events`, (event) => {
     view.curves.add(event);
     if (event.type !== "job.progress") view.log.push(event);
     redraw();
     late();
   });
+  clearInterval(looking);
   await refresh(view);
 }
 
 async function refresh(view) {
   const job = await get(view.path);
+  view.waits = job.queue !== null;
   document.title = `${job.summary} · Noisemill`;
   showHead(view, job);
   showNotice(view, job);
@@ -44,19 +49,16 @@ async function refresh(view) {
 
 function fill(slot, title, ...children) {
   slot.hidden = false;
-  slot.replaceChildren(...(title ? [el("h2", {}, title)] : []), ...children);
+  slot.replaceChildren(...(title ? [el("h2", {}, title)] : []), ...children.filter(Boolean));
 }
 
 function showHead(view, job) {
-  const cancel = el("button", {
-    class: "danger", hidden: FINAL.includes(job.state), disabled: job.state === "canceling",
-    onclick: async () => { cancel.disabled = true; await request(`${view.path}/cancel`, { method: "POST" }); await refresh(view); },
-  }, job.state === "canceling" ? "Canceling…" : "Cancel");
+  const actions = buttons(job, () => refresh(view), (why) => showRefused(view, why));
   const { figures } = job.progress;
   const numbers = Object.entries(figures).filter(([name]) => name !== "eta_seconds").map(([name, value]) => figure(NAMES[name] ?? name.replaceAll("_", " "), number(value)));
   if (job.state === "running" && figures.eta_seconds) numbers.push(figure("left", duration(figures.eta_seconds)));
   fill(view.slots.head, "",
-    el("div", { class: "row" }, el("h1", {}, job.summary), badge(job.state), el("span", { class: "grow" }), cancel),
+    el("div", { class: "row" }, el("h1", {}, job.summary), badge(job.state), el("span", { class: "grow" }), ...actions),
     el("p", { class: "soft" }, job.error ? "" : line(job) || "\u00a0"),
     bar(job, "large"),
     el("div", { class: "numbers" }, ...numbers));
@@ -66,7 +68,14 @@ const figure = (name, value) => el("div", {}, el("b", {}, value), el("span", {},
 
 function showNotice(view, job) {
   view.slots.notice.hidden = !job.error;
-  if (job.error) fill(view.slots.notice, job.error.code.replaceAll("_", " "), el("p", {}, job.error.message));
+  if (!job.error) return;
+  const { code, message, causes } = job.error;
+  const tries = causes.map((one) => el("li", { value: one.attempt }, `${one.code}: ${one.message}`));
+  fill(view.slots.notice, code.replaceAll("_", " "), el("p", {}, message), tries.length > 1 ? el("ol", {}, ...tries) : null);
+}
+
+function showRefused(view, why) {
+  fill(view.slots.notice, "Not done", el("p", {}, why));
 }
 
 function showFacts(view, job) {
@@ -80,6 +89,8 @@ function showFacts(view, job) {
     waited: job.metrics.queue_ms !== null ? duration(job.metrics.queue_ms / 1000) : "",
     "device time": job.metrics.device_seconds !== null ? duration(job.metrics.device_seconds) : "",
     took: job.completed_at && job.started_at ? duration((Date.parse(job.completed_at) - Date.parse(job.started_at)) / 1000) : "",
+    "retry of": job.retry_of && jobLink(job.retry_of),
+    "retried by": job.retried_by && jobLink(job.retried_by),
     result: job.result?.model ?? job.result?.dataset ?? "",
   };
   const shown = Object.entries(facts).filter(([, value]) => value).flatMap(([name, value]) => [el("dt", {}, name), el("dd", {}, value)]);
@@ -87,6 +98,8 @@ function showFacts(view, job) {
   spec.open = view.slots.facts.querySelector("details")?.open ?? false;
   fill(view.slots.facts, "Job", el("dl", { class: "facts" }, ...shown), spec);
 }
+
+const jobLink = (id) => el("a", { href: `/jobs/${id}` }, el("code", {}, id));
 
 function showAttempts(view, job) {
   if (!job.attempts.length) return;

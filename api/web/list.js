@@ -3,7 +3,7 @@
 import { get, Refused } from "./api.js";
 import { ago, badge, bar, el, line } from "./dom.js";
 
-const FILTERS = { all: "", queued: "state=queued", running: "state=running&state=canceling&state=pausing", succeeded: "state=succeeded", failed: "state=failed&state=expired&state=canceled" };
+const FILTERS = { all: "", queued: "state=queued", running: "state=running&state=canceling&state=pausing", paused: "state=paused", succeeded: "state=succeeded", failed: "state=failed&state=expired&state=canceled" };
 const EVERY_MS = 2000;
 
 export function showList(page) {

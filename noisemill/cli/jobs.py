@@ -43,16 +43,15 @@ def show_job(job_id: JobId, as_json: AsJson = False) -> None:
     """Show a job and its attempts."""
     with Client() as client:
         job = client.job(job_id)
-        attempts = job.attempts or client.attempts(job_id)
     if as_json:
-        show_json(job.model_copy(update={"attempts": attempts}))
+        show_json(job)
         return
     show_fields(_fields(job))
-    if attempts:
+    if job.attempts:
         print()
         show_table(
             ("attempt", "worker", "started", "took", "outcome", "error"),
-            [_attempt(item) for item in attempts],
+            [_attempt(item) for item in job.attempts],
         )
 
 
@@ -167,7 +166,7 @@ def _queue(queue: QueueView) -> str:
     told = f"number {queue.position}, {queue.reason.replace('_', ' ')}"
     if queue.eta is None:
         return told
-    return f"{told}; starts in about {duration(queue.eta.p50)}, in 9 of 10 cases within {duration(queue.eta.p90)}"
+    return f"{told}; starts in about {duration(queue.eta.p50)}, likely within {duration(queue.eta.p90)}"
 
 
 def _attempt(attempt: AttemptView) -> tuple[object, ...]:

@@ -54,9 +54,9 @@ class Hand:
             attempts.succeed(session, claim, result=result, artifacts=stored, timings={}, steps=0)
         self._bell.ring(claim.job_id)
 
-    def fail(self, claim: Claim, error: JobError) -> None:
+    def fail(self, claim: Claim, error: JobError, *, backoff: timedelta = timedelta(seconds=1)) -> None:
         with Session(self._engine) as session, session.begin():
-            attempts.fail(session, claim.job_id, claim.fence, error, backoff=timedelta(seconds=1))
+            attempts.fail(session, claim.job_id, claim.fence, error, backoff=backoff)
         self._bell.ring(claim.job_id)
 
     def hand_back(self, claim: Claim) -> None:

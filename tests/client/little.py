@@ -62,7 +62,7 @@ class LittleServer:
                 with suppress(ConnectionError):
                     self._answer()
 
-            do_POST = do_PUT = do_GET
+            do_POST = do_PUT = do_DELETE = do_GET
 
             def _answer(self) -> None:
                 target = urlsplit(self.path)

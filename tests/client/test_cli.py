@@ -10,6 +10,7 @@ import sys
 import zipfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from typer.testing import CliRunner, Result
 
 from noisemill.cli import app
 from noisemill.client import Client
-from shared.errors import NanLoss
+from shared.errors import NanLoss, WorkerLost
 from tests.client.conftest import API_KEY
 from tests.client.hand import Hand
 from tests.client.little import LittleServer
@@ -165,6 +166,37 @@ def test_a_cancel_returns_when_the_job_has_really_stopped(run: Run, real: Client
         result = run("jobs", "cancel", job_id, "--json")
 
     assert json.loads(result.stdout)["state"] == "canceled"
+
+
+def test_a_job_is_paused_resumed_retried_and_deleted(run: Run, train: list[str]):
+    job_id = run(*train, "--no-wait").stdout.strip()
+
+    assert f"{job_id} is paused" in run("jobs", "pause", job_id).stderr
+    assert json.loads(run("jobs", "resume", job_id, "--json").stdout)["state"] == "queued"
+    run("jobs", "cancel", job_id)
+    again = run("jobs", "retry", job_id).stdout.strip()
+    assert again in run("jobs", "show", job_id).stdout and job_id in run("jobs", "show", again).stdout
+    run("jobs", "cancel", again)
+    assert f"{job_id} is erased" in run("jobs", "delete", job_id).stderr
+    assert "was erased" in run("jobs", "show", job_id, exit_code=1).stderr
+
+
+def test_a_waiting_job_says_why_and_how_long(little: LittleServer, monkeypatch: pytest.MonkeyPatch):
+    queue = {"position": 3, "reason": "behind_others", "eta": {"p50": 65.0, "p90": 130.4}}
+    little.app = JobServer(job=job_view("queued", queue=queue, attempts=[], attempt=0))
+    monkeypatch.setenv("NOISEMILL_URL", little.url)
+
+    shown = _run("jobs", "show", JOB).stdout
+
+    assert "number 3, behind others; starts in about 1 min 5 s, likely within 2 min 10 s" in shown
+
+
+def test_a_failed_job_shows_what_ended_each_attempt(run: Run, hand: Hand, train: list[str]):
+    job_id = run(*train, "--no-wait").stdout.strip()
+    hand.fail(hand.claim("train"), WorkerLost("gone"), backoff=timedelta(0))
+    hand.fail(hand.claim("train"), NanLoss("no number"))
+
+    assert "1: worker_lost, 2: nan_loss" in run("jobs", "show", job_id).stdout
 
 
 def test_a_spec_can_come_from_a_file_or_stdin(run: Run, dataset_id: str, tmp_path: Path):

@@ -3,6 +3,7 @@
 import hashlib
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from itertools import cycle
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -11,7 +12,7 @@ import pytest
 
 from noisemill.client import Client
 from noisemill.errors import ApiError, JobCanceled, JobFailed
-from shared.errors import NanLoss
+from shared.errors import NanLoss, WorkerLost
 from shared.jobs.attempts import Claim
 from shared.settings import Settings
 from shared.storage import Storage
@@ -157,6 +158,55 @@ def test_a_canceled_job_is_told_to_who_waits_for_it(real: Client, hand: Hand, da
     hand.hand_back(claim)
 
     with pytest.raises(JobCanceled):
+        real.wait(job_id, 20)
+
+
+def test_a_training_is_paused_and_goes_on_as_the_same_job(real: Client, hand: Hand, dataset_id: str):
+    job_id = _train(real, dataset_id)
+    claim = hand.claim("train")
+
+    states = [real.pause(job_id).state]
+    hand.hand_back(claim)
+    states += [real.pause(job_id).state, real.resume(job_id).state]
+    hand.train(hand.claim("train"))
+
+    assert states == ["pausing", "paused", "queued"]
+    assert real.wait(job_id, 20).attempt == 2
+
+
+def test_a_failed_job_is_retried_as_another_which_names_it(real: Client, hand: Hand, dataset_id: str):
+    job_id = _train(real, dataset_id)
+    hand.fail(hand.claim("train"), NanLoss("no number"))
+
+    again = real.retry(job_id)
+    hand.train(hand.claim("train"))
+
+    assert real.retry(job_id).id == again.id == real.job(job_id).retried_by
+    assert real.wait(again.id, 20).retry_of == job_id
+
+
+def test_a_dataset_is_there_although_its_ingestion_was_erased(real: Client, hand: Hand, tmp_path: Path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("a.png", b"an image")
+    dataset = real.upload_dataset(tmp_path / "a.zip")
+    hand.ingest()
+    assert dataset.job_id is not None
+
+    real.erase(dataset.job_id)
+    real.erase(dataset.job_id)
+
+    assert real.wait_dataset(dataset.id, 20).state == "ready"
+    with pytest.raises(ApiError) as raised:
+        real.job(dataset.job_id)
+    assert raised.value.code == "gone"
+
+
+def test_a_job_that_failed_in_several_ways_names_them(real: Client, hand: Hand, dataset_id: str):
+    job_id = _train(real, dataset_id)
+    hand.fail(hand.claim("train"), WorkerLost("gone"), backoff=timedelta(0))
+    hand.fail(hand.claim("train"), NanLoss("the loss is not a number at step 7"))
+
+    with pytest.raises(JobFailed, match=r"after 2 attempts .* ended by worker_lost, nan_loss"):
         real.wait(job_id, 20)
 
 

@@ -79,6 +79,19 @@ def test_the_server_says_how_long_to_wait(little: LittleServer, client: Client):
     assert time.monotonic() - begun >= 1
 
 
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_submit_that_is_put_off_comes_again_when_it_was_told_to(little: LittleServer, client: Client, status: int):
+    little.app = _in_turn(_refusal(status, "queue_full", **{"Retry-After": "1"}), ACCEPTED)
+    begun = time.monotonic()
+
+    client.train(**SPEC)
+
+    keys = {request.headers["idempotency-key"] for request in little.requests}
+    assert time.monotonic() - begun >= 1
+    assert len(little.requests) == 2
+    assert len(keys) == 1
+
+
 def test_nobody_waits_for_hours_because_a_server_says_so(little: LittleServer, client: Client):
     little.app = _in_turn(_refusal(429, "rate_limited", **{"Retry-After": "7200"}))
 
@@ -102,6 +115,31 @@ def test_tries_are_bounded(little: LittleServer):
     with Client(little.url, "nm_secret", max_retries=3) as client, pytest.raises(ApiError):
         client.job(JOB)
     assert len(little.requests) == 4
+
+
+@pytest.mark.parametrize("action", ["pause", "resume", "retry", "cancel"])
+def test_what_is_done_to_a_job_may_be_asked_for_again(little: LittleServer, client: Client, action: str):
+    little.app = _in_turn(LOST, ACCEPTED)
+
+    job = getattr(client, action)(JOB)
+
+    assert job.id == JOB
+    assert [(request.method, request.path) for request in little.requests] == [("POST", f"/v1/jobs/{JOB}/{action}")] * 2
+
+
+def test_an_erasure_whose_answer_was_lost_has_happened(little: LittleServer, client: Client):
+    little.app = _in_turn(LOST, _refusal(410, "gone"))
+
+    client.erase(JOB)
+
+    assert [request.method for request in little.requests] == ["DELETE"] * 2
+
+
+def test_a_job_that_cannot_be_erased_yet_is_said_so(little: LittleServer, client: Client):
+    little.app = _in_turn(_refusal(409, "invalid_state"))
+
+    with pytest.raises(ApiError, match="because of invalid_state"):
+        client.erase(JOB)
 
 
 def test_an_upload_whose_answer_was_lost_is_not_sent_twice(little: LittleServer, client: Client, tmp_path: Path):
