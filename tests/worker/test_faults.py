@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import json
 import os
 import socket
 import sys
@@ -288,3 +289,28 @@ def test_what_a_thread_of_the_last_job_still_says_is_not_taken_for_the_next(work
 
     assert workplace.get(talker).result["pid"] == workplace.get(next_one).result["pid"]
     assert not [event for event in workplace.events(next_one) if event.type == "job.log"]
+
+
+def test_a_report_that_arrives_late_although_it_was_given_up_is_not_written_again(workplace: Workplace) -> None:
+    """As one that lay in a network while it was sent again on another connection."""
+    job_id = workplace.job(["metrics", 1, {"loss": 1.0}], ["steps", 20, 0.05])
+    supervisor = workplace.supervisor()
+    ask, asked = supervisor.ask, itertools.count(1)
+    delayed: list[Any] = []
+
+    def delaying(work: Any) -> Any:
+        turn = next(asked)
+        if turn == 2:  # the first report: the heartbeat before it told which event is the latest
+            delayed.append(work)
+            raise UNCONFIRMED
+        done = ask(work)
+        if turn == 5:
+            ask(delayed[0])
+        return done
+
+    supervisor.ask = delaying  # type: ignore[method-assign]
+    supervisor.run_next()
+
+    said = [json.dumps(event.data, sort_keys=True) for event in workplace.events(job_id)]
+    assert delayed
+    assert len(said) == len(set(said))
