@@ -32,6 +32,14 @@ def test_every_file_that_is_named_exists(page: Path):
     assert [word for word in named if not (REPOSITORY / word).exists()] == []
 
 
+PROOFS = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", (REPOSITORY / "docs/reliability.md").read_text())
+
+
+@pytest.mark.parametrize(("path", "name"), PROOFS, ids=lambda part: part)
+def test_every_proof_of_a_promise_is_there(path: str, name: str):
+    assert f"def {name}(" in (REPOSITORY / path).read_text()
+
+
 def test_the_readme_shows_what_was_really_seen():
     assert "<<FILL" not in (REPOSITORY / "README.md").read_text()
 
