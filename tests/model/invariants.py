@@ -220,12 +220,21 @@ def a_canceled_job_never_succeeds(rows: Rows, world: World) -> Broken:
 WORLDS: Final[tuple[Callable[[Rows, World], Broken], ...]] = (what_is_visible_is_stored, a_canceled_job_never_succeeds)
 
 
+def judge_state(rows: Rows) -> None:
+    """
+    Raises:
+        Violation: the rows of one job do not fit together.
+    """
+    _demand((promise, promise(rows)) for promise in STATES)
+
+
 def judge_step(before: Rows, after: Rows, operation: Operation) -> None:
     """
     Raises:
         Violation: the state afterwards, or the way there, breaks a promise.
     """
-    _demand((promise, promise(after)) for promise in STATES if after["jobs"])
+    if after["jobs"]:
+        judge_state(after)
     if before["jobs"]:
         _demand((promise, promise(before, after)) for promise in STEPS)
         _demand([(only_the_current_attempt_writes, only_the_current_attempt_writes(before, after, operation))])

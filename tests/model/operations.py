@@ -82,18 +82,18 @@ class Stepped:
         self._session.refresh(row)
 
 
+def done(coroutine: Coroutine[Any, Any, T]) -> T:
+    """What an async function returns that awaits nothing but ``Stepped``: no event loop is needed."""
+    try:
+        coroutine.send(None)
+    except StopIteration as ended:
+        return ended.value
+    raise AssertionError("it waited for something else than SQL")
+
+
 def asking(request: Callable[[AsyncSession], Coroutine[Any, Any, Job]]) -> Callable[[Session], Hashable]:
-    """An async function of ``requests.py`` on a sync session, without an event loop; answers the state."""
-
-    def run(session: Session) -> Hashable:
-        coroutine = request(cast(AsyncSession, Stepped(session)))
-        try:
-            coroutine.send(None)
-        except StopIteration as done:
-            return JobState(done.value.state).value
-        raise AssertionError("it waited for something else than SQL")
-
-    return run
+    """A function of ``requests.py`` on a sync session; answers the job's state."""
+    return lambda session: done(request(cast(AsyncSession, Stepped(session)))).state.value
 
 
 class RelayDied(Exception):
@@ -134,18 +134,17 @@ def content_of(fence: int) -> str:
     return sha256(str(fence).encode()).hexdigest()
 
 
+def request_for(dataset: UUID, **how: Any) -> TrainRequest:
+    """A small training."""
+    spec = {"family": "vae", "dataset": public("ds", dataset), "model": "m", "steps": 2}
+    return TrainRequest.model_validate({"type": "train", "spec": spec, **how})
+
+
 def submit(bounds: Bounds) -> Operation:
     """Submit the job."""
-    request = TrainRequest.model_validate(
-        {
-            "type": "train",
-            "spec": {"family": "vae", "dataset": public("ds", DATASET), "model": "m", "steps": 2},
-            "max_attempts": bounds.max_attempts,
-            "start_deadline_seconds": int(DEADLINE.total_seconds()) if bounds.deadline else None,
-        }
-    )
-    submitting = asking(lambda s: requests.submit(s, TENANT, request, settings=SETTINGS))
-    return Operation("submit", (), submitting)
+    deadline = int(DEADLINE.total_seconds()) if bounds.deadline else None
+    request = request_for(DATASET, max_attempts=bounds.max_attempts, start_deadline_seconds=deadline)
+    return Operation("submit", (), asking(lambda s: requests.submit(s, TENANT, request, settings=SETTINGS)))
 
 
 class Operations:
