@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import replace
 from typing import Any
 
@@ -20,6 +21,7 @@ from worker.engine.tile_width import widest
 from worker.engine.training import Trainer, build, evaluate
 from worker.families import FAMILIES
 from worker.families.family import Draw, Family, Measured
+from worker.kernels.noise import Domain, Noise
 
 VAE = FAMILIES["vae"]
 
@@ -54,6 +56,23 @@ def test_gradients_of_pieces_add_up_to_that_of_the_batch(room: int, micro_batch:
     assert cut.numerics.micro_batch == micro_batch
     for one, other in zip(whole.net.parameters(), cut.net.parameters(), strict=True):
         assert torch.allclose(one, other, atol=1e-5)
+
+
+@pytest.mark.parametrize("room", [16, 7])
+def test_a_step_descends_the_gradient_of_its_own_batch(room: int) -> None:
+    """Computed beside the engine: nothing is left of the step before, and pieces count by their share."""
+    spec = small_spec(precision="fp32", network="mlp", grad_clip=1e6)
+    trainer = trained(cramped(VAE, lambda rows: rows <= room), spec, steps=1)
+    before = deepcopy(trainer.net)
+
+    figures = trainer.advance(batch_at(1))
+
+    noise = Noise.of_step(Domain.TRAINING, spec.seed, 1, range(16), CPU)
+    expected = VAE.losses["vae"](spec, before, batch_at(1), noise).loss
+    expected.backward()
+    assert figures["loss"] == pytest.approx(expected.item(), rel=1e-5)
+    for one, other in zip(before.parameters(), trainer.net.parameters(), strict=True):
+        assert one.grad is other.grad is None or torch.allclose(one.grad, other.grad, rtol=1e-3, atol=1e-4)
 
 
 def test_what_fits_at_once_is_not_touched() -> None:

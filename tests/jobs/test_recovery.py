@@ -18,7 +18,7 @@ from worker.families.family import Measured
 from worker.jobs import train as executor
 from worker.jobs.background import Background
 from worker.jobs.train import train
-from worker.run import Stopped, StopReason
+from worker.run import Stopped, StopReason, StoredObject
 
 MakeRun = Callable[..., FolderRun]
 Plant = Callable[[Callable[[int, int], Any]], None]
@@ -232,6 +232,22 @@ def test_going_back_finds_a_damaged_checkpoint_too(make_run: MakeRun, plant: Pla
     assert trained_steps(run) == [*range(1, 8), *range(4, 13)]
     assert "step 6 is damaged" in run.logs[0]
     assert "going back to step 3" in run.logs[1]
+
+
+def test_a_stop_on_the_way_back_is_obeyed(make_run: MakeRun, plant: Plant) -> None:
+    plant(lambda step, rows: torch.nan if step == 7 else 1)
+    run = make_run()
+
+    def fetch(stored: StoredObject) -> Path:
+        if "checkpoint" in stored.key:
+            raise Stopped("interrupt")
+        return FolderRun.fetch(run, stored)
+
+    run.fetch = fetch  # type: ignore[method-assign]
+    with pytest.raises(Stopped):
+        train(run)
+
+    assert [found["step"] for found in run.checkpoints()] == [6, 3]
 
 
 def numerics_of(run: FolderRun) -> dict[str, Any]:

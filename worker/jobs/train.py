@@ -110,7 +110,8 @@ class _Training:
             self.checkpoints.join()
             return self._result(metrics)
         except Stopped as stopped:
-            if stopped.reason != "cancel":
+            # On the way back to a checkpoint there is no training, and that checkpoint is the last.
+            if stopped.reason != "cancel" and hasattr(self, "trainer"):
                 self.checkpoints.leave(self._checkpoint, self.trainer.step)
             raise
         finally:
