@@ -14,15 +14,13 @@ from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
 
 from api import waiting
-from shared.jobs import attempts, claims, fairness, workers
+from shared.jobs import claims, workers
 from shared.jobs.attempts import Claim
-from shared.jobs.rows import Job, Tenant
-from shared.jobs.state import JobType, Priority
-from shared.settings import JobSettings
+from shared.jobs.rows import Job
+from shared.jobs.state import Priority
 from shared.wire import QueueView
+from tests.shared.line import SETTINGS, TERMS, Line
 
-SETTINGS = JobSettings()
-TERMS = claims.Terms.of(SETTINGS)
 QUEUE = "generate"
 
 # Found before PostgreSQL's own, by the search path below. Defaults of columns name theirs once and for all.
@@ -71,6 +69,7 @@ class City:
         self._engine = create_engine(database, connect_args=_OPTIONS)
         self._readers = create_async_engine(database, connect_args=_OPTIONS)
         self._session = Session(self._engine)
+        self._line = Line(self._session)
         self._runner = asyncio.Runner()
         self._clock = 0.0
         self._tenants: dict[str, UUID] = {}
@@ -105,7 +104,7 @@ class City:
             else:
                 self._sleep_until(ends)
                 _, _, claim, worker = heapq.heappop(self._running)
-                attempts.succeed(self._session, claim, result={}, artifacts=[], timings={}, steps=0)
+                self._line.finish(claim)
                 self._idle.append(worker)
             self._session.commit()
             self._claim()
@@ -118,20 +117,10 @@ class City:
 
     def _submit(self, arrival: Arrival) -> None:
         if arrival.tenant not in self._tenants:
-            tenant = Tenant(name=arrival.tenant)
-            self._session.add(tenant)
-            self._session.flush()
-            self._tenants[arrival.tenant] = tenant.id
-        job = Job(
-            tenant_id=self._tenants[arrival.tenant], type=JobType.EVALUATE, queue=QUEUE, spec={}, inputs={},
-            summary="a job", max_attempts=3, priority=arrival.priority.rank,
-        )  # fmt: skip
-        self._session.add(job)
-        self._session.flush()
-        self._session.execute(*fairness.enter(job.tenant_id, job.id, quantum=SETTINGS.quantum))
+            self._tenants[arrival.tenant] = self._line.tenant(arrival.tenant)
+        (job_id,) = self._line.join(self._tenants[arrival.tenant], priority=arrival.priority)
         self._session.commit()
-        said = self._runner.run(self._ask(job.id))
-        self.stories[job.id] = Story(arrival=arrival, said=said)
+        self.stories[job_id] = Story(arrival=arrival, said=self._runner.run(self._ask(job_id)))
 
     async def _ask(self, job_id: UUID) -> QueueView:
         async with AsyncSession(self._readers) as session:

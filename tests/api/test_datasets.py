@@ -5,6 +5,7 @@ import io
 import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from typing import Any
 
 import httpx
@@ -16,7 +17,7 @@ from shared.ids import parse
 from shared.jobs.rows import Dataset, Job
 from shared.settings import Settings
 from shared.storage import Storage
-from tests.api.support import Owner
+from tests.api.support import Owner, serving
 from tests.api.test_bad_input import refused
 
 CountRows = Callable[[], dict[str, int]]
@@ -251,3 +252,18 @@ def test_datasets_are_listed_newest_first(owner: Owner) -> None:
     second = owner.client.get(first.links["next"]["url"])
 
     assert [one["id"] for one in first.json()["data"] + second.json()["data"]] == made[::-1]
+
+
+def test_an_upload_that_might_be_collected_before_it_is_recorded_is_not_recorded(
+    settings: Settings, make_owner: Any, count_rows: CountRows
+) -> None:
+    """What nothing names is collected at some age: a dataset must be there long before its file has that age."""
+    jobs = settings.jobs.model_copy(update={"orphan_grace": timedelta(microseconds=1)})
+    with serving(settings.model_copy(update={"jobs": jobs})) as url:
+        owner = make_owner(url=url)
+        before = count_rows()
+
+        answer = upload(owner)
+
+    assert (answer.status_code, "Retry-After" in answer.headers) == (503, True)
+    assert count_rows() == before
