@@ -32,6 +32,7 @@ from shared.errors import (
     StorageUnavailable,
     UploadFailed,
 )
+from shared.jobs.keys import artifact_key
 from shared.settings import Settings
 from shared.storage import DigestMismatch, ObjectMissing, Storage
 from worker.cache import ObjectCache
@@ -122,7 +123,7 @@ class RunnerRun:
     def publish(
         self, kind: str, name: str, body: bytes | Path, *, media_type: str, metadata: Mapping[str, Any] | None = None
     ) -> StoredObject:
-        key = f"jobs/{self._assignment.job_id}/{self._assignment.fence}/{name}"
+        key = artifact_key(self._assignment.job_id, self._assignment.fence, name)
         try:
             stored = self._patiently(
                 lambda: self._runner.storage.put(key, body, media_type=media_type), leaving=kind == "checkpoint"

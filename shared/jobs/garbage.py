@@ -8,8 +8,8 @@ or done by several at once. No object is ever deleted that a committed row names
   that does not is never like that again: only a claim gives a lease, and it takes a higher fence. So a statement that
   finds an attempt over sees all that the attempt has committed, and nothing will follow. It must be one statement:
   two would see two moments, and the commit may lie between them.
-* What names an upload is its dataset, which is there before it or follows it soon (``LONGEST_UPLOAD``); the object is
-  of age only after that.
+* What names an upload is its dataset, which is there before it, or is committed before the object has half the age at
+  which it may be collected (``api/intake.py``).
 * An artifact that was removed keeps its row, and keys are unique: no other artifact will have that key.
 
 The second look, a round after the first, is made of the same statement. It is for what is not foreseen here.
