@@ -14,14 +14,17 @@ from tests.chaos.nemesis import Goals
 from tests.chaos.run import Wanted, run
 from tests.chaos.servers import Setup
 
+logger = logging.getLogger("tests.chaos")
+
 
 def main() -> int:
     options = _options()
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("tests.chaos").setLevel(logging.INFO)
+    logger.setLevel(logging.INFO)
     # A run that is told to end ends what it started.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     folder = options.folder or Path(tempfile.mkdtemp(prefix="noisemill-chaos-"))
+    logger.info("working in %s", folder)
     setup = Setup(
         folder=folder,
         workers=options.workers,

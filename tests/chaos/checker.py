@@ -168,6 +168,16 @@ class Checker:
         named = {one.key for one in self.history.artifacts}
         return sum(key.startswith("jobs/") and key not in named for key in self.history.objects)
 
+    def interventions(self) -> int:
+        """Jobs that were canceled or retried though no client of the run asked for it: by hand, then."""
+        canceled = {parse("job", ticket.job_id) for ticket in self.tickets if "cancel" in ticket.told}
+        known = {parse("job", ticket.job_id) for ticket in self.tickets}
+        return sum(
+            (job.cancel_requested_at is not None and job.id not in canceled)
+            or (job.retry_of is not None and job.id not in known)
+            for job in self.history.jobs
+        )
+
     def _job(self, ticket: Ticket) -> Job | None:
         return self.history.by_id.get(parse("job", ticket.job_id))
 

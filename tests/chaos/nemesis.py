@@ -4,6 +4,7 @@ Three streams run at once: kills, zombies (a worker is stopped until its lease i
 what the processes depend on. Nothing is repaired by hand: killed processes are restarted by the installation.
 """
 
+import logging
 import random
 import signal
 import time
@@ -22,6 +23,8 @@ from sqlalchemy import Row, text
 from sqlalchemy.exc import SQLAlchemyError
 
 from tests.chaos.servers import Installation, WorkerProcesses
+
+logger = logging.getLogger(__name__)
 
 KILLS: Final[Mapping[str, int]] = {"kill_runner": 5, "kill_supervisor": 3, "kill_worker": 4, "kill_api": 2}
 """Each with its weight."""
@@ -101,8 +104,11 @@ class Nemesis:
         self._engine = installation.engine()
         self._stopped: dict[str, _Stopped] = {}
         self._ending = Event()
-        self._streams = [Thread(target=self._kill_on), Thread(target=self._stop_on), Thread(target=self._outages_on)]
+        streams = (self._kill_on, self._stop_on, self._outages_on)
+        self._streams = [Thread(target=self._guard, args=(stream,), name=stream.__name__) for stream in streams]
         self.faults: list[Fault] = []
+        self.failures: list[str] = []
+        """What ended a stream of faults that should have gone on: a bug of ours."""
 
     @property
     def kills(self) -> int:
@@ -132,6 +138,13 @@ class Nemesis:
         for stream in self._streams:
             stream.join()
         self._engine.dispose()
+
+    def _guard(self, stream: Callable[[], None]) -> None:
+        try:
+            stream()
+        except Exception as error:
+            logger.exception("a stream of faults has ended")
+            self.failures.append(f"{stream.__name__}: {type(error).__name__}: {error}")
 
     # Kills
 
@@ -172,7 +185,7 @@ class Nemesis:
 
     def _choose_worker(self, chance: random.Random, *, after: float = 0.0) -> WorkerProcesses | None:
         """A worker that has held a job for some seconds, if enough others do."""
-        busy = {row.worker.partition("@")[0] for row in self._ask(_HELD, age=after)} - self._stopped.keys()
+        busy = {row.worker.partition("@")[0] for row in self._ask(_HELD, age=after)} - set(self._stopped)
         up = [found for name in sorted(busy) if (found := self._installation.processes(name)) is not None]
         return chance.choice(up) if len(up) > min(self._goals.spared, len(self._installation.workers) - 1) else None
 

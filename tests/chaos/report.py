@@ -56,6 +56,7 @@ def judge(checker: Checker, happened: Sequence[Fault], complaints: Sequence[str]
     """Check the history, and count what happened."""
     history = checker.history
     duplicates, lost, wrong = list(checker.duplicates()), list(checker.lost()), list(checker.wrong_bytes())
+    by_hand = [f"{count} jobs were canceled or retried by hand"] if (count := checker.interventions()) else []
     others = [checker.objects(), checker.endings(), checker.attempts(), checker.events(), checker.usage()]
     return Report(
         jobs=len(checker.tickets),
@@ -67,8 +68,8 @@ def judge(checker: Checker, happened: Sequence[Fault], complaints: Sequence[str]
         lost=len(lost),
         wrong_bytes=len(wrong),
         orphans=checker.orphans(),
-        manual_actions=0,
-        violations=[*complaints, *duplicates, *lost, *wrong, *(found for rule in others for found in rule)],
+        manual_actions=count,
+        violations=[*complaints, *by_hand, *duplicates, *lost, *wrong, *(found for rule in others for found in rule)],
         **counted,
     )
 

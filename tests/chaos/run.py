@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -75,7 +76,11 @@ class Run:
         logger.info("nothing is broken any more; %d of %d orders are placed", load.done, load.released)
         is_placed = load.finish(_HEALING_LIMIT)
         self._wait_for_the_end(_HEALING_LIMIT)
-        complaints = [*load.complaints, *([] if is_placed else ["a client still waits for its answer"])]
+        complaints = [
+            *load.complaints,
+            *nemesis.failures,
+            *([] if is_placed else ["a client still waits for its answer"]),
+        ]
         if nemesis.progress < 1:
             complaints.append(f"the goals were not met: {nemesis.kills} kills, {nemesis.zombies} zombies")
         return self._judge(load, nemesis, complaints)
@@ -100,7 +105,11 @@ class Run:
         wanted, deadline = self._wanted, time.monotonic() + self._wanted.limit
         orders = plan(self._catalogue, wanted.jobs, wanted.setup.seed, wanted.kinds)
         told = 0.0
-        while time.monotonic() < deadline and (load.released < wanted.jobs or nemesis.progress < 1):
+        while (
+            time.monotonic() < deadline
+            and not nemesis.failures
+            and (load.released < wanted.jobs or nemesis.progress < 1)
+        ):
             for order in islice(orders, self._room(load, nemesis.progress)):
                 load.release(order)
             if time.monotonic() - told > 10:
@@ -176,5 +185,7 @@ def run(wanted: Wanted) -> Report:
     installation = Installation(wanted.setup)
     with installation.running(), Run(wanted, installation) as chaos:
         report = chaos.go()
+    for data in ("postgres", "valkey", "cache", "s3"):  # what they held is in the history
+        shutil.rmtree(wanted.setup.folder / data, ignore_errors=True)
     report.write(wanted.setup.folder / "report.json")
     return report

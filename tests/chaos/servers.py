@@ -24,7 +24,7 @@ from sqlalchemy import Engine
 from noisemill.local.plan import _base_env
 from noisemill.local.ports import free_port
 from noisemill.local.processes import MARK, LocalError, Part, Process, launch, open_log, stop, sweep, wait_ready
-from noisemill.local.servers import LOOPBACK, Postgres, Valkey
+from noisemill.local.servers import Postgres, Valkey
 from noisemill.local.services import Command, S3Access, Wiring, noisemill_services
 from shared.database import make_engine
 from shared.settings import DatabaseSettings
@@ -185,7 +185,7 @@ class Installation:
                 parent = psutil.Process(pid)
                 for child in parent.children():
                     for runner in child.children():
-                        if "worker.runner" in " ".join(runner.cmdline()) or self._is_stand_in(runner):
+                        if "worker.runner" in " ".join(runner.cmdline()):
                             return WorkerProcesses(name=name, parent=parent, child=child, runner=runner)
         return None
 
@@ -193,12 +193,9 @@ class Installation:
         """How often each part was started again."""
         return {name: kept.restarts for name, kept in self._kept.items() if kept.restarts}
 
-    def _is_stand_in(self, process: psutil.Process) -> bool:
-        return "--fd" in process.cmdline() and self.setup.app in process.cmdline()
-
     def _adjusted(self, command: Command) -> Command:
         """The same command, for every queue and with the app of this run."""
-        argv = ["train,generate,ingest" if word == "generate,ingest" else word for word in command.argv]
+        argv = [_QUEUES if word == "generate,ingest" else word for word in command.argv]
         return replace(command, argv=[self.setup.app if word == "worker.app" else word for word in argv])
 
     def _env(self, name: str) -> dict[str, str]:
@@ -245,8 +242,3 @@ class Installation:
             return
         again = self._kept[kept.part.name]
         again.pause, again.restarts = pause, kept.restarts + 1
-
-
-def direct_broker(installation: Installation) -> tuple[str, int, str]:
-    """Host, port and password of Valkey itself, past the proxy."""
-    return LOOPBACK, installation.valkey.port, installation.valkey.password

@@ -245,3 +245,12 @@ def test_a_planted_bug_is_found_by_the_rule_meant_for_it(history: History, bug: 
 def test_a_success_after_an_acknowledged_cancel_is_found(history: History) -> None:
     assert list(checker(history, cancel="canceling").endings())
     assert not list(checker(history, cancel="succeeded").endings())
+
+
+def test_a_cancel_that_no_client_asked_for_is_an_intervention(history: History) -> None:
+    assert checker(history).interventions() == 0
+
+    history.jobs[0].cancel_requested_at = at(5)
+
+    assert checker(history).interventions() == 1
+    assert checker(history, cancel="succeeded").interventions() == 0
