@@ -9,9 +9,10 @@ import json
 import logging
 import random
 import sys
-import time
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
+from threading import Event
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from sqlalchemy import Engine
@@ -30,6 +31,7 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+_LEASE: Final = "janitor"
 _FIRST_ROUND: Final = timedelta(minutes=1)
 """After the start, or one period after it if that is shorter."""
 
@@ -53,18 +55,19 @@ class Janitor:
             self._chores = chores(self._settings, Storage(self._settings.s3), self._transact)
         return self._chores
 
-    def run_forever(self) -> None:
-        """Do rounds until the process ends."""
+    def run_until(self, over: Event) -> None:
+        """Do rounds until ``over``, then leave them to another worker."""
         period = self._settings.worker.collect
         pause = min(period, _FIRST_ROUND)
-        while True:
-            # Workers that were started together do not ask together.
-            time.sleep(pause.total_seconds() * random.uniform(0.5, 1))
+        # Workers that were started together do not ask together.
+        while not over.wait(pause.total_seconds() * random.uniform(0.5, 1)):
             pause = period
             try:
                 self.round()
             except Exception:
                 logger.exception("housekeeping failed, trying again")
+        with suppress(SQLAlchemyError):
+            self._transact(lambda s: upkeep.release(s, _LEASE, self._name))
 
     def round(self) -> None:
         """Do every chore once, unless another worker does them. One that fails does not keep the others."""
@@ -86,7 +89,7 @@ class Janitor:
     def _is_mine(self) -> bool:
         lease = self._settings.worker.collect * 2
         try:
-            return self._transact(lambda s: upkeep.hold(s, "janitor", self._name, lease))
+            return self._transact(lambda s: upkeep.hold(s, _LEASE, self._name, lease))
         except SQLAlchemyError as error:
             logger.warning("housekeeping failed, trying again: %s", str(error).splitlines()[0])
             return False

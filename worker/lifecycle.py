@@ -117,7 +117,7 @@ def _child_starts(**_: Any) -> None:
     ticker = Ticker(settings, engine, make_celery(settings.broker), supervisor, host=socket.gethostname())
     janitor = Janitor(settings, engine, name=supervisor.name)
     signal.signal(DRAIN, lambda *_: supervisor.drain())
-    housekeeping = (ticker.run_forever, ticker.publish_forever, janitor.run_forever)
+    housekeeping = (ticker.run_forever, ticker.publish_forever, partial(janitor.run_until, supervisor.draining))
     for loop in (*housekeeping, lambda: _poll(supervisor), lambda: _die_with(parent)):
         Thread(target=loop, daemon=True).start()
 
