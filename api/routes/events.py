@@ -57,7 +57,7 @@ async def list_events(
     position: Annotated[Position, Depends()],
     accept: Annotated[str, Header(include_in_schema=False)] = "",
 ) -> Page[EventView]:
-    """What happened to a job, numbered from 1 without a gap.
+    """What happened to a job, numbered from 1 without a gap. Of one that ended long ago only changes of state are left.
 
     With `Accept: text/event-stream`, a stream of server-sent events whose `id` is that number: first what happened
     already, then what happens, until the event that ends the job.
