@@ -9,22 +9,29 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import httpx
 import pytest
-from sqlalchemy import Engine
+from sqlalchemy import Engine, func, update
+from sqlalchemy.orm import Session
+from sqlmodel import col
 
 from api import stream
+from noisemill import Client
 from noisemill.local.ports import free_port
 from shared.events import EventBell
 from shared.ids import parse
+from shared.jobs.retention import LogDuty
+from shared.jobs.rows import Job
 from shared.settings import Settings
 from tests.api.conftest import MakeOwner
 from tests.api.support import Owner, claim, environment, make_settings, note, serving, succeed
 from tests.conftest import WaitUntil
 
 STREAM = {"Accept": "text/event-stream"}
+MONTH = timedelta(days=30)
 
 
 @dataclass
@@ -102,6 +109,28 @@ def test_a_stream_brings_what_happens_as_soon_as_the_bell_rings(
         succeed(engine, claimed)
         bell.ring(claimed.job_id)
         assert [one.id for one in messages] == [6]
+
+
+@pytest.mark.parametrize(("last_seen", "seen"), [(0, [1, 2, 6]), (1, [2, 6]), (3, [6]), (5, [6])])
+def test_of_a_log_that_was_pruned_what_is_left_is_read_to_its_end(
+    owner: Owner, engine: Engine, last_seen: int, seen: list[int]
+) -> None:
+    job = owner.train()
+    claimed = claim(engine, job["id"])
+    for number in range(3):
+        note(engine, claimed, str(number))
+    succeed(engine, claimed)
+    with Session(engine) as session, session.begin():
+        session.execute(update(Job).where(col(Job.id) == claimed.job_id).values(completed_at=func.now() - MONTH))
+        LogDuty(lifetime=MONTH).do(session, limit=1000)
+
+    with Client(str(owner.client.base_url), owner.key) as client:
+        followed = [event.seq for event in client.events(job["id"], after=last_seen)]
+    with listening(owner, job, **{"Last-Event-ID": str(last_seen)}) as messages:
+        streamed = [one.id for one in messages]
+
+    assert (streamed, followed) == (seen, seen)
+    assert owner.client.get(job["urls"]["events"], headers=STREAM | {"Last-Event-ID": "6"}).status_code == 204
 
 
 def test_a_resumed_stream_has_neither_gap_nor_double(owner: Owner, engine: Engine, settings: Settings) -> None:
