@@ -37,6 +37,8 @@ OUTAGES: Final[Mapping[str, int]] = {
 _S3_SHARE: Final = {"error": 0.6, "stall": 0.3, "reset": 0.4, "truncate": 0.6, "lie": 0.4}
 _ZOMBIE_PATIENCE: Final = 20.0
 """Seconds that a zombie sleeps on at most, for the next attempt to begin."""
+_LONGEST_OUTAGE: Final = 40.0
+"""Seconds that storage fails at most."""
 LIE_SHARE: Final = 0.2
 """Of the commits while there are lies; half of them are executed, so one in ten executes and reports failure."""
 
@@ -267,14 +269,25 @@ class Nemesis:
                 self.faults.append(fault)
 
     def _break_s3(self, kind: str, chance: random.Random) -> None:
+        if kind in ("reset", "truncate"):  # or nothing would be downloaded while that breaks
+            self._installation.forget_downloads()
         self._installation.s3.faults.begin(kind, _S3_SHARE[kind])
-        self._ending.wait(chance.uniform(4, 10))
+        self._wait_for_hits(kind, chance.uniform(4, 10))
         self._installation.s3.faults.end()
 
     def _fill_disk(self, chance: random.Random) -> None:
         self._installation.disk.fill()
-        self._ending.wait(chance.uniform(3, 8))
+        self._wait_for_hits("disk_full", chance.uniform(3, 8))
         self._installation.disk.free()
+
+    def _wait_for_hits(self, kind: str, seconds: float) -> None:
+        """At least so long, and on until a request was hit: what nobody meets is no fault."""
+        hits, began = self._installation.s3.faults.hits, time.monotonic()
+        before = hits[kind]
+        while not self._ending.wait(0.2):
+            spent = time.monotonic() - began
+            if spent > _LONGEST_OUTAGE or (spent > seconds and hits[kind] > before):
+                return
 
     def _flush_broker(self, chance: random.Random) -> None:
         valkey = self._installation.valkey

@@ -19,6 +19,7 @@ class Report:
 
     seed: int
     jobs: int
+    """Accepted while things went wrong; those of the undisturbed run before are in the other counts only."""
     ended: dict[str, int]
     faults: dict[str, int]
     attempts: dict[str, int]
@@ -59,7 +60,6 @@ def judge(checker: Checker, happened: Sequence[Fault], complaints: Sequence[str]
     by_hand = [f"{count} jobs were canceled or retried by hand"] if (count := checker.interventions()) else []
     others = [checker.objects(), checker.endings(), checker.attempts(), checker.events(), checker.usage()]
     return Report(
-        jobs=len(checker.tickets),
         ended=dict(sorted(Counter(job.state.value for job in history.jobs).items())),
         attempts=dict(sorted(Counter(_cause(attempt) for attempt in history.attempts).items())),
         recovery_s=recovery(history, happened),

@@ -161,6 +161,7 @@ class Run:
             nemesis.faults,
             complaints,
             seed=self._wanted.setup.seed,
+            jobs=len(load.tickets),
             faults=nemesis.counts(),
             kills=nemesis.kills,
             restarts=dict(self._installation.restarts()),

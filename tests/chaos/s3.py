@@ -107,6 +107,7 @@ class _Handler(BaseHTTPRequestHandler):
         except Refused as refused:
             answer = error_answer(refused)
         except OSError as error:  # the disk: MinIO's words for it
+            self.s3.faults.hits["disk_full"] += 1
             answer = error_answer(Refused(507, "XMinioStorageFull", error.strerror or "the disk failed"))
         if fault == "lie":
             return self._lie()

@@ -38,6 +38,9 @@ _QUEUES: Final = "train,generate,ingest"
 _FIRST_PAUSE, _LONGEST_PAUSE, _SETTLED = 0.1, 10.0, 10.0
 """Seconds before a restart, doubled for each that did not live for ``_SETTLED``: Docker's, with a lower ceiling."""
 
+_IN_USE: Final = 5.0
+"""Seconds since a cached file was asked for, in which somebody may be about to open it."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Setup:
@@ -188,6 +191,13 @@ class Installation:
                         if "worker.runner" in " ".join(runner.cmdline()):
                             return WorkerProcesses(name=name, parent=parent, child=child, runner=runner)
         return None
+
+    def forget_downloads(self) -> None:
+        """Empty the workers' cache of what nobody has just asked for, as workers do that need the room."""
+        for path in self.wiring.cache.glob("*"):
+            with suppress(FileNotFoundError):
+                if time.time() - path.stat().st_mtime > _IN_USE:
+                    path.unlink()
 
     def restarts(self) -> Mapping[str, int]:
         """How often each part was started again."""
