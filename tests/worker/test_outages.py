@@ -17,6 +17,7 @@ from shared.settings import S3Settings
 from shared.storage import Storage
 from tests.chaos.objects import Disk
 from tests.chaos.s3 import S3Server
+from tests.conftest import WaitUntil
 from tests.worker.conftest import Workplace
 from worker.cache import ObjectCache
 from worker.run import Assignment, InputDamaged, Stopped, StopReason, StoredObject
@@ -118,6 +119,25 @@ def test_a_download_arrives_whole_through_an_outage(strict: S3Server, tmp_path: 
     path = _run(supervised).fetch(StoredObject(key="k", sha256=stored.sha256, size_bytes=stored.size_bytes))
 
     assert path.read_bytes() == body
+
+
+def test_a_body_that_is_cut_off_is_not_taken_for_a_damaged_object(
+    strict: S3Server, tmp_path: Path, wait_until: WaitUntil
+) -> None:
+    """However often it is, also where the server announces the shorter body."""
+    supervised = _connected(strict, tmp_path)
+    stored = supervised.storage.put("k", bytes(range(256)) * 400, media_type="text/plain")
+    strict.faults.begin("truncate", share=1)
+    paths: list[Path] = []
+    wanted = StoredObject(key="k", sha256=stored.sha256, size_bytes=stored.size_bytes)
+    download = Thread(target=lambda: paths.append(_run(supervised).fetch(wanted)), daemon=True)
+    download.start()
+
+    wait_until(lambda: strict.faults.hits["truncate"] > 6, timeout=60)
+    strict.faults.end()
+    download.join(60)
+
+    assert [path.stat().st_size for path in paths] == [stored.size_bytes]
 
 
 def _damaged(strict: S3Server, supervised: Supervised) -> StoredObject:
