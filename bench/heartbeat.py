@@ -87,7 +87,7 @@ def measure(run: RunnerRun, seconds: float) -> dict[str, Any]:
         "step_ms_without": round(1000 * without, 3),
         "step_ms_with": round(1000 * with_, 3),
         "inside_us": {"cpu": _microseconds(spent), "passed": _microseconds(passed)},
-        "share_cpu": round(statistics.fmean(spent) / without, 6),
+        "share_cpu": round(statistics.fmean(spent) / STEP_SECONDS, 6),
         "share_passed": round(statistics.fmean(passed) / without, 6),
         "share_by_medians": round(with_ / without - 1, 6),
     }
