@@ -1,23 +1,24 @@
-"""Tenants, jobs and workers on a simulated clock, over the real SQL: the database's clock is put forward."""
+"""Tenants, jobs and workers on a simulated clock, over the real SQL, whose clock stands until it is put forward."""
 
 import asyncio
 import heapq
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from types import TracebackType
 from typing import Self
 from uuid import UUID
 
-from sqlalchemy import create_engine, text
+from sqlalchemy import create_engine, select, text
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
+from sqlmodel import col
 
 from api import waiting
 from shared.jobs import claims, workers
 from shared.jobs.attempts import Claim
 from shared.jobs.rows import Job
-from shared.jobs.state import Priority
+from shared.jobs.state import JobState, Priority
 from shared.wire import QueueView
 from tests.shared.line import SETTINGS, TERMS, Line
 
@@ -25,10 +26,10 @@ QUEUE = "generate"
 
 # Found before PostgreSQL's own, by the search path below. Defaults of columns name theirs once and for all.
 _CLOCK = """
-CREATE TABLE city_clock (ahead interval NOT NULL);
-INSERT INTO city_clock VALUES ('0');
+CREATE TABLE city_clock (now timestamptz NOT NULL);
+INSERT INTO city_clock VALUES ('2026-01-05T09:30:00Z');
 CREATE FUNCTION public.clock_timestamp() RETURNS timestamptz LANGUAGE sql VOLATILE AS
-    $$ SELECT pg_catalog.clock_timestamp() + ahead FROM public.city_clock $$;
+    $$ SELECT now FROM public.city_clock $$;
 DO $$ DECLARE one record; BEGIN
     FOR one IN SELECT table_name AS of, column_name AS name FROM information_schema.columns
         WHERE table_schema = 'public' AND column_default LIKE '%clock_timestamp()%'
@@ -68,19 +69,18 @@ class City:
     def __init__(self, database: str, *, num_workers: int) -> None:
         self._engine = create_engine(database, connect_args=_OPTIONS)
         self._readers = create_async_engine(database, connect_args=_OPTIONS)
-        self._session = Session(self._engine)
-        self._line = Line(self._session)
+        self.session = Session(self._engine)
+        self.line = Line(self.session)
         self._runner = asyncio.Runner()
         self._clock = 0.0
         self._tenants: dict[str, UUID] = {}
         self._idle = [f"w{number}" for number in range(num_workers)]
         self._running: list[tuple[float, int, Claim, str]] = []
         self.stories: dict[UUID, Story] = {}
-        self._session.execute(text(_CLOCK))
+        self.session.execute(text(_CLOCK))
         for name in self._idle:
-            says = {"host": "h", "pid": 1, "device": None, "state": "idle", "job_id": None}
-            workers.sign_in(self._session, name=name, queues=[QUEUE], **says)
-        self._session.commit()
+            self.sign_in(name, [QUEUE])
+        self.session.commit()
 
     def __enter__(self) -> Self:
         return self
@@ -90,7 +90,7 @@ class City:
     ) -> None:
         self._runner.run(self._readers.dispose())
         self._runner.close()
-        self._session.close()
+        self.session.close()
         self._engine.dispose()
 
     def live(self, arrivals: Iterable[Arrival]) -> list[Story]:
@@ -99,40 +99,49 @@ class City:
         while coming or self._running:
             ends = self._running[0][0] if self._running else float("inf")
             if coming and coming[0].at <= ends:
-                self._sleep_until(coming[0].at)
+                self.sleep(coming[0].at - self._clock)
                 self._submit(coming.pop(0))
             else:
-                self._sleep_until(ends)
+                self.sleep(ends - self._clock)
                 _, _, claim, worker = heapq.heappop(self._running)
-                self._line.finish(claim)
+                self.line.finish(claim)
                 self._idle.append(worker)
-            self._session.commit()
+            self.session.commit()
             self._claim()
         return list(self.stories.values())
 
-    def _sleep_until(self, moment: float) -> None:
-        passed, self._clock = timedelta(seconds=moment - self._clock), moment
-        self._session.execute(text("UPDATE city_clock SET ahead = ahead + :passed"), {"passed": passed})
-        self._session.execute(text("UPDATE workers SET seen_at = clock_timestamp()"))
+    def sign_in(self, worker: str, queues: Sequence[str]) -> None:
+        says = {"host": "h", "pid": 1, "device": None, "state": "idle", "job_id": None}
+        workers.sign_in(self.session, name=worker, queues=list(queues), **says)
+
+    def sleep(self, seconds: float) -> None:
+        """Let time pass, while the workers go on saying that they live."""
+        self._clock += seconds
+        passed = timedelta(seconds=seconds)
+        self.session.execute(text("UPDATE city_clock SET now = now + :passed"), {"passed": passed})
+        self.session.execute(text("UPDATE workers SET seen_at = clock_timestamp()"))
 
     def _submit(self, arrival: Arrival) -> None:
         if arrival.tenant not in self._tenants:
-            self._tenants[arrival.tenant] = self._line.tenant(arrival.tenant)
-        (job_id,) = self._line.join(self._tenants[arrival.tenant], priority=arrival.priority)
-        self._session.commit()
-        self.stories[job_id] = Story(arrival=arrival, said=self._runner.run(self._ask(job_id)))
+            self._tenants[arrival.tenant] = self.line.tenant(arrival.tenant)
+        (job_id,) = self.line.join(self._tenants[arrival.tenant], priority=arrival.priority)
+        self.stories[job_id] = Story(arrival=arrival, said=self.look(job_id)[job_id])
 
-    async def _ask(self, job_id: UUID) -> QueueView:
+    def look(self, *job_ids: UUID) -> dict[UUID, QueueView]:
+        """What is said now of these jobs, or of all that wait."""
+        self.session.commit()
+        return self._runner.run(self._look(job_ids))
+
+    async def _look(self, job_ids: Sequence[UUID]) -> dict[UUID, QueueView]:
+        wanted = select(Job).where(col(Job.id).in_(job_ids) if job_ids else col(Job.state) == JobState.QUEUED)
         async with AsyncSession(self._readers) as session:
-            job = await session.get_one(Job, job_id)
-            queue = (await waiting.facts(session, [job], SETTINGS))[job_id].queue
-        assert queue is not None
-        return queue
+            facts = await waiting.facts(session, (await session.scalars(wanted)).all(), SETTINGS)
+        return {job_id: fact.queue for job_id, fact in facts.items() if fact.queue is not None}
 
     def _claim(self) -> None:
         while self._idle:
-            claimed = claims.claim(self._session, worker=self._idle[-1], queues=[QUEUE], terms=TERMS)
-            self._session.commit()
+            claimed = claims.claim(self.session, worker=self._idle[-1], queues=[QUEUE], terms=TERMS)
+            self.session.commit()
             if not claimed:
                 return
             story = self.stories[claimed[0].job_id]

@@ -38,6 +38,7 @@ def share(stories: list[Story], bound: str) -> float:
     return len(kept) / len(stories)
 
 
+@pytest.mark.timeout(900)
 def test_jobs_start_by_their_p50_about_half_the_time_and_by_their_p90_mostly(database: str) -> None:
     with City(database, num_workers=NUM_WORKERS) as city:
         stories = city.live(arrivals(seed=1, count=300))
