@@ -1,4 +1,4 @@
-"""``python -m tests.model NAME…``: run searches by name on a PostgreSQL of its own, and print how much was searched."""
+"""``python -m tests.model``: the page ``docs/model-check.md``; with names from ``sizes.py``, only how big those are."""
 
 import sys
 import tempfile
@@ -14,6 +14,7 @@ from noisemill.local.servers import Postgres
 from shared.migrations import migrate
 from tests.conftest import _running as running
 from tests.model import sizes
+from tests.model.page import page
 from tests.model.prepared import prepared
 from tests.model.search import searching
 
@@ -30,6 +31,9 @@ def fresh_connection() -> Iterator[Connection]:
 
 def main() -> None:
     with fresh_connection() as connection:
+        if not sys.argv[1:]:
+            for line in page(connection):
+                print(line, flush=True)
         for name in sys.argv[1:]:
             began, cpu = time.monotonic(), time.process_time()
             with searching(connection, getattr(sizes, name.upper())) as search:

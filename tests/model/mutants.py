@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 import pytest
-from sqlalchemy import literal, text
+from sqlalchemy import Connection, literal, text
 from sqlalchemy.orm import Session
 from sqlmodel import col
 
@@ -23,7 +23,9 @@ from tests.model import planting
 from tests.model.database import Operation
 from tests.model.operations import Operations
 from tests.model.planting import Plant, cases, claim_text, values, within
-from tests.model.sizes import DEADLINE, EVERYTHING, OUTBOX
+from tests.model.search import searching
+from tests.model.sizes import DEADLINE, EVERYTHING, OUTBOX, REQUESTS, WORKERS
+from tests.model.violation import Violation
 from tests.model.world import Adversary, Move, Rules, Worker, World
 
 
@@ -33,7 +35,7 @@ class Mutant:
 
     name: str
     plant: Plant = lambda patch: None
-    rules: Rules = field(default_factory=lambda: EVERYTHING)
+    rules: Rules = field(default_factory=lambda: WORKERS)
     adversary: type[Adversary] = Adversary
     equivalent: str | None = None
     """Why it breaks no promise."""
@@ -159,17 +161,17 @@ MUTANTS: Final = (
     Mutant(name="expire what has started", plant=planting.expire_what_has_started, rules=DEADLINE),
     Mutant(name="losses without a limit", plant=cases(upkeep, _no_loss_cap)),
     Mutant(name="failures without a limit", plant=cases(attempts, _no_failure_cap)),
-    Mutant(name="a pause outlives the last attempt", plant=cases(upkeep, _paused_before_failed)),
+    Mutant(name="a pause outlives the last attempt", plant=cases(upkeep, _paused_before_failed), rules=REQUESTS),
     Mutant(name="mark the bell, then send it", plant=planting.mark_before_send, rules=OUTBOX),
     Mutant(name="no bell for a new job", plant=planting.submit_without_a_bell, rules=OUTBOX),
     Mutant(name="no bell after a lost lease", plant=within(upkeep, "reap", planting.no_bell), rules=OUTBOX),
     Mutant(name="no bell after a failure", plant=within(attempts, "fail", planting.no_bell), rules=OUTBOX),
     Mutant(name="no bell after an interruption", plant=within(attempts, "hand_back", planting.no_bell), rules=OUTBOX),
     Mutant(name="no bell after a resume", plant=within(requests, "resume", planting.no_bell), rules=OUTBOX),
-    Mutant(name="no redispatcher, and a lost message", plant=_no_redispatch),
+    Mutant(name="no redispatcher, and a lost message", plant=_no_redispatch, rules=EVERYTHING),
     Mutant(name="no reaper", plant=lambda patch: patch.setattr(upkeep, "reap", lambda session: [])),
-    Mutant(name="cancel what has ended", plant=within(requests, "cancel", _cancel_anything)),
-    Mutant(name="success after a cancel", plant=_success_wins),
+    Mutant(name="cancel what has ended", plant=within(requests, "cancel", _cancel_anything), rules=REQUESTS),
+    Mutant(name="success after a cancel", plant=_success_wins, rules=REQUESTS),
     Mutant(name="one key for all attempts", plant=_shared_key),
     Mutant(name="commit before the upload", adversary=FinishesBeforeItUploads),
     Mutant(name="an attempt is left open when its job is queued", plant=planting.attempts_left_open),
@@ -181,13 +183,21 @@ MUTANTS: Final = (
     Mutant(
         name="reclaim what is over",
         plant=_reclaim_anything,
-        rules=OUTBOX,
         equivalent="An attempt that is over has ended_at, which is asked for as well.",
     ),
     Mutant(
         name="end again without looking",
         plant=_never_look,
-        rules=OUTBOX,
         equivalent="The fence refuses the second end; looking saves a worker from trying for a whole lease.",
     ),
 )
+
+
+def find(connection: Connection, mutant: Mutant) -> Violation | None:
+    """What the search says about the product with this bug."""
+    try:
+        with mutant.planted(), searching(connection, mutant.rules, mutant.adversary) as search:
+            search.run()
+    except Violation as broken:
+        return broken
+    return None

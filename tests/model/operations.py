@@ -231,7 +231,12 @@ class Operations:
         return Operation("hand_back", (fence,), lambda session: _hand_back(session, self.job_id, fence))
 
     def outcome_of(self, fence: int) -> Operation:
-        return Operation("outcome_of", (fence,), lambda session: attempts.outcome_of(session, self.job_id, fence))
+        """Answers whether the attempt has ended: more does not matter to its worker."""
+
+        def run(session: Session) -> Hashable:
+            return attempts.outcome_of(session, self.job_id, fence) is not None
+
+        return Operation("outcome_of", (fence,), run)
 
     # What keeps jobs moving.
 

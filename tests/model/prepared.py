@@ -20,6 +20,7 @@ def prepared(url: str) -> Iterator[Connection]:
     with pytest.MonkeyPatch.context() as patch, engine.connect() as connection:
         # Else it reads each longer statement anew, to find its parameters.
         patch.setattr(psycopg._queries, "MAX_CACHED_STATEMENT_LENGTH", 100_000)
+        patch.setattr(psycopg._queries, "MAX_CACHED_STATEMENT_PARAMS", 1_000)
         raw: Any = connection.connection.driver_connection
         raw.execute(INSTALL)
         raw.execute("SET jit = off")

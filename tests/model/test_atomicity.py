@@ -11,12 +11,16 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as StillRunning
 from itertools import product
 from typing import Any, Final
+from uuid import UUID
 
 import pytest
-from sqlalchemy import Connection, Engine, create_engine, text
+from sqlalchemy import ColumnElement, Connection, Engine, create_engine, text
 from sqlalchemy.orm import Session
+from sqlmodel import col
 
 from shared.errors import UploadFailed
+from shared.jobs import requests
+from shared.jobs.rows import Job
 from tests.model.canonical import JUMP, Canonical, canonical
 from tests.model.database import TABLES, Database, Operation, Refused, perform
 from tests.model.operations import Operations
@@ -82,6 +86,21 @@ def test_two_at_once_are_one_after_the_other(engine: Engine, search: Search, kin
     assert len(pairs) > 20
     for first, second, right in pairs:
         assert at_once(engine, database.rows(state), first, second) in right, f"{first} || {second}"
+
+
+def test_a_cancel_that_locks_nothing_would_be_noticed(
+    engine: Engine, search: Search, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It finds the job neither running nor, a moment later, queued."""
+    operations, state = search.adversary.operations, search.first.database
+    right = in_turn(search.database, state, operations.claim(1), operations.cancel())
+
+    async def unlocked(session: object, tenant_id: UUID, job_id: UUID) -> tuple[ColumnElement[bool], ...]:
+        return col(Job.id) == job_id, col(Job.tenant_id) == tenant_id
+
+    monkeypatch.setattr(requests, "_lock", unlocked)
+
+    assert at_once(engine, search.database.rows(state), operations.claim(1), operations.cancel()) not in right
 
 
 def in_turn(database: Database, state: int, first: Operation, second: Operation) -> list[Outcome]:

@@ -7,20 +7,8 @@ from sqlalchemy import Connection
 
 from tests.model import planting
 from tests.model.healing import Ways
-from tests.model.mutants import MUTANTS, Mutant
-from tests.model.search import searching
+from tests.model.mutants import MUTANTS, Mutant, find
 from tests.model.sizes import OUTBOX
-from tests.model.violation import Violation
-
-
-def find(connection: Connection, mutant: Mutant) -> Violation | None:
-    """What the search says about the product with this bug."""
-    try:
-        with mutant.planted(), searching(connection, mutant.rules, mutant.adversary) as search:
-            search.run()
-    except Violation as broken:
-        return broken
-    return None
 
 
 @pytest.mark.parametrize("mutant", [one for one in MUTANTS if one.equivalent is None], ids=lambda one: one.name)

@@ -48,7 +48,10 @@ class Rules:
     workers: int = 2
     poll: bool = True
     """Whether idle workers look into SQL by themselves, without a bell."""
+    relay: bool = True
     redispatch: bool = True
+    disturb: bool = True
+    """Whether clients and housekeeping still try things once the job has ended."""
     losses: bool = True
     """Whether the broker may lose messages."""
 
@@ -116,7 +119,7 @@ class Adversary:
         Raises:
             Violation: it did.
         """
-        if self._job(world)["completed_at"]:
+        if self.rules.disturb and self._job(world)["completed_at"]:
             do = self.operations
             for operation in (
                 do.cancel(),
@@ -143,13 +146,14 @@ class Adversary:
     # its mark could as well happen after it, because nobody else changes a bell that is not sent.
 
     def _relays(self, world: World) -> Iterator[Move]:
-        if all(bell["sent_at"] is not None for bell in self.database.rows(world.database)["outbox"]):
+        bells = self.database.rows(world.database)["outbox"]
+        if not self.rules.relay or all(bell["sent_at"] is not None for bell in bells):
             return
         sent, after = self._apply(world, self.operations.relay())
         yield "relay", after._replace(message=world.message or bool(sent))
         if self.rules.losses:
             yield "relay, and the message is lost", after
-        for crash in CRASHES:
+        for crash in CRASHES if self._job(world)["state"] == "queued" else ():
             sent, after = self._apply(world, self.operations.relay(crash))
             yield f"relay dies {crash}", after._replace(message=world.message or bool(sent))
 
@@ -181,8 +185,9 @@ class Adversary:
         if worker.uploaded:
             recorded, after = self._apply(world, self.operations.record(worker.fence))
             yield "records a checkpoint", self._with(after, worker) if recorded else after
-            again = self.operations.record_twice(worker.fence)
-            yield self._unless_over("records a checkpoint, unacknowledged, and again", world, worker, again)
+            if worker.fence == self._job(world)["fence"]:
+                again = self.operations.record_twice(worker.fence)
+                yield self._unless_over("records a checkpoint, unacknowledged, and again", world, worker, again)
         else:
             found, after = self._apply(world, self.operations.reclaim(worker.fence))
             yield "looks for its claim, unacknowledged", self._with(after, worker) if found else after
@@ -212,8 +217,8 @@ class Adversary:
         yield name, after
         # Not being told, it looks. When it does is all the same, since how an attempt ended never changes; and an
         # end that did not commit leaves the world as it was.
-        outcome, after = self._apply(after, self.operations.outcome_of(worker.fence))
-        yield f"{name}, unacknowledged: looks", self._with(after, worker) if outcome is None else after
+        over, after = self._apply(after, self.operations.outcome_of(worker.fence))
+        yield f"{name}, unacknowledged: looks", after if over else self._with(after, worker)
 
     def _with(self, world: World, worker: Worker) -> World:
         return world._replace(workers=tuple(sorted((*world.workers, worker))))
