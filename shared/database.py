@@ -36,7 +36,7 @@ def _options(settings: DatabaseSettings, application: str) -> dict[str, object]:
             "tcp_user_timeout": 10_000,
             # Short statements: compiling one (jit) takes longer than running it.
             "options": f"-c timezone=UTC -c jit=off -c statement_timeout={timeout} -c lock_timeout={timeout}"
-            " -c idle_in_transaction_session_timeout=60000",
+            " -c idle_in_transaction_session_timeout=20000",
         },
     }
 

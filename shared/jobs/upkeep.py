@@ -7,7 +7,7 @@ from datetime import timedelta
 from typing import Final
 from uuid import UUID
 
-from sqlalchemy import delete, exists, func, insert, literal, not_, select, text, update
+from sqlalchemy import ColumnElement, delete, exists, func, insert, literal, not_, select, text, update
 from sqlalchemy.orm import Session
 from sqlmodel import col
 
@@ -27,7 +27,8 @@ RUNG_AT_ONCE: Final = 20
 def reap(session: Session) -> list[tuple[UUID, JobState]]:
     """End every attempt whose lease ran out: its job is queued again, or ends if it was lost too often.
 
-    One UPDATE decides for all: a job that was finished or claimed meanwhile is not touched.
+    One UPDATE decides for all: a job that was finished or claimed meanwhile is not touched. One whose row somebody
+    holds is left for the next round, so that a worker which sleeps in the middle of a transaction delays only its own.
     """
     lost = WorkerLost("the worker stopped answering; its lease ran out")
     statement = move_by_case(
@@ -37,8 +38,7 @@ def reap(session: Session) -> list[tuple[UUID, JobState]]:
             (JobState.PAUSED, col(Job.state) == JobState.PAUSING),
             (JobState.QUEUED, literal(True)),
         ],
-        col(Job.state).in_(HELD),
-        col(Job.lease_until) < _NOW,
+        *_unlocked(col(Job.state).in_(HELD), col(Job.lease_until) < _NOW),
         outcome=AttemptOutcome.LOST,
         error=lost,
         losses=Job.losses + 1,
@@ -46,10 +46,16 @@ def reap(session: Session) -> list[tuple[UUID, JobState]]:
     return [(row["id"], JobState(row["state"])) for row in session.execute(statement).mappings()]
 
 
+def _unlocked(*conditions: ColumnElement[bool]) -> tuple[ColumnElement[bool], ...]:
+    """The conditions, for rows that nobody holds."""
+    free = select(col(Job.id)).where(*conditions).with_for_update(skip_locked=True)
+    return (*conditions, col(Job.id).in_(free))
+
+
 def expire(session: Session) -> list[UUID]:
     """End every job that did not start before its deadline. One that did, and waits again, goes on waiting."""
     never_started = (col(Job.state) == JobState.QUEUED, col(Job.started_at).is_(None))
-    statement = move(JobState.EXPIRED, *never_started, col(Job.start_deadline) < _NOW)
+    statement = move(JobState.EXPIRED, *_unlocked(*never_started, col(Job.start_deadline) < _NOW))
     return [row["id"] for row in session.execute(statement).mappings()]
 
 

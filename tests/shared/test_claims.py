@@ -9,6 +9,7 @@ from shared.errors import UploadFailed
 from shared.jobs import attempts, claims, upkeep
 from shared.jobs.rows import Job
 from shared.jobs.state import JobState, JobType
+from tests.shared.desk import Desk
 from tests.shared.test_moves import LEASE, NOW, TERMS, lose, make_job
 
 
@@ -53,3 +54,16 @@ def test_a_failure_that_may_pass_leaves_a_pausing_job_paused(session: Session, f
     job_id = make_job(session, JobState.PAUSING, failures=failures)
 
     assert attempts.fail(session, job_id, 1, UploadFailed("x"), backoff=LEASE) == end
+
+
+def test_a_row_that_somebody_holds_delays_no_other(desk: Desk) -> None:
+    with Session(desk.engine) as setup, setup.begin():
+        asleep, lost = make_job(setup, JobState.RUNNING), make_job(setup, JobState.RUNNING)
+        for job_id in (asleep, lost):
+            lose(setup, job_id)
+
+    with Session(desk.engine) as sleeper:
+        sleeper.get_one(Job, asleep, with_for_update=True)
+        assert desk.work(upkeep.reap) == [(lost, JobState.QUEUED)]
+
+    assert desk.work(upkeep.reap) == [(asleep, JobState.QUEUED)]
