@@ -121,19 +121,20 @@ def test_a_download_arrives_whole_through_an_outage(strict: S3Server, tmp_path: 
     assert path.read_bytes() == body
 
 
-def test_a_body_that_is_cut_off_is_not_taken_for_a_damaged_object(
-    strict: S3Server, tmp_path: Path, wait_until: WaitUntil
+@pytest.mark.parametrize("fault", ["truncate", "error"])
+def test_a_fault_that_lasts_is_not_taken_for_the_last_word(
+    strict: S3Server, tmp_path: Path, wait_until: WaitUntil, fault: str
 ) -> None:
-    """However often it is, also where the server announces the shorter body."""
+    """Every answer is a server's error, or a body that is cut off, also where the server announces the shorter one."""
     supervised = _connected(strict, tmp_path)
     stored = supervised.storage.put("k", bytes(range(256)) * 400, media_type="text/plain")
-    strict.faults.begin("truncate", share=1)
+    strict.faults.begin(fault, share=1)
     paths: list[Path] = []
     wanted = StoredObject(key="k", sha256=stored.sha256, size_bytes=stored.size_bytes)
     download = Thread(target=lambda: paths.append(_run(supervised).fetch(wanted)), daemon=True)
     download.start()
 
-    wait_until(lambda: strict.faults.hits["truncate"] > 6, timeout=60)
+    wait_until(lambda: strict.faults.hits[fault] > 12, timeout=60)
     strict.faults.end()
     download.join(60)
 
