@@ -64,7 +64,8 @@ WITH RECURSIVE {fairness.LINES}, heads AS MATERIALIZED (
         lease_until = clock_timestamp() + :lease, started_at = coalesce(started_at, clock_timestamp()),
         not_before = NULL, state_version = jobs.state_version + 1, event_seq = event_seq + 1,
         timings = timings || jsonb_build_object('queue_ms', coalesce((timings->>'queue_ms')::float8, 0)
-            + round(extract(epoch FROM clock_timestamp() - queued_at) * 1000))
+            + round(1000 * extract(epoch FROM clock_timestamp() - greatest(queued_at, (
+                SELECT max(ended_at) FROM attempts WHERE attempts.job_id = jobs.id)))))
     FROM candidate WHERE jobs.id = candidate.id AND jobs.state = 'queued'
     RETURNING jobs.*
 ), attempt AS (

@@ -95,8 +95,9 @@ def _values(target: ColumnElement[Any], targets: list[JobState]) -> dict[str, An
         final = target.in_([state.value for state in FINAL])
         changes["completed_at"] = case((final, func.clock_timestamp()), else_=null())
     if JobState.QUEUED in targets:
-        queued = target == JobState.QUEUED.value
-        changes["queued_at"] = case((queued, func.clock_timestamp()), else_=col(Job.queued_at))
+        # Whoever was paused joins the line anew; whose attempt was lost, cut short or failed keeps the place.
+        joins = (target == JobState.QUEUED.value) & (col(Job.state) == JobState.PAUSED)
+        changes["queued_at"] = case((joins, func.clock_timestamp()), else_=col(Job.queued_at))
     return changes
 
 

@@ -61,7 +61,8 @@ class Line:
         """Let time pass for everybody."""
         passed = literal(timedelta(seconds=seconds))
         self.session.execute(update(Job).values(queued_at=Job.queued_at - passed, lease_until=Job.lease_until - passed))
-        self.session.execute(update(Attempt).values(started_at=Attempt.started_at - passed))
+        moved = {"started_at": Attempt.started_at - passed, "ended_at": Attempt.ended_at - passed}
+        self.session.execute(update(Attempt).values(**moved))
         self.session.execute(update(Usage).values(created_at=Usage.created_at - passed))
 
     def attained(self, tenant_id: UUID) -> float:

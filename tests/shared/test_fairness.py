@@ -7,7 +7,7 @@ import pytest
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
-from shared.jobs import claims
+from shared.jobs import claims, upkeep
 from shared.jobs.rows import Job
 from shared.jobs.state import Priority
 from tests.shared.line import SETTINGS, TERMS, Line
@@ -125,6 +125,20 @@ def test_jobs_of_one_tenant_and_priority_are_served_in_their_order(line: Line) -
     jobs = line.join(line.tenant("orderly"), count=5)
 
     assert [line.serve(3).job_id for _ in range(5)] == jobs
+
+
+def test_a_job_whose_attempt_was_lost_keeps_its_place_and_its_time_in_line(line: Line) -> None:
+    first, second = line.join(line.tenant("orderly"), count=2)
+    line.sleep(20)
+    assert line.start().job_id == first
+    line.sleep(100)
+    assert [job_id for job_id, _ in upkeep.reap(line.session)] == [first]
+    line.sleep(3)
+
+    assert line.start().job_id == first
+    waited = line.session.get_one(Job, first, populate_existing=True).timings["queue_ms"]
+    assert waited == pytest.approx(23_000, abs=2_000)
+    assert line.start().job_id == second
 
 
 def test_many_claims_at_once_find_a_job_each(engine: Engine) -> None:
