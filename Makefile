@@ -18,8 +18,8 @@ help: ## print this list
 demo: .venv/demo-installed ## train a model on handwritten digits and draw new ones, through every real part
 	$(BIN)/noisemill demo
 
-test: .venv/dev-installed ## run the whole test suite against real servers
-	$(BIN)/python -m pytest
+test: .venv/dev-installed ## run the test suite against real servers
+	$(BIN)/python -m pytest -m "not long"
 
 check: lint types imports test-fast ## lint, types, import rules and the fast tests: before every commit
 
@@ -33,11 +33,11 @@ types: .venv/dev-installed ## type annotations (pyright)
 imports: .venv/dev-installed ## who may import whom (import-linter)
 	$(BIN)/lint-imports
 
-test-fast: .venv/dev-installed ## the tests not marked slow
-	$(BIN)/python -m pytest -q -m "not slow"
+test-fast: .venv/dev-installed ## the tests that take seconds at most
+	$(BIN)/python -m pytest -q -m "not slow and not long"
 
-test-slow: .venv/dev-installed ## the tests marked slow
-	$(BIN)/python -m pytest -m slow
+test-slow: .venv/dev-installed ## the long forms: drills, and a wider search of what can happen to a job
+	$(BIN)/python -m pytest -m long
 
 chaos: .venv/dev-installed ## kill, stop and cut off everything under load, and check that nothing was lost or done twice
 	$(BIN)/python -m tests.chaos $(CHAOS)

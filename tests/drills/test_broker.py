@@ -15,7 +15,7 @@ from shared.queue import Relay, make_celery
 from tests.drills.conftest import Report, Site, StartSite
 from tests.e2e.conftest import SMALL
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
 
 DEAF = {"NOISEMILL_WORKER_POLL": "3600"}
 """Workers that are woken by bells alone."""

@@ -16,7 +16,7 @@ from shared.jobs import requests
 from shared.jobs.state import JobState, JobType
 from tests.drills.conftest import Report, Site, StartSite
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(1800)]
 
 BOUND_SECONDS = 5
 EACH = 17

@@ -12,7 +12,7 @@ from sqlalchemy import text
 from shared.jobs.state import AttemptOutcome, JobState, JobType
 from tests.drills.conftest import LEASE_SECONDS, Report, Site, StartSite
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(1800)]
 
 DRAIN = timedelta(seconds=20)
 

@@ -57,7 +57,7 @@ def test_a_job_with_a_deadline_starts_or_expires(connection: Connection) -> None
     assert explored.worlds > 1_000
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(7200)
 def test_no_promise_is_broken_with_more_of_everything(connection: Connection) -> None:
     _, explored = explore(connection, WIDE)

@@ -140,7 +140,7 @@ def end_all(house: House) -> None:
     house.change(Job, col(Job.completed_at).is_(None), state=JobState.CANCELED, completed_at=NOW)
 
 
-@pytest.mark.parametrize("seed", [*range(4), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(4, 30))])
+@pytest.mark.parametrize("seed", [*range(4), *(pytest.param(seed, marks=pytest.mark.long) for seed in range(4, 30))])
 def test_nothing_that_is_named_is_ever_deleted_and_nothing_else_is_left(
     house: House, watching: Engine, seed: int
 ) -> None:
