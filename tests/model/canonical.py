@@ -51,7 +51,7 @@ def _job(job: Mapping[str, Any]) -> tuple[Any, ...]:
         *(state, job["fence"], job["failures"] + job["losses"], job["preempt_fence"]),
         *(when(job[name]) == "future" for name in ("lease_until", "not_before", "start_deadline")),
         job["started_at"] is not None,
-        state == "queued" and when(job["queued_at"]) == "old",
+        _waits_long(job),
     )
 
 
@@ -60,12 +60,18 @@ def _artifact(row: Mapping[str, Any]) -> tuple[Any, ...]:
     return row["fence"], row["kind"], without_job, row["sha256"]
 
 
+def _waits_long(job: Mapping[str, Any]) -> bool:
+    """Whether its place in line is an old one, which it keeps when an attempt ends. A paused job gets a new one."""
+    return job["state"] != "paused" and when(job["queued_at"]) == "old"
+
+
 def _bells(job: Mapping[str, Any], bells: Sequence[Mapping[str, Any]]) -> tuple[bool, bool]:
     """Whether one is unsent (more are sent together), and whether one was sent so recently that no other is due.
 
-    The latter matters only to a job that has been queued for long; a job that is queued again later is so with a
-    fresh time, and by the time that is old, these bells are too. For a job that has ended none is sent.
+    The latter matters only to a job that waits for long: by the time that its place in line is old, these bells are,
+    too. For a job that has ended none is sent.
     """
-    unsent = job["completed_at"] is None and any(bell["sent_at"] is None for bell in bells)
-    waits_long = job["state"] == "queued" and when(job["queued_at"]) == "old"
-    return unsent, waits_long and any(when(bell["sent_at"]) == "recent" for bell in bells)
+    if job["completed_at"] is not None:
+        return False, False
+    unsent = any(bell["sent_at"] is None for bell in bells)
+    return unsent, _waits_long(job) and any(when(bell["sent_at"]) == "recent" for bell in bells)

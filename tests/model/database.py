@@ -199,12 +199,15 @@ class Database:
         self._before(operation)
         with self._connection.begin() as transaction:
             raw: Any = self._connection.connection.driver_connection
-            raw.execute("SELECT model_fill(%s)", (rows,))
+            with raw.pipeline():  # with the BEGIN before it, one round trip
+                raw.execute("SELECT model_fill(%s)", (rows,))
             with Session(self._connection, join_transaction_mode="rollback_only") as session:
                 answer = perform(session, operation)
-                text = rows if isinstance(answer, Refused) else raw.execute("SELECT model_read()").fetchone()[0]
+                with raw.pipeline():
+                    read = raw.execute("SELECT model_read()")
+                    raw.rollback()
             transaction.rollback()
-        return answer, text
+        return answer, rows if isinstance(answer, Refused) else read.fetchone()[0]
 
 
 def perform(session: Session, operation: Operation) -> Hashable:

@@ -15,13 +15,12 @@ from sqlalchemy import Connection, literal, text
 from sqlalchemy.orm import Session
 from sqlmodel import col
 
-from shared.jobs import attempts, claims, moves, requests, upkeep
+from shared.jobs import attempts, claims, keys, moves, requests, upkeep
 from shared.jobs.moves import Cases
 from shared.jobs.rows import Job
 from shared.jobs.state import MOVES, JobState
 from tests.model import planting
 from tests.model.database import Operation
-from tests.model.operations import Operations
 from tests.model.planting import Plant, cases, claim_text, values, within
 from tests.model.search import searching
 from tests.model.sizes import DEADLINE, EVERYTHING, OUTBOX, REQUESTS, WORKERS
@@ -73,7 +72,7 @@ class FinishesBeforeItUploads(Adversary):
 
 
 def _shared_key(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Operations, "key", lambda self, fence, name: f"jobs/{self.job_id}/{name}")
+    patch.setattr(keys, "artifact_key", lambda job_id, fence, name: f"jobs/{job_id}/{name}")
 
 
 def _no_loss_cap(given: Cases) -> Cases:
@@ -86,7 +85,8 @@ def _no_failure_cap(given: Cases) -> Cases:
 
 
 def _paused_before_failed(given: Cases) -> Cases:
-    return sorted(given, key=lambda one: one[0] == JobState.FAILED and len(given) > 3)
+    order = (JobState.CANCELED, JobState.PAUSED, JobState.FAILED, JobState.QUEUED)
+    return sorted(given, key=lambda one: order.index(one[0]))
 
 
 def _cancel_anything(patch: pytest.MonkeyPatch) -> None:

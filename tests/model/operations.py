@@ -20,7 +20,7 @@ from sqlmodel import col
 from shared import queue
 from shared.errors import JobError
 from shared.ids import public
-from shared.jobs import attempts, claims, requests, upkeep
+from shared.jobs import attempts, claims, keys, requests, upkeep
 from shared.jobs.attempts import Claim, NewArtifact, Report
 from shared.jobs.rows import Dataset, DatasetState, Job, Tenant
 from shared.jobs.state import JobState, JobType
@@ -267,8 +267,8 @@ class Operations:
         return Operation("redispatch", (), run)
 
     def key(self, fence: int, name: str) -> str:
-        """Where an attempt puts an object, as ``worker/runner.py`` does."""
-        return f"jobs/{public('job', self.job_id)}/{fence}/{name}"
+        """Where an attempt puts an object."""
+        return keys.artifact_key(public("job", self.job_id), fence, name)
 
     def _artifact(self, fence: int, name: str) -> NewArtifact:
         details = {"step": fence, "keep": 1, "score": None} if name == CHECKPOINT else {}

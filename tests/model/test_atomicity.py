@@ -40,11 +40,11 @@ PREPARED: Final = {
     "queued again, for long": ("claim", "hand_back", "relay", "jump"),
 }
 
-OVERTAKEN: Final[dict[str, Hashable]] = {"claim": None, "record": False}
+OVERTAKEN: Final[dict[str, Hashable]] = {"claim": None, "record": False, "reap": 0}
 """What an operation answers that does nothing because the other is under way.
 
-A claim passes over a locked row, as if it had looked a moment before there was work. A report names the event that it
-follows; if another comes first, its sender looks again.
+A claim passes over a locked row, as if it had looked a moment before there was work; the reaper comes again soon. A
+report names the event that it follows; if another comes first, its sender looks again.
 """
 
 

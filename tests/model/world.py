@@ -239,8 +239,7 @@ class Adversary:
                 after = after._replace(left=after.left._replace(**{what: left - 1}), cancel_acknowledged=acknowledged)
                 yield f"the client {what}: {state}", after
 
-    # Housekeeping. Each round is a single statement. Two at once are one after the other: the second waits for the
-    # rows of the first and then looks at their conditions again.
+    # Housekeeping. Each round is a single statement, and of two at once the second passes over the rows of the first.
 
     def _upkeep(self, world: World) -> Iterator[Move]:
         yield "reap", self._apply(world, self.operations.reap())[1]
