@@ -129,8 +129,9 @@ def test_an_upload_into_a_full_queue_leaves_no_dataset(owner: Owner, engine: Eng
 
 
 @pytest.fixture
-def drained(owner: Owner, engine: Engine) -> Callable[..., int]:
-    """Say that attempts ended so many seconds ago; returns what the refusal says then."""
+def drained(owner: Owner, make_owner: MakeOwner, engine: Engine) -> Callable[..., int]:
+    """Say how many seconds ago attempts ended (another tenant's: just now); returns what the refusal says then."""
+    busy = make_owner()
 
     def look(*ended: float, seconds: float = 1.0) -> int:
         add = text("""INSERT INTO usage (job_id, fence, tenant_id, queue, priority, seconds, created_at)
@@ -141,9 +142,11 @@ def drained(owner: Owner, engine: Engine) -> Callable[..., int]:
         fill(owner, engine, LIMIT)
         with engine.begin() as connection:
             connection.execute(text("DELETE FROM usage"))
-            known = {"job_id": job["id"].removeprefix("job_"), "tenant_id": owner.id, "seconds": seconds}
+            known = {"job_id": job["id"].removeprefix("job_"), "seconds": seconds}
             for fence, ago in enumerate(ended):
-                connection.execute(add, known | {"fence": fence, "ago": ago})
+                connection.execute(add, known | {"tenant_id": owner.id, "fence": fence, "ago": ago})
+            for fence in range(100, 120):
+                connection.execute(add, known | {"tenant_id": busy.id, "fence": fence, "ago": 0.5})
         answer = owner.client.post("/v1/jobs", json=train_request(owner.add_dataset()))
         assert is_full(answer)
         return int(answer.headers["Retry-After"])
