@@ -6,9 +6,9 @@ import pytest
 from sqlalchemy import Connection
 
 from tests.model import planting
-from tests.model.healing import Ways
 from tests.model.mutants import MUTANTS, Mutant, find
-from tests.model.sizes import OUTBOX
+from tests.model.sizes import BY_BELL, OUTBOX
+from tests.model.world import Left
 
 
 @pytest.mark.parametrize("mutant", [one for one in MUTANTS if one.equivalent is None], ids=lambda one: one.name)
@@ -26,9 +26,7 @@ def test_a_change_that_is_called_harmless_is(connection: Connection, mutant: Mut
 
 def test_a_redispatcher_hides_a_missing_bell(connection: Connection) -> None:
     """Why the outbox is searched with the other layers off."""
-    both = Ways(bell=True, poll=False, redispatch=True)
-    mutant = Mutant(
-        name="", plant=planting.submit_without_a_bell, rules=replace(OUTBOX, heals_by=(both,), redispatch=True)
-    )
+    healed = replace(OUTBOX, heals_by=(BY_BELL,), redispatch=True, left=Left(1, 0, 0, 0, 0))
+    mutant = Mutant(name="no bell for a new job", plant=planting.submit_without_a_bell, rules=healed)
 
     assert find(connection, mutant) is None
