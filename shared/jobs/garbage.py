@@ -20,7 +20,7 @@ from datetime import datetime, timedelta
 from typing import Any, Final
 from uuid import UUID
 
-from sqlalchemy import Boolean, RowMapping, bindparam, delete, func, literal, literal_column, not_, select, text, update
+from sqlalchemy import Boolean, RowMapping, bindparam, delete, func, literal, literal_column, select, text, update
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Session
 from sqlmodel import col
@@ -33,27 +33,28 @@ Aged = tuple[str, datetime]
 
 _NOW: Final = func.clock_timestamp()
 
-_KEPT: Final = """(
-    EXISTS (SELECT FROM model_versions WHERE weights ->> 'key' = {key})
-    OR EXISTS (SELECT FROM datasets WHERE source ->> 'key' = {key})
-    OR EXISTS (SELECT FROM datasets WHERE files @> jsonb_build_array(jsonb_build_object('key', {key}))))"""
-"""Whether a model version or a dataset is made of the object, whatever becomes of its artifact."""
-KEPT_ARTIFACT: Final = literal_column(_KEPT.format(key="artifacts.key"), Boolean)
-"""The same, in a statement about artifacts."""
+_FREE: Final = """
+    NOT EXISTS (SELECT FROM model_versions WHERE weights ->> 'key' = {row}.key)
+    AND NOT EXISTS (SELECT FROM datasets WHERE source ->> 'key' = {row}.key)
+    AND NOT EXISTS (SELECT FROM datasets WHERE datasets.job_id = {row}.job_id
+        AND files @> jsonb_build_array(jsonb_build_object('key', {row}.key)))"""
+"""Whether no model version and no dataset is made of the object. Files of a dataset are those of the job it names."""
+FREE_ARTIFACT: Final = literal_column(_FREE.format(row="artifacts"), Boolean)
+"""The same of an artifact's; only to be joined to other conditions by AND."""
 
 # A fence above that of its job: the database was restored, and the attempt will be made again, under the same key.
 _OVER: Final = """
     listed AS (
         SELECT * FROM jsonb_to_recordset(:listed) AS one (key text, job_id uuid, fence bigint, since timestamptz)
     ), over AS (
-        SELECT key FROM listed WHERE since < clock_timestamp() - :age AND NOT EXISTS (
+        SELECT key, job_id FROM listed WHERE since < clock_timestamp() - :age AND NOT EXISTS (
             SELECT FROM jobs WHERE jobs.id = listed.job_id AND jobs.completed_at IS NULL
                 AND (jobs.fence < listed.fence OR jobs.fence = listed.fence AND jobs.lease_until IS NOT NULL))
     )"""
 _UNNAMED: Final = f"""{_OVER}, unnamed AS (
         SELECT key FROM over
         WHERE NOT EXISTS (SELECT FROM artifacts WHERE artifacts.key = over.key AND removed_at IS NULL)
-            AND NOT {_KEPT.format(key="over.key")}
+            AND {_FREE.format(row="over")}
     )"""  # noqa: S608  (constants of ours)
 
 
@@ -110,7 +111,7 @@ def removed(session: Session, *, age: timedelta, limit: int | None = None) -> Ma
     due: Any = (
         select(col(Artifact.id), col(Artifact.key))
         .where(col(Artifact.removed_at) < _NOW - literal(age), col(Artifact.deleted_at).is_(None))
-        .where(not_(KEPT_ARTIFACT))
+        .where(FREE_ARTIFACT)
         .order_by(col(Artifact.removed_at))
         .limit(limit)
     )

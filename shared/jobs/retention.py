@@ -27,7 +27,7 @@ from sqlalchemy import (
 from sqlalchemy.orm import Session
 from sqlmodel import SQLModel, col
 
-from shared.jobs.garbage import KEPT_ARTIFACT
+from shared.jobs.garbage import FREE_ARTIFACT
 from shared.jobs.rows import Artifact, Bell, IdempotencyKey, Job, Worker
 from shared.settings import JobSettings
 
@@ -72,7 +72,7 @@ def _date(settings: JobSettings) -> Duty:
         select(col(Artifact.id), col(Artifact.key), (col(Job.completed_at) + lifetime).label("expires_at"))
         .join(Job, col(Job.id) == col(Artifact.job_id))
         .where(of_kind, col(Artifact.expires_at).is_(None), col(Artifact.removed_at).is_(None))
-        .where(col(Job.completed_at).is_not(None), not_(KEPT_ARTIFACT))
+        .where(col(Job.completed_at).is_not(None), FREE_ARTIFACT)
     )
     return Duty(
         name="lifetimes",
@@ -96,7 +96,7 @@ def _expire() -> Duty:
     due = (
         select(col(Artifact.id), col(Artifact.key), col(Artifact.expires_at))
         .where(col(Artifact.expires_at) < _NOW, col(Artifact.removed_at).is_(None))
-        .where(not_(KEPT_ARTIFACT), not_(_INHERITED))
+        .where(FREE_ARTIFACT, not_(_INHERITED))
         .order_by(col(Artifact.expires_at))
     )
     return Duty(

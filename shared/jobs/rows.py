@@ -305,7 +305,7 @@ class Dataset(SQLModel, table=True):
     __table_args__ = (
         Index("ix_datasets_tenant_list", "tenant_id", text("id DESC")),
         Index("ix_datasets_source", text("(source ->> 'key')")),
-        Index("ix_datasets_files", "files", postgresql_using="gin", postgresql_ops={"files": "jsonb_path_ops"}),
+        Index("ix_datasets_job", "job_id"),
     )
 
     id: UUID = Field(default_factory=uuid7, primary_key=True)

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from uuid import UUID
 
 import pytest
-from sqlalchemy import func, select
+from sqlalchemy import event, func, select
 from sqlalchemy.orm import Session
 from sqlmodel import col
 
@@ -210,7 +210,7 @@ def test_of_an_object_whose_attempt_is_over_nothing_is_left(house: House) -> Non
 def test_an_object_that_something_names_or_may_name_stays(house: House) -> None:
     job_id = house.ended_job()
     version(house, job_id, put(house, key_of(job_id, 1, "weights")))
-    dataset(house, files=[{"name": "a"}, {"key": put(house, key_of(job_id, 1, "file"))}])
+    dataset(house, job_id=job_id, files=[{"name": "a"}, {"key": put(house, key_of(job_id, 1, "file"))}])
     dataset(house, source={"key": put(house, source_key(uuid7()))})
     house.artifact(job_id, "artifact")
     for state in (JobState.RUNNING, JobState.CANCELING, JobState.PAUSING):
@@ -329,7 +329,7 @@ def test_what_a_model_or_a_dataset_is_made_of_never_expires_and_is_not_deleted_t
     with_model, with_data = [[key for key in keys if each in key] for each in ("model", "data")]
     for key in with_model:
         version(house, house.ended_job(), key)
-    dataset(house, files=[{"key": key} for key in with_data])
+    dataset(house, job_id=job_id, files=[{"key": key} for key in with_data])
     before = house.everything()["artifacts"]
 
     put_in_order(house)
@@ -452,3 +452,21 @@ def test_what_is_young_is_not_forgotten(house: House) -> None:
     put_in_order(house)
 
     assert house.everything() == before
+
+
+def test_no_table_is_read_as_a_whole_to_look_for_orphans(house: House) -> None:
+    """A thousand keys are looked for at once: each condition must be one that an index answers."""
+    plans: list[str] = []
+
+    def explain(connection: Any, cursor: Any, statement: str, parameters: Any, context: Any, many: bool) -> None:
+        if "unnamed" in statement and not statement.startswith("EXPLAIN"):
+            cursor.connection.execute("SET LOCAL enable_seqscan = off")
+            plans.extend(row[0] for row in cursor.connection.execute(f"EXPLAIN {statement}", parameters))
+
+    house.upload(house.ended_job(), 1, "orphan")
+    event.listen(house.engine, "before_cursor_execute", explain)
+
+    house.chore("orphans").do()
+
+    assert plans
+    assert [line for line in plans if "Seq Scan" in line] == []

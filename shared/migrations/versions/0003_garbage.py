@@ -37,13 +37,11 @@ def upgrade() -> None:
 
     op.create_index("ix_model_versions_weights", "model_versions", [sa.text("(weights ->> 'key')")])
     op.create_index("ix_datasets_source", "datasets", [sa.text("(source ->> 'key')")])
-    op.create_index(
-        "ix_datasets_files", "datasets", ["files"], postgresql_using="gin", postgresql_ops={"files": "jsonb_path_ops"}
-    )
+    op.create_index("ix_datasets_job", "datasets", ["job_id"])
 
 
 def downgrade() -> None:
-    op.drop_index("ix_datasets_files", "datasets")
+    op.drop_index("ix_datasets_job", "datasets")
     op.drop_index("ix_datasets_source", "datasets")
     op.drop_index("ix_model_versions_weights", "model_versions")
     op.drop_index("ix_artifacts_removed", "artifacts")
