@@ -33,10 +33,9 @@ def test_a_lost_bell_costs_less_than_30_seconds(start_site: StartSite, wait_unti
     costs = []
 
     for _ in range(3):
-        rung = 0
-        while not rung:  # the worker's own relay may have been faster
+        job_id, asked = site.job(), time.monotonic()
+        while not Relay(site.engine, app).run_once():  # the worker's own relay was faster
             job_id, asked = site.job(), time.monotonic()
-            rung = Relay(site.engine, app).run_once()
         wait_until(lambda job_id=job_id: has_started(site, job_id), timeout=60)
         costs.append(round(time.monotonic() - asked, 2))
     app.close()

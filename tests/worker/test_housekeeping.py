@@ -71,4 +71,5 @@ def test_a_worker_that_starts_again_under_its_name_started_anew(workplace: Workp
     workplace.ticker(workplace.supervisor()).tick()
     (again,) = workplace.rows(Worker)
 
-    assert first.started_at == same.started_at < again.started_at
+    assert first.started_at == same.started_at
+    assert same.started_at and again.started_at and same.started_at < again.started_at
