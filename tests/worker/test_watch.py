@@ -262,6 +262,8 @@ def test_a_poison_job_stops_after_its_attempts_and_lists_the_causes(
 
 
 def test_a_job_goes_on_while_sql_is_away_for_less_than_its_lease(workplace: Workplace, wait_until, postgres) -> None:
+    patient = workplace.settings.jobs.model_copy(update={"lease": timedelta(seconds=20)})
+    workplace.settings = workplace.settings.model_copy(update={"jobs": patient})
     job_id = workplace.job(["steps", 150, 0.01], ["publish", "sample", "a", "x"])
     running = workplace.background(workplace.supervisor().run_next)
     wait_until(lambda: workplace.get(job_id).step > 0)
