@@ -53,7 +53,8 @@ class Assignment:
     ``inputs`` by job type:
 
     * ingest: ``source`` {key, sha256, size_bytes, filename}
-    * train: ``dataset`` {id, modality, info, files: [{name, key, sha256, size_bytes}]} and
+    * train: ``dataset`` {id, modality, info, files: [{name, key, sha256, size_bytes}]},
+      ``models`` {field of the spec: model as below} and
       ``resume`` [{key, sha256, size_bytes, step}], the best first: the first that is intact is used
     * generate: ``model`` {id, name, version, family, spec, info, weights: {key, sha256, size_bytes}}
       and, for tasks that read one, ``dataset`` as above

@@ -2,20 +2,20 @@
 
 from collections.abc import Mapping
 from functools import cache
-from typing import get_args
+from typing import Any, get_args
 
 from fastapi import APIRouter, Depends
-from pydantic import BaseModel
 
 from api.paging import refuse_unknown_parameters
 from api.routes.dependencies import AnyCaller
 from shared.jobs.state import MOVES, JobState
-from shared.specs import FAMILIES, GenerateSpec
+from shared.specs import FAMILIES, GenerateSpec, Spec
+from shared.specs.tasks import OPTIONS
 from shared.wire import FamilyView, JobStatesView, Page
 
 router = APIRouter(prefix="/v1", tags=["meta"], dependencies=[Depends(refuse_unknown_parameters)])
 
-_TASKS: Mapping[str, type[BaseModel]] = {
+_TASKS: Mapping[str, type[Spec]] = {
     get_args(kind.model_fields["task"].annotation)[0]: kind for kind in get_args(get_args(GenerateSpec)[0])
 }
 """Task to the spec that asks for it, as the union of generate specs has them."""
@@ -46,7 +46,15 @@ def _families() -> list[FamilyView]:
             modality=spec.modality,
             tasks=sorted(spec.tasks),
             train=spec.model_json_schema(),
-            generate={task: _TASKS[task].model_json_schema() for task in sorted(spec.tasks)},
+            generate={task: _schema(_TASKS[task], understood) for task, understood in sorted(spec.tasks.items())},
         )
         for name, spec in FAMILIES.items()
     ]
+
+
+def _schema(task: type[Spec], understood: frozenset[str]) -> dict[str, Any]:
+    """The task's JSON Schema without the options that would be refused."""
+    schema = task.model_json_schema()
+    for name in OPTIONS - understood:
+        schema["properties"].pop(name, None)
+    return schema

@@ -25,7 +25,11 @@ def resolve(session: Session, job_id: UUID, kind: JobType, inputs: Mapping[str, 
         case JobType.INGEST:
             return {"source": _dataset(session, inputs["dataset_id"]).source}
         case JobType.TRAIN:
-            return {"dataset": _dataset_input(session, inputs), "resume": _checkpoints(session, job_id, inputs)}
+            return {
+                "dataset": _dataset_input(session, inputs),
+                "models": {field: _model_input(session, one) for field, one in inputs.get("models", {}).items()},
+                "resume": _checkpoints(session, job_id, inputs),
+            }
         case JobType.GENERATE:
             return {"model": _model_input(session, inputs["version_id"]), "dataset": _dataset_input(session, inputs)}
         case _:

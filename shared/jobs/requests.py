@@ -9,6 +9,7 @@ from datetime import timedelta
 from typing import Any, Final
 from uuid import UUID
 
+from pydantic_core import PydanticCustomError
 from sqlalchemy import ColumnElement, func, literal, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import col
@@ -22,7 +23,7 @@ from shared.jobs.state import QUEUES, JobState, JobType, Priority
 from shared.settings import JobSettings
 from shared.specs import FAMILIES, TrainSpec
 from shared.specs.ingest import IngestSpec
-from shared.specs.tasks import Generate, Interpolate, Reconstruct
+from shared.specs.tasks import Reconstruct, Request
 from shared.wire import GenerateRequest, TrainRequest
 
 _MARGIN: Final = 100
@@ -251,29 +252,38 @@ async def _enter(session: AsyncSession, job: Job, settings: JobSettings) -> None
 async def _train(session: AsyncSession, tenant_id: UUID, spec: TrainSpec) -> _Draft:
     dataset = await _dataset(session, tenant_id, spec.dataset, spec.modality)
     family = str(getattr(spec, "family", ""))
+    pinned, models = dict[str, str](), dict[str, str]()
+    for field, (ref, families) in spec.references().items():
+        model, version = await find_version(session, tenant_id, ref, pointer=f"/spec/{field}")
+        if version.family not in families:
+            known = " or ".join(sorted(families))
+            raise InvalidSpec(f"{ref} is a {version.family} model, and {known} is needed", pointer=f"/spec/{field}")
+        _require_same_shape(dataset, version, pointer=f"/spec/{field}")
+        pinned[field], models[field] = f"{model.name}@{version.version}", str(version.id)
     return _Draft(
         type=JobType.TRAIN,
-        spec=spec.model_dump(mode="json"),
+        spec=spec.model_dump(mode="json") | pinned,
         summary=f"train {family} {spec.model}",
-        inputs={"dataset_id": str(dataset.id)},
+        inputs={"dataset_id": str(dataset.id), "models": models},
     )
 
 
-async def _generate(session: AsyncSession, tenant_id: UUID, spec: Generate | Reconstruct | Interpolate) -> _Draft:
+async def _generate(session: AsyncSession, tenant_id: UUID, spec: Request) -> _Draft:
     model, version = await find_version(session, tenant_id, spec.model, pointer="/spec/model")
     family = FAMILIES[version.family]
     if spec.task not in family.tasks:
         known = ", ".join(sorted(family.tasks))
         raise InvalidSpec(f"a {version.family} model cannot {spec.task}; it can {known}", pointer="/spec/task")
+    try:
+        family.model_validate(version.spec).check_task(spec, version.info)
+    except PydanticCustomError as error:
+        refused = error.context or {}
+        raise InvalidSpec(refused["message"], pointer=f"/spec/{refused['field']}") from error
     ref = f"{model.name}@{version.version}"
     inputs = {"version_id": str(version.id)}
     if isinstance(spec, Reconstruct):
         dataset = await _dataset(session, tenant_id, spec.dataset, family.modality)
-        if dataset.info.get("shape") != version.info.get("shape"):
-            raise InvalidSpec(
-                f"the dataset's samples are {dataset.info.get('shape')}, the model's {version.info.get('shape')}",
-                pointer="/spec/dataset",
-            )
+        _require_same_shape(dataset, version, pointer="/spec/dataset")
         inputs["dataset_id"] = str(dataset.id)
     # The spec names the version that was the newest at submission, so that it means the same for ever.
     return _Draft(
@@ -282,6 +292,12 @@ async def _generate(session: AsyncSession, tenant_id: UUID, spec: Generate | Rec
         summary=f"{spec.task} {ref}",
         inputs=inputs,
     )
+
+
+def _require_same_shape(dataset: Dataset, version: ModelVersion, *, pointer: str) -> None:
+    theirs, its = dataset.info.get("shape"), version.info.get("shape")
+    if theirs != its:
+        raise InvalidSpec(f"the dataset's samples are {theirs}, the model's {its}", pointer=pointer)
 
 
 async def _dataset(session: AsyncSession, tenant_id: UUID, dataset_id: str, modality: str) -> Dataset:

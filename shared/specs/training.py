@@ -1,13 +1,16 @@
 """What every training job may ask for, whatever the family."""
 
-from typing import ClassVar, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from shared.specs.spec import DatasetId, Modality, ModelName, Seed, Spec, wrong
+from shared.specs.spec import DatasetId, Modality, ModelName, ModelRef, Seed, Spec, wrong
+from shared.specs.tasks import Request
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Schedule = Literal["cosine", "constant"]
+Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class TrainSpec(Spec):
@@ -15,8 +18,14 @@ class TrainSpec(Spec):
 
     modality: ClassVar[Modality]
     """The kind of dataset the family learns from."""
-    tasks: ClassVar[frozenset[str]]
-    """What a trained model of the family can be asked to do (``spec.task`` of a generate job)."""
+    tasks: ClassVar[Mapping[str, frozenset[str]]]
+    """What a trained model of the family can be asked to do (``spec.task`` of a generate job), each with the options
+    of that task that the family understands (``shared.specs.tasks.OPTIONS``)."""
+    starts_from: ClassVar[frozenset[str]] = frozenset()
+    """The families whose weights ``init_from`` may name; a family that may only go on from its own needs none."""
+    built_on: ClassVar[Mapping[str, frozenset[str]]] = {}
+    """Fields that name a trained model which becomes a frozen part of the network, each with the families it may be
+    of. The part is the submodule of the field's name."""
 
     dataset: DatasetId
     """The dataset to learn from; it must be ready and of the family's modality."""
@@ -32,6 +41,8 @@ class TrainSpec(Spec):
     """Steps of linear warm-up from zero to ``learning_rate``; when left out a tenth of ``steps``, at most 100."""
     schedule: Schedule = "cosine"
     """Learning rate after the warm-up: half a cosine down to zero, or constant."""
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
+    """Decay of AdamW's averages of the gradient and of its square."""
     weight_decay: float = Field(default=0.0, ge=0, le=1)
     """Decoupled weight decay."""
     grad_clip: float = Field(default=1.0, gt=0, le=1e6)
@@ -49,6 +60,8 @@ class TrainSpec(Spec):
     """Steps between checkpoints, from which an interrupted training goes on."""
     keep_checkpoints: int = Field(default=3, ge=1, le=100)
     """How many of the last checkpoints are kept, beside the one with the lowest held-out loss."""
+    init_from: ModelRef | None = None
+    """Fine-tune: begin with the weights of this model version instead of random ones."""
     preview_every: int | None = Field(default=None, ge=1, le=1_000_000)
     """Steps between sample sheets; once per epoch when left out."""
 
@@ -58,3 +71,28 @@ class TrainSpec(Spec):
         if self.warmup_steps is not None and self.warmup_steps > self.steps:
             raise wrong("warmup_steps", "warmup_steps must not exceed steps")
         return self
+
+    def references(self) -> dict[str, tuple[ModelRef, frozenset[str]]]:
+        """The models that a training needs: the field that names it, its reference, the families it may be of."""
+        own = self.starts_from or frozenset({str(getattr(self, "family", ""))})
+        wanted = {"init_from": own, **self.built_on}
+        named = {field: getattr(self, field) for field in wanted}
+        return {field: (ref, wanted[field]) for field, ref in named.items() if ref is not None}
+
+    def check_task(self, request: Request, info: Mapping[str, Any]) -> None:
+        """Refuse what a model of this spec cannot be asked; ``info`` tells of its data (``shape``, ``num_classes``).
+
+        Raises:
+            PydanticCustomError: as ``wrong`` makes it, naming the field.
+        """
+        understood = self.tasks[request.task]
+        defaults = type(request).model_fields
+        for name, value in request.options().items():
+            if name not in understood and value != defaults[name].default:
+                raise wrong(name, f"{name} means nothing to this model")
+        num_classes: int = info.get("num_classes", 0) if getattr(self, "class_conditional", False) else 0
+        labels: list[int] | None = request.options().get("labels")
+        if labels and max(labels) >= num_classes:
+            raise wrong(
+                "labels", f"the model knows {num_classes} classes" if num_classes else "the model has no classes"
+            )

@@ -1,5 +1,6 @@
 """What may be asked of a variational autoencoder (Kingma and Welling, 2013, arXiv 1312.6114)."""
 
+from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 from pydantic import Field
@@ -12,7 +13,11 @@ class VaeSpec(TrainSpec):
     """Train a VAE on images: ``ELBO = E[log p(x|z)] - beta KL(q(z|x) || p(z))``."""
 
     modality: ClassVar[Modality] = "image"
-    tasks: ClassVar[frozenset[str]] = frozenset({"generate", "reconstruct", "interpolate"})
+    tasks: ClassVar[Mapping[str, frozenset[str]]] = {
+        "generate": frozenset({"temperature"}),
+        "reconstruct": frozenset(),
+        "interpolate": frozenset(),
+    }
 
     family: Literal["vae"]
     network: Literal["mlp", "conv"] = "conv"

@@ -86,4 +86,6 @@ def test_every_family_tells_what_may_be_asked_of_it(owner: Owner) -> None:
 
     assert set(told) == set(FAMILIES)
     assert told["vae"]["train"]["properties"]["latent_dim"]["maximum"] == 1024
-    assert set(told["vae"]["generate"]) == set(told["vae"]["tasks"]) == FAMILIES["vae"].tasks
+    assert set(told["vae"]["generate"]) == set(told["vae"]["tasks"]) == set(FAMILIES["vae"].tasks)
+    assert {"temperature", "num_samples"} < set(told["vae"]["generate"]["generate"]["properties"])
+    assert "guidance_scale" not in told["vae"]["generate"]["generate"]["properties"]

@@ -25,6 +25,7 @@ class Part:
                 {"params": [tensor for tensor in tensors if tensor.ndim <= 1], "weight_decay": 0.0},
             ],
             lr=spec.learning_rate,
+            betas=spec.betas,
             fused=all(tensor.device.type in ("cpu", "cuda") for tensor in tensors),
         )
         # At once: a network whose moments do not fit shall not train to the end of its first step.

@@ -7,13 +7,15 @@ everything else (batch, noise, learning rate) derives from the spec and that num
 from collections.abc import Iterable, Iterator, Mapping
 from copy import deepcopy
 from math import isfinite
+from pathlib import Path
 from typing import Any, Generic
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from shared.errors import ModelLoadFailed, NanLoss, OutOfMemory
-from worker.engine.checkpoint import Checkpoint, detached_copy, fill, tensors_of
+from shared.specs.training import TrainSpec
+from worker.engine.checkpoint import Checkpoint, detached_copy, fill, load_weights, tensors_of
 from worker.engine.memory import is_out_of_memory, release
 from worker.engine.numerics import Numerics
 from worker.engine.part import Part
@@ -26,7 +28,14 @@ def build(family: Family[SpecT, NetT], spec: SpecT, data: DataInfo) -> NetT:
     """The network with its initial weights. The one place that seeds torch's global generator."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(spec.seed)
-        return family.build(spec, data)
+        net = family.build(spec, data)
+    for part in _frozen(net, spec, data):
+        part.requires_grad_(requires_grad=False)
+    return net
+
+
+def _frozen(net: nn.Module, spec: TrainSpec, data: DataInfo) -> list[nn.Module]:
+    return [net.get_submodule(field) for field in spec.built_on if field in data.models]
 
 
 class Trainer(Generic[SpecT, NetT]):
@@ -51,7 +60,17 @@ class Trainer(Generic[SpecT, NetT]):
 
     def _part(self, name: str) -> Part:
         module = self.net if len(self.family.losses) == 1 else self.net.get_submodule(name)
-        return Part(dict(module.named_parameters()), self.spec, scale_loss=self.numerics.precision == "fp16")
+        trained = {key: tensor for key, tensor in module.named_parameters() if tensor.requires_grad}
+        return Part(trained, self.spec, scale_loss=self.numerics.precision == "fp16")
+
+    def begin_with(self, field: str, weights: Path) -> None:
+        """Take over a trained model: all of the network for ``init_from``, else the part that ``field`` names.
+
+        Raises:
+            ModelLoadFailed: the weights do not fit.
+        """
+        for net in (self.net, self.average):
+            load_weights(weights, net if field == "init_from" else net.get_submodule(field))
 
     @property
     def num_parameters(self) -> int:
@@ -68,6 +87,8 @@ class Trainer(Generic[SpecT, NetT]):
             OutOfMemory: not even one sample fits.
         """
         self.net.train()
+        for part in _frozen(self.net, self.spec, self.data):
+            part.eval()
         values: dict[str, Tensor] = {}
         for name, part in self.parts.items():
             values |= self._update(name, part, batch)

@@ -1,7 +1,7 @@
 """What a model family is to the engine: a bundle of plain parts. Knows no family and no engine."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
 from torch import Tensor, nn
@@ -36,14 +36,42 @@ class DataInfo:
     """Of one sample: ``(C, H, W)`` for images."""
     num_classes: int = 0
     """Zero for data without classes."""
+    models: Mapping[str, "Origin"] = field(default_factory=dict[str, "Origin"])
+    """The trained models that the network begins with or is built on, by the field of the spec that names them."""
 
     def as_json(self) -> dict[str, Any]:
-        return {"shape": list(self.shape), "num_classes": self.num_classes}
+        models = {name: origin.as_json() for name, origin in self.models.items()}
+        return {"shape": list(self.shape), "num_classes": self.num_classes} | ({"models": models} if models else {})
 
     @classmethod
     def from_json(cls, info: Mapping[str, Any]) -> "DataInfo":
         """Read ``as_json``; what else ``info`` holds is ignored."""
-        return cls(shape=tuple(info["shape"]), num_classes=info.get("num_classes", 0))
+        models = {name: Origin.from_json(origin) for name, origin in info.get("models", {}).items()}
+        return cls(shape=tuple(info["shape"]), num_classes=info.get("num_classes", 0), models=models)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """What a trained model is, without its weights."""
+
+    family: str
+    spec: Mapping[str, Any]
+    data: DataInfo
+
+    def as_json(self) -> dict[str, Any]:
+        return {"family": self.family, "spec": dict(self.spec), "info": self.data.as_json()}
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> "Origin":
+        """Read ``as_json``, or the description of a model version; what else ``fields`` holds is ignored."""
+        return cls(family=fields["family"], spec=fields["spec"], data=DataInfo.from_json(fields["info"]))
+
+    def network(self) -> Any:
+        """Its network, with initial weights that the engine overwrites."""
+        from worker.families import FAMILIES  # noqa: PLC0415 - the registry imports the families, and they this
+
+        family = FAMILIES[self.family]
+        return family.build(family.spec.model_validate(self.spec), self.data)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +126,8 @@ class Family(Generic[SpecT, NetT]):
 
     spec: type[SpecT]
     build: Callable[[SpecT, DataInfo], NetT]
-    """The network on the CPU, with initial weights from torch's global generator, which the engine seeds."""
+    """The network on the CPU, with initial weights from torch's global generator, which the engine seeds. A model that
+    it is built on (``TrainSpec.built_on``) is its submodule of that name, from ``DataInfo.models``."""
     losses: Mapping[str, Loss[SpecT, NetT]]
     """One per trained part, in the order of their updates: a GAN has two, a VAE one."""
     tasks: Mapping[str, SamplerFactory[SpecT]]

@@ -1,6 +1,7 @@
 """Executes ``generate`` jobs, whatever the task: load the model, draw, publish each sample and a sheet."""
 
 import hashlib
+import json
 from collections.abc import Mapping
 from math import ceil, sqrt
 from typing import Any, Final
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from shared.errors import DatasetInvalid
 from shared.specs import GenerateSpec
-from shared.specs.tasks import Generate, Interpolate, Reconstruct
+from shared.specs.tasks import OPTIONS, Generate, Interpolate, Reconstruct, Request
 from shared.specs.training import TrainSpec
 from worker.engine.checkpoint import load_weights
 from worker.engine.models import MODELS
@@ -25,7 +26,6 @@ from worker.jobs.inputs import fetch_images, stored
 from worker.jobs.pictures import Pixels, encode_png, sheet
 from worker.run import Run
 
-Request = Generate | Reconstruct | Interpolate
 REQUEST: Final[TypeAdapter[Request]] = TypeAdapter(GenerateSpec)
 
 MOST_IN_SHEET: Final = 256
@@ -83,7 +83,7 @@ class LoadedModel:
             return net.requires_grad_(requires_grad=False).eval().to(device)
 
         # The same weights may be described in another way, which makes another network of them.
-        key = (fields["weights"]["sha256"], spec.model_dump_json(), data, str(device))
+        key = (fields["weights"]["sha256"], spec.model_dump_json(), json.dumps(data.as_json()), str(device))
         return cls(fields, MODELS.get(key, load), spec, data)
 
     def sampler(self, task: str) -> Any:
@@ -91,7 +91,9 @@ class LoadedModel:
 
     def recipe(self, request: Request) -> dict[str, Any]:
         """What the bytes of a sample depend on, and how to ask for it again; nothing of the job."""
-        parameters = request.model_dump(mode="json", exclude={"model", "task", "seed", "num_samples", "num_pairs"})
+        meaningless = OPTIONS - self.spec.tasks[request.task]
+        elsewhere = {"model", "task", "seed", "num_samples", "num_pairs"}
+        parameters = request.model_dump(mode="json", exclude=elsewhere | meaningless)
         return {
             "model": self.name,
             "weights_sha256": self.sha256,

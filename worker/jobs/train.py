@@ -23,9 +23,9 @@ from worker.engine.order import BatchOrder
 from worker.engine.sampling import BY_CHANCE, REPRODUCIBILITY, Tile, sample
 from worker.engine.training import Trainer, evaluate
 from worker.families import FAMILIES
-from worker.families.family import Batch, DataInfo, Draw
+from worker.families.family import Batch, DataInfo, Draw, Origin
 from worker.jobs.checkpoints import Checkpoints
-from worker.jobs.inputs import fetch_images
+from worker.jobs.inputs import fetch_images, stored
 from worker.jobs.pictures import encode_png, sheet
 from worker.run import Run, Stopped, StoredObject
 
@@ -77,7 +77,9 @@ class _Training:
 
     def __init__(self, run: Run, spec: TrainSpec, dataset: ImageDataset) -> None:
         self.run, self.spec, self.dataset = run, spec, dataset
-        self.data = DataInfo(shape=dataset.shape, num_classes=dataset.num_classes)
+        self.models: Mapping[str, Mapping[str, Any]] = run.assignment.inputs.get("models", {})
+        origins = {field: Origin.from_json(model) for field, model in self.models.items()}
+        self.data = DataInfo(shape=dataset.shape, num_classes=dataset.num_classes, models=origins)
         self.family, self.device = FAMILIES[run.assignment.spec["family"]], torch.device(run.device)
         self.order = BatchOrder(len(dataset.train_indices), spec.batch_size, spec.seed)
         self.milestone_every = spec.preview_every or milestone_interval(spec.steps, self.order.steps_per_epoch)
@@ -89,10 +91,17 @@ class _Training:
     def _begin(self) -> Notes:
         """Begin at the best checkpoint, or afresh; returns what was noted there."""
         resumed = self.checkpoints.restore(self._resumed)
-        self.trainer, notes = resumed or (Trainer(self.family, self.spec, self.data, self.device), Notes())
+        self.trainer, notes = resumed or (self._fresh(), Notes())
         self.previewer = Previewer(self.trainer)
         self.checkpointed = self.trainer.step
         return notes
+
+    def _fresh(self) -> Trainer[Any, Any]:
+        trainer = Trainer(self.family, self.spec, self.data, self.device)
+        for field, model in self.models.items():
+            if field == "init_from" or field in self.spec.built_on:
+                trainer.begin_with(field, self.run.fetch(stored(model["weights"])))
+        return trainer
 
     def _resumed(self, checkpoint: Checkpoint) -> tuple[Trainer[Any, Any], Notes]:
         trainer = Trainer.resume(self.family, self.spec, self.data, self.device, checkpoint)
