@@ -1,0 +1,94 @@
+"""A spec that names trained models, or asks something of one: looked up, pinned, checked and handed to the worker."""
+
+from typing import Any
+
+import pytest
+from sqlalchemy.orm import Session
+
+from shared.errors import InvalidSpec
+from shared.jobs import requests
+from shared.jobs.attempts import Claim
+from shared.jobs.rows import Model, ModelVersion
+from shared.wire import GenerateRequest
+from tests.shared.desk import SETTINGS, Desk
+
+WEIGHTS = {"key": "w", "sha256": "0" * 64, "size_bytes": 1}
+
+
+def add_version(
+    desk: Desk, name: str, version: int, *, shape: tuple[int, ...] = (1, 8, 8), family: str = "vae"
+) -> None:
+    """A version of a model, as its training published it."""
+    job = desk.submit()
+
+    def add(session: Session) -> None:
+        model = session.query(Model).filter_by(tenant_id=desk.tenant_id, name=name).one_or_none()
+        model = model or Model(tenant_id=desk.tenant_id, name=name, latest=version)
+        model.latest = version
+        session.add(model)
+        session.flush()
+        spec = {"family": "vae", "dataset": f"ds_{desk.dataset_id.hex}", "model": name}
+        session.add(
+            ModelVersion(
+                model_id=model.id, version=version, family="vae", spec=spec, metrics={}, weights=WEIGHTS,
+                info={"shape": list(shape), "num_classes": 0}, job_id=job.id,
+            )
+        )  # fmt: skip
+
+    desk.work(add)
+    desk.do(lambda session: requests.cancel(session, desk.tenant_id, job.id))
+
+
+def fine_tune(desk: Desk, ref: str) -> Any:
+    spec = {"family": "vae", "dataset": f"ds_{desk.dataset_id.hex}", "model": "tuned", "init_from": ref}
+    return desk.submit(spec=spec)
+
+
+def refused(desk: Desk, **task: Any) -> str | None:
+    """The field that the request is refused for; None if it is not."""
+    request = GenerateRequest.model_validate({"type": "generate", "spec": {"model": "base", **task}})
+    try:
+        desk.do(lambda session: requests.submit(session, desk.tenant_id, request, settings=SETTINGS))
+    except InvalidSpec as error:
+        return error.pointer
+    return None
+
+
+def test_the_model_that_a_training_begins_with_is_the_newest_at_submission(desk: Desk) -> None:
+    add_version(desk, "base", 1)
+    job = fine_tune(desk, "base")
+    add_version(desk, "base", 2)
+
+    claimed: Claim = desk.claim()
+
+    assert claimed.job_id == job.id
+    assert claimed.spec["init_from"] == "base@1"
+    assert claimed.inputs["models"]["init_from"]["version"] == 1
+    assert claimed.inputs["models"]["init_from"]["weights"] == WEIGHTS
+
+
+@pytest.mark.parametrize(
+    ("ref", "version"),
+    [
+        ("nobody", {}),
+        ("base@7", {}),
+        ("base", {"shape": (3, 8, 8)}),
+    ],
+)
+def test_a_training_cannot_begin_with_just_any_model(desk: Desk, ref: str, version: dict[str, Any]) -> None:
+    add_version(desk, "base", 1, **version)
+
+    with pytest.raises(InvalidSpec) as refusal:
+        fine_tune(desk, ref)
+
+    assert refusal.value.pointer == "/spec/init_from"
+
+
+def test_an_option_that_the_family_does_not_understand_is_refused(desk: Desk) -> None:
+    add_version(desk, "base", 1)
+
+    assert refused(desk, task="generate", temperature=0.5) is None
+    assert refused(desk, task="generate", guidance_scale=1.0, steps=None) is None
+    assert refused(desk, task="generate", guidance_scale=2.0) == "/spec/guidance_scale"
+    assert refused(desk, task="generate", steps=10) == "/spec/steps"
+    assert refused(desk, task="interpolate", labels=[0]) == "/spec/labels"
