@@ -74,7 +74,7 @@ def test_the_supervisor_s_process_does_not_load_torch():
 
 
 def test_model_code_loads_no_server_library():
-    packages = ["worker/engine", "worker/families", "worker/kernels"]
+    packages = ["worker/engine", "worker/families", "worker/kernels", "worker/metrics"]
     names = [path.with_suffix("").as_posix().replace("/", ".") for path in map(relative, sources(*packages))]
     loaded = loaded_by("; ".join(f"import {name.removesuffix('.__init__')}" for name in names))
 

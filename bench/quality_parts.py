@@ -1,0 +1,160 @@
+"""What quality cases are put together from: a trained model, its samples, the judge between two calibrations."""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+
+from bench.digits import Digits, Split
+from shared.specs.tasks import Generate
+from shared.specs.training import TrainSpec
+from worker.engine.order import BatchOrder
+from worker.engine.sampling import Tile, sample
+from worker.engine.training import Trainer, evaluate
+from worker.families import FAMILIES
+from worker.families.family import Batch, DataInfo, Draw
+from worker.kernels.noise import Domain, Noise
+from worker.metrics import features
+from worker.metrics.distances import frechet_distance
+
+NUM_CLASSES: Final = 10
+NUM_SAMPLES: Final = 2000
+"""Drawn where a case does not say otherwise: as many as are held out, since the distance depends on the number."""
+
+Measures = dict[str, Any]
+"""Figures by name: numbers, or lists of them."""
+
+
+@dataclass(kw_only=True)
+class Trained:
+    """A model after its training."""
+
+    trainer: Trainer[Any, Any]
+    digits: Digits
+    seconds: float
+    """Of training alone."""
+    samples: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
+    """Images that were drawn, uint8 ``(N, 1, 28, 28)``, by what they are; the first 64 of each make a sheet."""
+
+
+def train(
+    spec: TrainSpec, digits: Digits, device: torch.device, *, begin: Callable[[Trainer[Any, Any]], None] | None = None
+) -> Trained:
+    """Train as a job does, with the engine's trainer and order of batches.
+
+    ``begin`` may fill the network before the first step.
+    """
+    family = FAMILIES[str(getattr(spec, "family", ""))]
+    data = DataInfo(shape=tuple(digits.train.images.shape[1:]), num_classes=NUM_CLASSES)
+    trainer: Trainer[Any, Any] = Trainer(family, spec, data, device)
+    if begin is not None:
+        begin(trainer)
+    order = BatchOrder(len(digits.train), spec.batch_size, spec.seed)
+    began = time.perf_counter()
+    while trainer.step < spec.steps:
+        rows = torch.from_numpy(order.at(trainer.step))
+        trainer.advance({"image": digits.train.images[rows], "label": digits.train.labels[rows]})
+    return Trained(trainer=trainer, digits=digits, seconds=time.perf_counter() - began)
+
+
+def batches(split: Split, *, size: int = 250) -> Iterator[Batch]:
+    """All of a split, in order."""
+    for images, labels in zip(split.images.split(size), split.labels.split(size), strict=True):
+        yield {"image": images, "label": labels}
+
+
+def draw(trained: Trained, **options: Any) -> Tensor:
+    """Samples of the averaged weights through the engine's tile, uint8 ``(N, 1, 28, 28)``; options of ``Generate``."""
+    trainer = trained.trainer
+    given = {"task": "generate", "model": "quality", "num_samples": NUM_SAMPLES} | options
+    request = Generate.model_validate(given)
+    draws = [Draw(request=request, index=index) for index in range(request.num_samples)]
+    sampler = trainer.family.tasks["generate"](trainer.spec, trainer.data)
+    tile = Tile(trainer.average, sampler, draws[0], trainer.device)
+    images = {one.index: image for one, image in sample(tile, draws)}
+    return torch.stack([images[index] for index in sorted(images)])
+
+
+class Judge:
+    """Compares samples to held-out digits in the features of the shipped classifier.
+
+    ``way`` is 0 where samples are as far from the held-out digits as as many training digits are, and 1 where they are
+    as far as noise with each pixel's mean and deviation.
+    """
+
+    def __init__(self, digits: Digits) -> None:
+        self.features, self.digits = features.digits(), digits
+        self.reference = self.features.of(digits.held_out.images)
+        self._bounds: dict[int, tuple[float, float]] = {}
+
+    def distance(self, images: Tensor) -> float:
+        """Frechet distance to the held-out digits."""
+        return frechet_distance(self.features.of(images), self.reference)
+
+    def bounds(self, num_samples: int) -> tuple[float, float]:
+        """The distance of so many training digits, evenly spread, and of so many images of noise."""
+        if num_samples not in self._bounds:
+            train = self.digits.train.images
+            evenly = torch.linspace(0, len(train) - 1, num_samples).long()
+            self._bounds[num_samples] = self.distance(train[evenly]), self.distance(pixel_noise(train, num_samples))
+        return self._bounds[num_samples]
+
+    def measure(self, images: Tensor, labels: Tensor | None = None) -> Measures:
+        """``fd``, its two calibrations, ``way``, classes; with the labels that were asked for the accuracy."""
+        real, noise = self.bounds(len(images))
+        fd = self.distance(images)
+        classes = self.features.classes(images)
+        shares = classes.bincount(minlength=NUM_CLASSES) / len(classes)
+        figures: Measures = {
+            "fd": fd,
+            "fd_real": real,
+            "fd_noise": noise,
+            "way": (fd - real) / (noise - real),
+            "num_samples": len(images),
+            "class_shares": [round(share, 4) for share in shares.tolist()],
+            "num_classes_seen": int((shares > 0).sum()),
+            "largest_class": shares.max().item(),
+        }
+        if labels is not None:
+            figures["class_accuracy"] = (classes == labels).double().mean().item()
+        return figures
+
+
+def pixel_noise(images: Tensor, num_samples: int) -> Tensor:
+    """The trivial generator: every pixel on its own, normal with its mean and deviation, as bytes."""
+    values = images.float()
+    noise = Noise.of_step(Domain.EVALUATION, 0, 0, range(num_samples), torch.device("cpu"))
+    drawn = values.mean(0) + values.std(0) * noise.normal(*images.shape[1:])
+    return drawn.clamp(0, 255).round().to(torch.uint8)
+
+
+def losses(trained: Trained) -> Measures:
+    """The family's losses and figures on all held-out digits, for the averaged weights."""
+    return evaluate(trained.trainer, batches(trained.digits.held_out))
+
+
+def linear_probe(encode: Callable[[Tensor], Tensor], digits: Digits) -> float:
+    """Held-out accuracy of multinomial logistic regression on codes ``encode(images) -> (B, Z)`` (float64, L-BFGS)."""
+    with torch.no_grad():
+        train, held_out = (
+            torch.cat([encode(images) for images in split.images.split(500)]).flatten(1).double()
+            for split in (digits.train, digits.held_out)
+        )
+    mean, deviation = train.mean(0), train.std(0) + 1e-6
+    train, held_out = (train - mean) / deviation, (held_out - mean) / deviation
+    weight = torch.zeros(train.shape[1], NUM_CLASSES, dtype=torch.float64, requires_grad=True)
+    bias = torch.zeros(NUM_CLASSES, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS([weight, bias], max_iter=200, line_search_fn="strong_wolfe")
+
+    def objective() -> Tensor:
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(train @ weight + bias, digits.train.labels) + 1e-4 * weight.square().sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(objective)
+    predicted = (held_out @ weight + bias).argmax(1)
+    return (predicted == digits.held_out.labels).double().mean().item()

@@ -1,0 +1,70 @@
+"""Does a model repeat what it learned from? Samples' nearest training images against held-out ones'.
+
+Distances are Euclidean, between pixels in [0, 1]. Shape suffixes: N = samples, M = others, D = pixels.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Nearest:
+    """The nearest of other images to each image: distance, float64 ``(N,)``, and position, int64 ``(N,)``."""
+
+    distance: Tensor
+    position: Tensor
+
+
+def nearest(images_NCHW: Tensor, others_MCHW: Tensor, *, batch_size: int = 500) -> Nearest:
+    """Look for each image's nearest other one."""
+    others_MD = _pixels(others_MCHW)
+    found = [torch.cdist(_pixels(batch), others_MD).min(1) for batch in images_NCHW.split(batch_size)]
+    distance, position = (torch.cat(parts) for parts in zip(*found, strict=True))
+    return Nearest(distance=distance, position=position)
+
+
+def _pixels(images_NCHW: Tensor) -> Tensor:
+    return images_NCHW.flatten(1).double() / 255
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memorisation:
+    """Two tests that a model which draws afresh passes with one half."""
+
+    nearer_to_train: Tensor
+    """Whether each sample is nearer to a training image than to a held-out one, of equally many; float64 ``(N,)``,
+    0.5 for ties."""
+    copying: float
+    """Probability that a sample is nearer to the training images than a held-out image is (Meehan et al., 2020): above
+    one half, samples lie closer to the training set than fresh data do."""
+    nearest: Nearest
+    """The nearest of all training images to each sample."""
+
+    def closest(self, num_pairs: int) -> list[tuple[int, int, float]]:
+        """The closest pairs: position of the sample, of the training image, and the distance."""
+        order = self.nearest.distance.argsort(stable=True)[:num_pairs].tolist()
+        return [(i, int(self.nearest.position[i]), float(self.nearest.distance[i])) for i in order]
+
+
+def memorisation(samples_NCHW: Tensor, train_MCHW: Tensor, held_out_MCHW: Tensor) -> Memorisation:
+    """Compare samples with both parts of the data; ValueError if one is empty."""
+    if not min(len(samples_NCHW), len(train_MCHW), len(held_out_MCHW)):
+        raise ValueError("samples, training images and held-out images are needed")
+    to_train = nearest(samples_NCHW, train_MCHW)
+    num = min(len(train_MCHW), len(held_out_MCHW))
+    evenly = torch.arange(num) * len(train_MCHW) // num
+    to_some = nearest(samples_NCHW, train_MCHW[evenly]).distance
+    to_held_out = nearest(samples_NCHW, held_out_MCHW[:num]).distance
+    fresh = nearest(held_out_MCHW, train_MCHW).distance
+    return Memorisation(
+        nearer_to_train=_wins(to_some, to_held_out),
+        copying=_wins(to_train.distance[:, None], fresh[None]).mean().item(),
+        nearest=to_train,
+    )
+
+
+def _wins(a: Tensor, b: Tensor) -> Tensor:
+    """1 where ``a`` is smaller, 0 where ``b`` is, one half for ties."""
+    return (a < b).double() + 0.5 * (a == b).double()
