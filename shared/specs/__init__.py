@@ -1,22 +1,26 @@
 """What a user may ask for. One file per family; the unions below are what the API publishes."""
 
 from collections.abc import Mapping
-from typing import Final
+from typing import Annotated, Final
 
+from pydantic import Field
+
+from shared.specs.gan import GanSpec
 from shared.specs.spec import Modality, Spec
 from shared.specs.tasks import Generate, GenerateSpec, Interpolate, Reconstruct
 from shared.specs.training import Precision, TrainSpec
 from shared.specs.vae import VaeSpec
 
-AnyTrainSpec = VaeSpec
+AnyTrainSpec = Annotated[VaeSpec | GanSpec, Field(discriminator="family")]
 """Union of all families' specs, told apart by ``family``."""
 
-FAMILIES: Final[Mapping[str, type[TrainSpec]]] = {"vae": VaeSpec}
+FAMILIES: Final[Mapping[str, type[TrainSpec]]] = {"vae": VaeSpec, "gan": GanSpec}
 """Family name to the spec that trains it."""
 
 __all__ = [
     "FAMILIES",
     "AnyTrainSpec",
+    "GanSpec",
     "Generate",
     "GenerateSpec",
     "Interpolate",

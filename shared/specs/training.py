@@ -72,6 +72,14 @@ class TrainSpec(Spec):
             raise wrong("warmup_steps", "warmup_steps must not exceed steps")
         return self
 
+    def trains(self, part: str, step: int) -> bool:
+        """Whether ``part`` of the network is updated in ``step``; the others stand still."""
+        return True
+
+    def betas_at(self, step: int) -> tuple[float, float]:
+        """``betas`` of the update in ``step``."""
+        return self.betas
+
     def references(self) -> dict[str, tuple[ModelRef, frozenset[str]]]:
         """The models that a training needs: the field that names it, its reference, the families it may be of."""
         own = self.starts_from or frozenset({str(getattr(self, "family", ""))})

@@ -25,7 +25,6 @@ class Part:
                 {"params": [tensor for tensor in tensors if tensor.ndim <= 1], "weight_decay": 0.0},
             ],
             lr=spec.learning_rate,
-            betas=spec.betas,
             fused=all(tensor.device.type in ("cpu", "cuda") for tensor in tensors),
         )
         # At once: a network whose moments do not fit shall not train to the end of its first step.
@@ -41,7 +40,7 @@ class Part:
         """Add the gradient of ``loss``."""
         self.scaler.scale(loss).backward(inputs=list(self.parameters.values()))
 
-    def descend(self, learning_rate: float) -> Tensor:
+    def descend(self, learning_rate: float, betas: tuple[float, float]) -> Tensor:
         """One optimizer step down the accumulated gradient; returns its norm before clipping.
 
         With loss scaling, a step whose gradient overflowed is left out and the scale lowered.
@@ -50,7 +49,7 @@ class Part:
         self.scaler.unscale_(self.optimizer)
         grad_norm = nn.utils.clip_grad_norm_(tensors, self.grad_clip)
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
+            group["lr"], group["betas"] = learning_rate, betas
         self.scaler.step(self.optimizer)
         self.scaler.update()
         return grad_norm

@@ -91,7 +91,8 @@ class Trainer(Generic[SpecT, NetT]):
             part.eval()
         values: dict[str, Tensor] = {}
         for name, part in self.parts.items():
-            values |= self._update(name, part, batch)
+            if self.spec.trains(name, self.step):
+                values |= self._update(name, part, batch)
         self._average_weights()
         self.step += 1
         return self._checked(values)
@@ -111,7 +112,9 @@ class Trainer(Generic[SpecT, NetT]):
                     raise
             if values is None:  # not in the handler: there the error still holds its frames, and they the graph
                 self._halve(part, num_rows(batch))
-        return values | {f"{self._prefix(name)}grad_norm": part.descend(self.learning_rate)}
+        return values | {
+            f"{self._prefix(name)}grad_norm": part.descend(self.learning_rate, self.spec.betas_at(self.step))
+        }
 
     def _accumulate(self, name: str, part: Part, batch: Batch) -> dict[str, Tensor]:
         """Add up the gradient of the batch's mean loss; returns the means of its figures."""

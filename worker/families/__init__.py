@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from worker.families.family import Family
+from worker.families.gan import FAMILY as GAN
 from worker.families.vae import FAMILY as VAE
 
-FAMILIES: Final[Mapping[str, Family[Any, Any]]] = {"vae": VAE}
+FAMILIES: Final[Mapping[str, Family[Any, Any]]] = {"vae": VAE, "gan": GAN}

@@ -1,0 +1,1 @@
+"""Layers and arithmetic that families are built of. Knows no family and no engine."""
