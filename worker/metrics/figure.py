@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import sqrt
+from math import isfinite, sqrt
 from typing import Any, Final
 
 import torch
@@ -31,7 +31,9 @@ class Figure:
     """Digest of the images it was measured against."""
 
     def as_json(self) -> dict[str, Any]:
-        return {"value": self.value, "confidence_95": [self.low, self.high], "num_samples": self.num_samples} | {
+        """Plain JSON; a bound that is not known is null."""
+        interval = [bound if isfinite(bound) else None for bound in (self.low, self.high)]
+        return {"value": self.value, "confidence_95": interval, "num_samples": self.num_samples} | {
             name: digest for name in ("features", "reference") if (digest := getattr(self, name)) is not None
         }
 
