@@ -57,7 +57,8 @@ class Assignment:
       ``models`` {field of the spec: model as below} and
       ``resume`` [{key, sha256, size_bytes, step}], the best first: the first that is intact is used
     * generate: ``model`` {id, name, version, family, spec, info, weights: {key, sha256, size_bytes}}
-      and, for tasks that read one, ``dataset`` as above
+      and, for tasks that read images, ``dataset`` as above or ``images`` [{key, sha256, size_bytes}]; the mask of
+      ``inpaint`` is ``mask_dataset`` or ``mask_image``, likewise
     """
 
     job_id: str

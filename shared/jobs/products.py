@@ -31,7 +31,7 @@ def resolve(session: Session, job_id: UUID, kind: JobType, inputs: Mapping[str, 
                 "resume": _checkpoints(session, job_id, inputs),
             }
         case JobType.GENERATE:
-            return {"model": _model_input(session, inputs["version_id"]), "dataset": _dataset_input(session, inputs)}
+            return _task_inputs(session, inputs)
         case _:
             return {}
 
@@ -41,6 +41,26 @@ def _dataset(session: Session, dataset_id: str) -> Dataset:
     if dataset is None:
         raise NotFound(f"dataset {dataset_id} is gone")
     return dataset
+
+
+def _task_inputs(session: Session, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    resolved: dict[str, Any] = {
+        "model": _model_input(session, inputs["version_id"]),
+        "dataset": _dataset_input(session, inputs),
+    }
+    resolved["images"] = [_artifact(session, one) for one in inputs.get("artifact_ids", [])]
+    if "mask_dataset_id" in inputs:
+        resolved["mask_dataset"] = _dataset_input(session, {"dataset_id": inputs["mask_dataset_id"]})
+    if "mask_artifact_id" in inputs:
+        resolved["mask_image"] = _artifact(session, inputs["mask_artifact_id"])
+    return resolved
+
+
+def _artifact(session: Session, artifact_id: str) -> dict[str, Any]:
+    row = session.get(Artifact, UUID(artifact_id))
+    if row is None or row.removed_at is not None:
+        raise NotFound(f"artifact {artifact_id} is gone")
+    return {"key": row.key, "sha256": row.sha256, "size_bytes": row.size_bytes}
 
 
 def _dataset_input(session: Session, inputs: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -1,45 +1,32 @@
 """What a client may do: submit a job, cancel, pause, resume, retry. Async, in the caller's transaction, never commits.
 
-Checks that need SQL (does the dataset exist, does the model's family know the task) happen here, so
+Checks that need SQL (does the dataset exist, does the model's family know the task) happen before (``drafts.py``), so
 that a job that was accepted can run.
 """
 
-from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Final
+from typing import Final
 from uuid import UUID
 
-from pydantic_core import PydanticCustomError
 from sqlalchemy import ColumnElement, func, literal, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import col
 
 from shared import ids
-from shared.errors import Gone, IllegalMove, InvalidSpec, NotFound, QueueFull
-from shared.jobs import fairness
+from shared.errors import Gone, IllegalMove, NotFound, QueueFull
+from shared.jobs import drafts, fairness
+from shared.jobs.drafts import Draft
 from shared.jobs.moves import move, move_by_case
-from shared.jobs.rows import Bell, Dataset, DatasetState, Event, Job, Model, ModelVersion
+from shared.jobs.rows import Bell, Dataset, DatasetState, Event, Job
 from shared.jobs.state import QUEUES, JobState, JobType, Priority
 from shared.settings import JobSettings
-from shared.specs import FAMILIES, TrainSpec
 from shared.specs.ingest import IngestSpec
-from shared.specs.tasks import Reconstruct, Request
 from shared.wire import GenerateRequest, TrainRequest
 
 _MARGIN: Final = 100
 """Places below the limit of a queue from which on submissions are counted one after the other."""
 _LIMIT_LOCK: Final = 0x6A6F6273
 """First key of the advisory lock, to keep it apart from others'."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Draft:
-    """A request whose references have been looked up."""
-
-    type: JobType
-    spec: dict[str, Any]
-    summary: str
-    inputs: dict[str, Any]
 
 
 async def submit(
@@ -51,11 +38,7 @@ async def submit(
         InvalidSpec: a reference in the spec cannot be used; the error points at the field.
         QueueFull: the tenant has as many jobs waiting as it may.
     """
-    draft = await (
-        _train(session, tenant_id, request.spec)
-        if request.type == "train"
-        else _generate(session, tenant_id, request.spec)
-    )
+    draft = await drafts.draft(session, tenant_id, request)
     job = _job(tenant_id, draft, max_attempts=request.max_attempts or settings.max_attempts)
     job.priority = Priority(request.priority).rank
     job.labels = dict(request.labels)
@@ -72,7 +55,7 @@ async def submit_ingest(session: AsyncSession, dataset: Dataset, spec: IngestSpe
     Raises:
         QueueFull: the tenant has as many jobs waiting as it may.
     """
-    draft = _Draft(
+    draft = Draft(
         type=JobType.INGEST,
         spec=spec.model_dump(mode="json"),
         summary=f"ingest {dataset.name}",
@@ -157,7 +140,7 @@ async def retry(session: AsyncSession, tenant_id: UUID, job_id: UUID, *, setting
     if (again := await _retry_of(session, tenant_id, job_id)) is not None:
         return again, False
     lineage = [str(ended.id), *ended.inputs.get("lineage", [])] if ended.type == JobType.TRAIN else []
-    draft = _Draft(
+    draft = Draft(
         type=ended.type,
         spec=ended.spec,
         summary=ended.summary,
@@ -209,7 +192,7 @@ async def get(session: AsyncSession, tenant_id: UUID, job_id: UUID) -> Job:
     return job
 
 
-def _job(tenant_id: UUID, draft: _Draft, *, max_attempts: int) -> Job:
+def _job(tenant_id: UUID, draft: Draft, *, max_attempts: int) -> Job:
     return Job(
         tenant_id=tenant_id,
         type=draft.type,
@@ -247,88 +230,3 @@ async def _enter(session: AsyncSession, job: Job, settings: JobSettings) -> None
         if (await session.scalar(count) or 0) > settings.max_queued:
             raise QueueFull(f"{settings.max_queued} jobs are waiting already")
     await session.execute(*fairness.enter(job.tenant_id, job.id, quantum=settings.quantum))
-
-
-async def _train(session: AsyncSession, tenant_id: UUID, spec: TrainSpec) -> _Draft:
-    dataset = await _dataset(session, tenant_id, spec.dataset, spec.modality)
-    family = str(getattr(spec, "family", ""))
-    pinned, models = dict[str, str](), dict[str, str]()
-    for field, (ref, families) in spec.references().items():
-        model, version = await find_version(session, tenant_id, ref, pointer=f"/spec/{field}")
-        if version.family not in families:
-            known = " or ".join(sorted(families))
-            raise InvalidSpec(f"{ref} is a {version.family} model, and {known} is needed", pointer=f"/spec/{field}")
-        _require_same_shape(dataset, version, pointer=f"/spec/{field}")
-        pinned[field], models[field] = f"{model.name}@{version.version}", str(version.id)
-    return _Draft(
-        type=JobType.TRAIN,
-        spec=spec.model_dump(mode="json") | pinned,
-        summary=f"train {family} {spec.model}",
-        inputs={"dataset_id": str(dataset.id), "models": models},
-    )
-
-
-async def _generate(session: AsyncSession, tenant_id: UUID, spec: Request) -> _Draft:
-    model, version = await find_version(session, tenant_id, spec.model, pointer="/spec/model")
-    family = FAMILIES[version.family]
-    if spec.task not in family.tasks:
-        known = ", ".join(sorted(family.tasks))
-        raise InvalidSpec(f"a {version.family} model cannot {spec.task}; it can {known}", pointer="/spec/task")
-    try:
-        family.model_validate(version.spec).check_task(spec, version.info)
-    except PydanticCustomError as error:
-        refused = error.context or {}
-        raise InvalidSpec(refused["message"], pointer=f"/spec/{refused['field']}") from error
-    ref = f"{model.name}@{version.version}"
-    inputs = {"version_id": str(version.id)}
-    if isinstance(spec, Reconstruct):
-        dataset = await _dataset(session, tenant_id, spec.dataset, family.modality)
-        _require_same_shape(dataset, version, pointer="/spec/dataset")
-        inputs["dataset_id"] = str(dataset.id)
-    # The spec names the version that was the newest at submission, so that it means the same for ever.
-    return _Draft(
-        type=JobType.GENERATE,
-        spec=spec.model_dump(mode="json") | {"model": ref},
-        summary=f"{spec.task} {ref}",
-        inputs=inputs,
-    )
-
-
-def _require_same_shape(dataset: Dataset, version: ModelVersion, *, pointer: str) -> None:
-    theirs, its = dataset.info.get("shape"), version.info.get("shape")
-    if theirs != its:
-        raise InvalidSpec(f"the dataset's samples are {theirs}, the model's {its}", pointer=pointer)
-
-
-async def _dataset(session: AsyncSession, tenant_id: UUID, dataset_id: str, modality: str) -> Dataset:
-    pointer = "/spec/dataset"
-    found = select(Dataset).where(col(Dataset.id) == ids.parse("ds", dataset_id), col(Dataset.tenant_id) == tenant_id)
-    dataset = (await session.execute(found)).scalar_one_or_none()
-    if dataset is None:
-        raise InvalidSpec(f"no such dataset: {dataset_id}", pointer=pointer)
-    if dataset.state != DatasetState.READY:
-        raise InvalidSpec(f"the dataset is not ready: it is {dataset.state.value}", pointer=pointer)
-    if dataset.modality != modality:
-        raise InvalidSpec(f"the dataset holds {dataset.modality}, and {modality} is needed", pointer=pointer)
-    return dataset
-
-
-async def find_version(
-    session: AsyncSession, tenant_id: UUID, ref: str, *, pointer: str | None = None
-) -> tuple[Model, ModelVersion]:
-    """The model version that ``name`` (its newest) or ``name@version`` stands for.
-
-    Raises:
-        InvalidSpec: there is none.
-    """
-    name, _, number = ref.partition("@")
-    wanted = col(ModelVersion.version) == (int(number) if number else col(Model.latest))
-    found = (
-        select(Model, ModelVersion)
-        .join(ModelVersion, col(ModelVersion.model_id) == Model.id)
-        .where(col(Model.tenant_id) == tenant_id, col(Model.name) == name, wanted)
-    )
-    row = (await session.execute(found)).one_or_none()
-    if row is None:
-        raise InvalidSpec(f"no such model: {ref}", pointer=pointer)
-    return row[0], row[1]

@@ -20,6 +20,8 @@ def wrong(field: str, message: str) -> PydanticCustomError:
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 """Key of every random number of a job; the same seed draws the same numbers on any worker."""
 
+ArtifactId = Annotated[str, StringConstraints(pattern=r"^art_[0-9a-f]{32}$")]
+
 DatasetId = Annotated[str, StringConstraints(pattern=r"^ds_[0-9a-f]{32}$")]
 
 ModelName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]

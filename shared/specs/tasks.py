@@ -4,11 +4,12 @@ Some options mean something to some families only: each family lists those it un
 the others must keep their defaults.
 """
 
-from typing import Annotated, Any, Final, Literal
+from collections.abc import Sequence
+from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
-from shared.specs.spec import DatasetId, ModelRef, Seed, Spec
+from shared.specs.spec import ArtifactId, DatasetId, ModelRef, Seed, Spec, wrong
 
 Solver = Literal["euler", "heun", "ddim", "ddpm", "dpmpp_2m"]
 """How a diffusion model goes from noise to data: Euler and Heun (Karras et al., 2022), DDIM (Song et al., 2020),
@@ -21,6 +22,14 @@ def _ascending(interval: tuple[float, float]) -> tuple[float, float]:
     return interval
 
 
+def _not_empty(box: tuple[int, int, int, int]) -> tuple[int, int, int, int]:
+    left, top, right, bottom = box
+    if left >= right or top >= bottom:
+        raise ValueError("left must be below right, and top below bottom")
+    return box
+
+
+Side = Annotated[int, Field(ge=0, le=4096)]
 Labels = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1, max_length=4096)]
 """Classes; sample ``i`` has ``labels[i % len(labels)]``."""
 NoiseInterval = Annotated[
@@ -32,6 +41,9 @@ OPTIONS: Final = frozenset({
     "labels", "steps", "solver", "guidance_scale", "guidance_interval", "temperature", "eta",
 })  # fmt: skip
 """Fields that a family has to list to understand them."""
+
+
+Box = Annotated[tuple[Side, Side, Side, Side], AfterValidator(_not_empty)]
 
 
 class _Task(Spec):
@@ -73,16 +85,84 @@ class Generate(_Sampling):
     """Fresh noise of ``ddim`` in each step: 0 is none, 1 is as much as ``ddpm`` adds."""
 
 
-class Reconstruct(_Task):
-    """Encode samples of a dataset and decode them again."""
+class _WithInputs(_Sampling):
+    """A task on images: those of a dataset, or some that jobs have made. A dataset may be a single uploaded picture."""
 
-    task: Literal["reconstruct"]
-    dataset: DatasetId
-    """Where the inputs come from."""
-    split: Literal["train", "held_out"] = "held_out"
+    dataset: DatasetId | None = None
+    """Where the inputs come from; this or ``images``."""
+    split: Literal["train", "held_out", "all"] = "held_out"
     """Which part of the dataset."""
     num_samples: int = Field(default=16, ge=1, le=4096)
     """How many of its first samples."""
+    images: Annotated[list[ArtifactId], Field(min_length=1, max_length=256)] | None = None
+    """PNG artifacts to use as inputs, one sample each."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.dataset is None) == (self.images is None):
+            raise wrong("dataset", "the inputs come from a dataset or from images: give one of the two")
+        return self
+
+    def input_shapes(self, shape: Sequence[int]) -> list[tuple[int, ...]]:
+        """The shapes (C, H, W) that inputs may have for a model of images of ``shape``.
+
+        Raises:
+            PydanticCustomError: as ``wrong`` makes it; the task cannot be done with such images.
+        """
+        return [tuple(shape)]
+
+
+class Reconstruct(_WithInputs):
+    """Encode images and decode them again."""
+
+    task: Literal["reconstruct"]
+
+
+class Inpaint(_WithInputs):
+    """Fill in a part of each image, keeping the rest as it is to the bit (Wang et al., 2022; Lugmayr et al., 2022)."""
+
+    task: Literal["inpaint"]
+    box: Box | None = None
+    """What to fill: left, top, right and bottom in pixels, the last two excluded; this or ``mask``."""
+    mask: ArtifactId | DatasetId | None = None
+    """What to fill: the bright pixels of this picture (an artifact, or the first image of a dataset)."""
+
+    @model_validator(mode="after")
+    def _one_mask(self) -> Self:
+        if (self.box is None) == (self.mask is None):
+            raise wrong("box", "what to fill is said by a box or by a mask: give one of the two")
+        return self
+
+
+class SuperResolve(_WithInputs):
+    """Enlarge images: the result, averaged over squares of ``factor`` pixels, is the input again."""
+
+    task: Literal["super_resolve"]
+    factor: Literal[2, 4, 8] = 4
+    """How many times wider and higher the result is. Inputs of the model's own size are reduced first."""
+
+    def input_shapes(self, shape: Sequence[int]) -> list[tuple[int, ...]]:
+        channels, height, width = shape
+        if height % self.factor or width % self.factor:
+            raise wrong("factor", f"the sides of the model's images, {height} and {width}, must be multiples of it")
+        return [(channels, height // self.factor, width // self.factor), *super().input_shapes(shape)]
+
+
+class Colourise(_WithInputs):
+    """Give colours to images: the grey of the result is the grey of the input, which may have colours itself."""
+
+    task: Literal["colourise"]
+
+    def input_shapes(self, shape: Sequence[int]) -> list[tuple[int, ...]]:
+        return [(1, *shape[1:]), *super().input_shapes(shape)]
+
+
+class ImageToImage(_WithInputs):
+    """Begin at a noisy version of each image instead of at noise (SDEdit, Meng et al., 2021)."""
+
+    task: Literal["image_to_image"]
+    strength: float = Field(default=0.6, gt=0, le=1)
+    """How much of the way from data to noise the image goes; 1 keeps nothing of it."""
 
 
 class Interpolate(_Sampling):
@@ -95,7 +175,10 @@ class Interpolate(_Sampling):
     """Samples along each path, end points included."""
 
 
-GenerateSpec = Annotated[Generate | Reconstruct | Interpolate, Field(discriminator="task")]
+WithInputs = Reconstruct | Inpaint | SuperResolve | Colourise | ImageToImage
+"""Tasks that read images."""
 
-Request = Generate | Reconstruct | Interpolate
-"""What ``GenerateSpec`` validates to."""
+Request = Generate | Interpolate | WithInputs
+"""Every task."""
+
+GenerateSpec = Annotated[Request, Field(discriminator="task")]

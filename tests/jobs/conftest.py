@@ -1,7 +1,7 @@
 """A small dataset in a folder, and assignments that use it."""
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,13 +67,19 @@ def train_run(tmp_path: Path, dataset: dict[str, Any]) -> Callable[..., FolderRu
 def generate_run(tmp_path: Path, dataset: dict[str, Any]) -> Callable[..., FolderRun]:
     """A run of a generate job with the model of a training's result."""
 
-    def make(result: dict[str, Any], *, model_spec: dict[str, Any] | None = None, **spec: Any) -> FolderRun:
+    def make(
+        result: dict[str, Any],
+        *,
+        model_spec: dict[str, Any] | None = None,
+        inputs: Mapping[str, Any] = {},
+        **spec: Any,
+    ) -> FolderRun:
         trained = SPEC | (model_spec or {})
         model = {"id": "mdl_1", "name": "bars", "version": 1, "family": "vae", "spec": trained}
-        inputs = {"model": model | {"info": result["info"], "weights": result["weights"]}, "dataset": dataset}
+        read = {"model": model | {"info": result["info"], "weights": result["weights"]}, "dataset": dataset, **inputs}
         task = {"model": "bars@1", "task": "generate"} | spec
         serial = next(_serial)
-        assignment = Assignment(job_id=f"job_{serial}", fence=serial, type="generate", spec=task, inputs=inputs)
+        assignment = Assignment(job_id=f"job_{serial}", fence=serial, type="generate", spec=task, inputs=read)
         return FolderRun(folder=tmp_path, assignment=assignment)
 
     return make

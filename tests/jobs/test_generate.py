@@ -97,6 +97,28 @@ def test_a_reconstruction_resembles_its_input(generate_run: MakeRun, train_run: 
     assert np.abs(np.stack(pictures) - held_out).mean() < blank / 2
 
 
+def test_pictures_of_a_job_are_read_as_what_they_show(generate_run: MakeRun, trained: dict[str, Any]) -> None:
+    drawn = generate_run(trained, num_samples=2)
+    generate(drawn)
+    pictures = [one.stored.as_json() for one in drawn.artifacts("sample")]
+
+    run = generate_run(trained, task="reconstruct", images=["art_" + "0" * 32] * 2, inputs={"images": pictures})
+    generate(run)
+
+    sheet = np.asarray(Image.open(io.BytesIO(run.body(run.artifacts("sheet")[0]))))
+    first = np.asarray(Image.open(io.BytesIO(drawn.body(drawn.artifacts("sample")[0]))))
+    assert np.array_equal(sheet[2 : 2 + 60 : 5, 2 : 2 + 60 : 5], first)
+
+
+def test_a_picture_of_another_size_is_refused(generate_run: MakeRun, trained: dict[str, Any]) -> None:
+    drawn = generate_run(trained, num_samples=2)
+    generate(drawn)
+    sheet = drawn.artifacts("sheet")[0].stored.as_json()
+
+    with pytest.raises(DatasetInvalid, match="must all be"):
+        generate(generate_run(trained, task="reconstruct", images=["art_" + "0" * 32], inputs={"images": [sheet]}))
+
+
 def test_a_path_is_one_row_of_the_sheet(generate_run: MakeRun, trained: dict[str, Any]) -> None:
     run = generate_run(trained, task="interpolate", num_pairs=3, num_points=5)
 

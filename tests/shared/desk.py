@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session
 from sqlmodel import col
 
 from shared.database import make_async_engine
+from shared.ids import uuid7
 from shared.jobs import attempts, claims, requests, workers
 from shared.jobs.attempts import Claim, NewArtifact
 from shared.jobs.rows import Dataset, DatasetState, Job, Tenant
@@ -31,9 +32,9 @@ class Desk:
 
     def __init__(self, url: str, engine: Engine) -> None:
         self._database = DatabaseSettings(url=SecretStr(url))
-        self.engine = engine
+        self.url, self.engine = url, engine
         with Session(engine) as session, session.begin():
-            tenant = Tenant(name="test")
+            tenant = Tenant(name=uuid7().hex)
             session.add(tenant)
             session.flush()
             self.tenant_id = tenant.id

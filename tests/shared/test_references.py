@@ -3,21 +3,22 @@
 from typing import Any
 
 import pytest
+from sqlalchemy import func, update
 from sqlalchemy.orm import Session
 
 from shared.errors import InvalidSpec
-from shared.jobs import requests
+from shared.ids import public
+from shared.jobs import claims, requests
 from shared.jobs.attempts import Claim
-from shared.jobs.rows import Model, ModelVersion
+from shared.jobs.rows import Artifact, Job, Model, ModelVersion
+from shared.jobs.state import JobState, JobType
 from shared.wire import GenerateRequest
-from tests.shared.desk import SETTINGS, Desk
+from tests.shared.desk import SETTINGS, TERMS, Desk
 
 WEIGHTS = {"key": "w", "sha256": "0" * 64, "size_bytes": 1}
 
 
-def add_version(
-    desk: Desk, name: str, version: int, *, shape: tuple[int, ...] = (1, 8, 8), family: str = "vae"
-) -> None:
+def add_version(desk: Desk, name: str, version: int, *, shape: tuple[int, ...] = (1, 8, 8)) -> None:
     """A version of a model, as its training published it."""
     job = desk.submit()
 
@@ -37,6 +38,23 @@ def add_version(
 
     desk.work(add)
     desk.do(lambda session: requests.cancel(session, desk.tenant_id, job.id))
+
+
+def add_artifact(desk: Desk, *, media_type: str = "image/png", removed: bool = False) -> str:
+    """An artifact of an ended job; returns its public id."""
+    job = desk.submit()
+    desk.do(lambda session: requests.cancel(session, desk.tenant_id, job.id))
+
+    def add(session: Session) -> str:
+        artifact = Artifact(
+            tenant_id=desk.tenant_id, job_id=job.id, fence=1, kind="sample", name="a", key=f"{job.id}/a",
+            size_bytes=1, sha256="1" * 64, media_type=media_type, removed_at=func.now() if removed else None,
+        )  # fmt: skip
+        session.add(artifact)
+        session.flush()
+        return public("art", artifact.id)
+
+    return desk.work(add)
 
 
 def fine_tune(desk: Desk, ref: str) -> Any:
@@ -92,3 +110,41 @@ def test_an_option_that_the_family_does_not_understand_is_refused(desk: Desk) ->
     assert refused(desk, task="generate", guidance_scale=2.0) == "/spec/guidance_scale"
     assert refused(desk, task="generate", steps=10) == "/spec/steps"
     assert refused(desk, task="interpolate", labels=[0]) == "/spec/labels"
+
+
+def test_pictures_that_jobs_have_made_can_be_inputs(desk: Desk) -> None:
+    add_version(desk, "base", 1)
+    pictures = [add_artifact(desk), add_artifact(desk)]
+
+    assert refused(desk, task="reconstruct", images=pictures) is None
+
+    read = desk.claim().inputs["images"]
+    assert [one["sha256"] for one in read] == ["1" * 64] * 2
+    assert read[0]["key"] != read[1]["key"]
+
+
+def test_what_cannot_be_an_input_is_refused_by_its_place(desk: Desk) -> None:
+    add_version(desk, "base", 1)
+    other = Desk(desk.url, desk.engine)
+    good = add_artifact(desk)
+    bad = [
+        add_artifact(desk, media_type="application/json"),
+        add_artifact(desk, removed=True),
+        add_artifact(other),
+        "art_" + "0" * 32,
+    ]
+
+    assert [refused(desk, task="reconstruct", images=[good, one]) for one in bad] == ["/spec/images/1"] * 4
+
+
+def test_an_input_that_is_removed_before_the_job_runs_ends_it_by_name(desk: Desk) -> None:
+    add_version(desk, "base", 1)
+    picture = add_artifact(desk)
+    assert refused(desk, task="reconstruct", images=[picture]) is None
+    desk.work(lambda session: session.execute(update(Artifact).values(removed_at=func.now())))
+
+    claimed = desk.work(lambda s: claims.claim(s, worker="w", queues=["generate"], terms=TERMS))
+
+    (job,) = desk.work(lambda session: session.query(Job).filter_by(type=JobType.GENERATE).all())
+    assert not claimed
+    assert (job.state, job.error_code) == (JobState.FAILED, "input_gone")

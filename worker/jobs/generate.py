@@ -11,9 +11,8 @@ import torch
 from pydantic import TypeAdapter
 from torch import Tensor, nn
 
-from shared.errors import DatasetInvalid
 from shared.specs import GenerateSpec
-from shared.specs.tasks import OPTIONS, Generate, Interpolate, Reconstruct, Request
+from shared.specs.tasks import OPTIONS, Generate, Interpolate, Request
 from shared.specs.training import TrainSpec
 from worker.engine.checkpoint import load_weights
 from worker.engine.models import MODELS
@@ -22,8 +21,8 @@ from worker.engine.sampling import BY_CHANCE, REPRODUCIBILITY, Reproducibility, 
 from worker.engine.training import build
 from worker.families import FAMILIES
 from worker.families.family import DataInfo, Draw
-from worker.jobs.inputs import fetch_images, stored
-from worker.jobs.pictures import Pixels, encode_png, sheet
+from worker.jobs.inputs import fetch_task_inputs, stored
+from worker.jobs.pictures import Pixels, encode_png, fitted, sheet
 from worker.run import Run
 
 REQUEST: Final[TypeAdapter[Request]] = TypeAdapter(GenerateSpec)
@@ -48,7 +47,7 @@ def generate(run: Run) -> dict[str, Any]:
     device = torch.device(run.device)
     with exact():
         model = LoadedModel.load(run, run.assignment.inputs["model"], device)
-        draws = _draws(run, request)
+        draws = _draws(run, request, model.data)
         tile = Tile(model.net, model.sampler(request.task), draws[0], device)
         run.phase("sampling")
         images, digests, reproducibility = _publish_samples(run, model, tile, draws)
@@ -103,24 +102,17 @@ class LoadedModel:
         }
 
 
-def _draws(run: Run, request: Request) -> list[Draw[Request]]:
+def _draws(run: Run, request: Request, data: DataInfo) -> list[Draw[Request]]:
     match request:
         case Generate():
             return [Draw(request=request, index=index) for index in range(request.num_samples)]
         case Interpolate():
             num_samples = request.num_pairs * request.num_points
             return [Draw(request=request, index=index) for index in range(num_samples)]
-        case Reconstruct():
-            images = _inputs(run, request)
-            return [Draw(request=request, index=index, inputs={"image": image}) for index, image in enumerate(images)]
-
-
-def _inputs(run: Run, request: Reconstruct) -> Tensor:
-    dataset = fetch_images(run, run.assignment.inputs["dataset"])
-    indices = dataset.train_indices if request.split == "train" else dataset.held_out_indices
-    if not len(indices):
-        raise DatasetInvalid(f"the dataset has no {request.split} samples")
-    return torch.from_numpy(dataset.gather(indices[: request.num_samples]))
+        case _:
+            inputs = fetch_task_inputs(run, request, data.shape)
+            tensors = [{name: torch.from_numpy(array) for name, array in one.items()} for one in inputs]
+            return [Draw(request=request, index=index, inputs=one) for index, one in enumerate(tensors)]
 
 
 def _publish_samples(
@@ -152,9 +144,10 @@ def _publish_sheet(
     columns = None
     if isinstance(request, Interpolate):
         columns = request.num_points
-    elif isinstance(request, Reconstruct):
+    elif draws[0].inputs is not None:
         # Each input stands left of what became of it.
-        inputs = np.stack([draw.inputs["image"].numpy() for draw in draws[: len(images)] if draw.inputs])
+        shape = samples.shape[1:]
+        inputs = np.stack([fitted(draw.inputs["image"].numpy(), shape) for draw in draws[: len(images)] if draw.inputs])
         samples = np.stack([inputs, samples], axis=1).reshape(-1, *samples.shape[1:])
         columns = 2 * ceil(sqrt(len(inputs) / 2))
     picture = encode_png(sheet(samples, columns=columns), model.recipe(request) | {"num_samples": len(draws)})

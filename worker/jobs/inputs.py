@@ -1,10 +1,18 @@
 """Fetches what an assignment refers to. Knows the shapes of ``Assignment.inputs``, no torch."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
+from shared.errors import DatasetInvalid
+from shared.specs.tasks import Inpaint, WithInputs
 from worker.data.dataset import ImageDataset, open_images
+from worker.jobs.pictures import Pixels, decode_png
 from worker.run import Run, StoredObject
+
+BRIGHT = 128
+"""Grey level from which on a pixel of a mask is to be filled."""
 
 
 def stored(fields: Mapping[str, Any]) -> StoredObject:
@@ -15,3 +23,48 @@ def stored(fields: Mapping[str, Any]) -> StoredObject:
 def fetch_images(run: Run, dataset: Mapping[str, Any]) -> ImageDataset:
     """Download an image dataset and map it into memory; DatasetInvalid if it is not one."""
     return open_images({file["name"]: run.fetch(stored(file)) for file in dataset["files"]})
+
+
+def fetch_task_inputs(run: Run, request: WithInputs, shape: tuple[int, ...]) -> list[dict[str, Pixels]]:
+    """What a task on images reads, one mapping per sample: ``image`` (C, H, W) and, to inpaint, ``mask`` (1, H, W).
+
+    Raises:
+        DatasetInvalid: there are none, or they do not fit images of ``shape``.
+    """
+    images = _images(run, request)
+    allowed = request.input_shapes(shape)
+    if images[0].shape not in allowed or any(image.shape != images[0].shape for image in images):
+        needed = " or ".join(str(list(one)) for one in allowed)
+        raise DatasetInvalid(f"the inputs must all be {needed}; the first is {list(images[0].shape)}")
+    if not isinstance(request, Inpaint):
+        return [{"image": image} for image in images]
+    mask = _mask(run, request, shape)
+    return [{"image": image, "mask": mask} for image in images]
+
+
+def _images(run: Run, request: WithInputs) -> Sequence[Pixels]:
+    if request.images is not None:
+        return [decode_png(run.fetch(stored(one))) for one in run.assignment.inputs["images"]]
+    dataset = fetch_images(run, run.assignment.inputs["dataset"])
+    parts = {"train": dataset.train_indices, "held_out": dataset.held_out_indices, "all": np.arange(len(dataset))}
+    indices = parts[request.split][: request.num_samples]
+    if not len(indices):
+        raise DatasetInvalid(f"the dataset has no {request.split} samples")
+    return list(dataset.gather(indices))
+
+
+def _mask(run: Run, request: Inpaint, shape: tuple[int, ...]) -> Pixels:
+    """1 where the image is to be filled."""
+    mask = np.zeros((1, *shape[1:]), np.uint8)
+    if request.box is not None:
+        left, top, right, bottom = request.box
+        mask[:, top:bottom, left:right] = 1
+        return mask
+    inputs = run.assignment.inputs
+    if "mask_image" in inputs:
+        picture = decode_png(run.fetch(stored(inputs["mask_image"])))
+    else:
+        picture = fetch_images(run, inputs["mask_dataset"]).gather([0])[0]
+    if picture.shape[1:] != mask.shape[1:]:
+        raise DatasetInvalid(f"the mask is {list(picture.shape[1:])} pixels, the images {list(mask.shape[1:])}")
+    return (picture.mean(0, keepdims=True) >= BRIGHT).astype(np.uint8)

@@ -4,12 +4,15 @@ import io
 import json
 from collections.abc import Mapping
 from math import ceil, sqrt
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
+
+from shared.errors import DatasetInvalid
 
 RECIPE: Final = "noisemill"
 """PNG text chunk that holds the recipe as JSON."""
@@ -33,6 +36,28 @@ def encode_png(image_CHW: Pixels, recipe: Mapping[str, Any] | None = None) -> by
     file = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(pixels)).save(file, "PNG", compress_level=6, pnginfo=text)
     return file.getvalue()
+
+
+def decode_png(path: Path) -> Pixels:
+    """The pixels ``(C, H, W)`` of a PNG of ours, of one channel if it is grey and else of three.
+
+    Raises:
+        DatasetInvalid: it is damaged, or something else.
+    """
+    try:
+        with Image.open(path, formats=["PNG"]) as image:
+            pixels = np.array(image if image.mode == "L" else image.convert("RGB"))
+    except (OSError, ValueError, SyntaxError) as error:
+        raise DatasetInvalid(f"a picture cannot be read: {error}") from error
+    return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+
+
+def fitted(image_CHW: Pixels, shape: tuple[int, ...]) -> Pixels:
+    """The image as one of ``shape``, to be seen beside others: enlarged by a whole factor, grey as three channels."""
+    channels, height, _ = shape
+    factor = height // image_CHW.shape[1]
+    large_CHW = image_CHW.repeat(factor, axis=1).repeat(factor, axis=2)
+    return np.broadcast_to(large_CHW, (channels, *large_CHW.shape[1:])) if large_CHW.shape[0] == 1 else large_CHW
 
 
 def sheet(images_BCHW: Pixels, *, columns: int | None = None) -> Pixels:

@@ -1,0 +1,166 @@
+"""Requests whose references have been looked up in SQL: what they name exists, fits, and is pinned to one version."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from pydantic_core import PydanticCustomError
+from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlmodel import col
+
+from shared import ids
+from shared.errors import InvalidSpec
+from shared.jobs.rows import Artifact, Dataset, DatasetState, Model, ModelVersion
+from shared.jobs.state import JobType
+from shared.specs import FAMILIES, TrainSpec
+from shared.specs.tasks import Inpaint, Request, WithInputs
+from shared.wire import GenerateRequest, TrainRequest
+
+PICTURES = "image/png"
+"""The media type of artifacts that a task can read."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Draft:
+    """A job to be."""
+
+    type: JobType
+    spec: dict[str, Any]
+    summary: str
+    inputs: dict[str, Any]
+
+
+async def draft(session: AsyncSession, tenant_id: UUID, request: TrainRequest | GenerateRequest) -> Draft:
+    """What ``request`` asks for.
+
+    Raises:
+        InvalidSpec: a reference in the spec cannot be used; the error points at the field.
+    """
+    match request:
+        case TrainRequest():
+            return await _train(session, tenant_id, request.spec)
+        case GenerateRequest():
+            return await _generate(session, tenant_id, request.spec)
+
+
+async def _train(session: AsyncSession, tenant_id: UUID, spec: TrainSpec) -> Draft:
+    dataset = await _dataset(session, tenant_id, spec.dataset, spec.modality)
+    family = str(getattr(spec, "family", ""))
+    pinned, models = dict[str, str](), dict[str, str]()
+    for field, (ref, families) in spec.references().items():
+        model, version = await find_version(session, tenant_id, ref, pointer=f"/spec/{field}")
+        if version.family not in families:
+            known = " or ".join(sorted(families))
+            raise InvalidSpec(f"{ref} is a {version.family} model, and {known} is needed", pointer=f"/spec/{field}")
+        _require_same_shape(dataset, version, pointer=f"/spec/{field}")
+        pinned[field], models[field] = f"{model.name}@{version.version}", str(version.id)
+    return Draft(
+        type=JobType.TRAIN,
+        spec=spec.model_dump(mode="json") | pinned,
+        summary=f"train {family} {spec.model}",
+        inputs={"dataset_id": str(dataset.id), "models": models},
+    )
+
+
+async def _generate(session: AsyncSession, tenant_id: UUID, spec: Request) -> Draft:
+    model, version = await find_version(session, tenant_id, spec.model, pointer="/spec/model")
+    family = FAMILIES[version.family]
+    if spec.task not in family.tasks:
+        known = ", ".join(sorted(family.tasks))
+        raise InvalidSpec(f"a {version.family} model cannot {spec.task}; it can {known}", pointer="/spec/task")
+    inputs = {"version_id": str(version.id)}
+    try:
+        family.model_validate(version.spec).check_task(spec, version.info)
+        if isinstance(spec, WithInputs):
+            inputs |= await _inputs(session, tenant_id, spec, version)
+    except PydanticCustomError as error:
+        refused = error.context or {}
+        raise InvalidSpec(refused["message"], pointer=f"/spec/{refused['field']}") from error
+    ref = f"{model.name}@{version.version}"
+    # The spec names the version that was the newest at submission, so that it means the same for ever.
+    return Draft(
+        type=JobType.GENERATE,
+        spec=spec.model_dump(mode="json") | {"model": ref},
+        summary=f"{spec.task} {ref}",
+        inputs=inputs,
+    )
+
+
+def _require_same_shape(dataset: Dataset, version: ModelVersion, *, pointer: str) -> None:
+    _require_shape(dataset, [tuple(version.info["shape"])], pointer=pointer)
+
+
+def _require_shape(dataset: Dataset, allowed: Sequence[tuple[int, ...]], *, pointer: str) -> None:
+    if (shape := tuple(dataset.info.get("shape", ()))) not in allowed:
+        needed = " or ".join(str(list(one)) for one in allowed)
+        raise InvalidSpec(f"the dataset's samples are {list(shape)}, and {needed} is needed", pointer=pointer)
+
+
+async def _inputs(session: AsyncSession, tenant_id: UUID, spec: WithInputs, version: ModelVersion) -> dict[str, Any]:
+    """The ids of what the task reads."""
+    inputs: dict[str, Any] = {}
+    shape = tuple(version.info["shape"])
+    if spec.dataset is not None:
+        dataset = await _dataset(session, tenant_id, spec.dataset, "image")
+        _require_shape(dataset, spec.input_shapes(shape), pointer="/spec/dataset")
+        inputs["dataset_id"] = str(dataset.id)
+    pictures = {f"/spec/images/{place}": one for place, one in enumerate(spec.images or [])}
+    inputs["artifact_ids"] = [await _picture(session, tenant_id, one, pointer) for pointer, one in pictures.items()]
+    if isinstance(spec, Inpaint) and spec.mask is not None:
+        if spec.mask.startswith("ds_"):
+            mask = await _dataset(session, tenant_id, spec.mask, "image", pointer="/spec/mask")
+            _require_shape(mask, [(channels, *shape[1:]) for channels in (1, 3)], pointer="/spec/mask")
+            inputs["mask_dataset_id"] = str(mask.id)
+        else:
+            inputs["mask_artifact_id"] = await _picture(session, tenant_id, spec.mask, "/spec/mask")
+    if isinstance(spec, Inpaint) and spec.box is not None and (spec.box[2] > shape[2] or spec.box[3] > shape[1]):
+        raise InvalidSpec(f"the images are {shape[2]} pixels wide and {shape[1]} high", pointer="/spec/box")
+    return inputs
+
+
+async def _picture(session: AsyncSession, tenant_id: UUID, artifact_id: str, pointer: str) -> str:
+    wanted = ids.parse("art", artifact_id)
+    found = select(Artifact).where(col(Artifact.id) == wanted, col(Artifact.tenant_id) == tenant_id)
+    artifact = (await session.execute(found)).scalar_one_or_none()
+    if artifact is None or artifact.removed_at is not None:
+        raise InvalidSpec(f"no such artifact: {artifact_id}", pointer=pointer)
+    if artifact.media_type != PICTURES:
+        raise InvalidSpec(f"the artifact is {artifact.media_type}, and {PICTURES} is needed", pointer=pointer)
+    return str(artifact.id)
+
+
+async def _dataset(
+    session: AsyncSession, tenant_id: UUID, dataset_id: str, modality: str, *, pointer: str = "/spec/dataset"
+) -> Dataset:
+    found = select(Dataset).where(col(Dataset.id) == ids.parse("ds", dataset_id), col(Dataset.tenant_id) == tenant_id)
+    dataset = (await session.execute(found)).scalar_one_or_none()
+    if dataset is None:
+        raise InvalidSpec(f"no such dataset: {dataset_id}", pointer=pointer)
+    if dataset.state != DatasetState.READY:
+        raise InvalidSpec(f"the dataset is not ready: it is {dataset.state.value}", pointer=pointer)
+    if dataset.modality != modality:
+        raise InvalidSpec(f"the dataset holds {dataset.modality}, and {modality} is needed", pointer=pointer)
+    return dataset
+
+
+async def find_version(
+    session: AsyncSession, tenant_id: UUID, ref: str, *, pointer: str | None = None
+) -> tuple[Model, ModelVersion]:
+    """The model version that ``name`` (its newest) or ``name@version`` stands for.
+
+    Raises:
+        InvalidSpec: there is none.
+    """
+    name, _, number = ref.partition("@")
+    wanted = col(ModelVersion.version) == (int(number) if number else col(Model.latest))
+    found = (
+        select(Model, ModelVersion)
+        .join(ModelVersion, col(ModelVersion.model_id) == Model.id)
+        .where(col(Model.tenant_id) == tenant_id, col(Model.name) == name, wanted)
+    )
+    row = (await session.execute(found)).one_or_none()
+    if row is None:
+        raise InvalidSpec(f"no such model: {ref}", pointer=pointer)
+    return row[0], row[1]
