@@ -24,19 +24,18 @@ from noisemill.following import Follower
 from noisemill.transport import Transport, plain_client
 from shared.specs import AnyTrainSpec, Modality
 from shared.wire import (
+    AnyJobRequest,
     ArtifactView,
     AttemptView,
     DatasetUpload,
     DatasetView,
     EventView,
-    GenerateRequest,
     JobStateName,
     JobView,
     ModelVersionView,
     ModelView,
     Page,
     ProgressView,
-    TrainRequest,
     WorkerView,
 )
 
@@ -94,7 +93,7 @@ class Client:
 
     def submit(
         self,
-        request: TrainRequest | GenerateRequest | Mapping[str, Any],
+        request: AnyJobRequest | Mapping[str, Any],
         *,
         idempotency_key: str | None = None,
         wait: float | None = None,
@@ -129,6 +128,10 @@ class Client:
         """Use a trained model: ``generate(model="digits", num_samples=64, seed=0)``."""
         return self._submit_spec("generate", None, {"task": task, **fields}, wait)
 
+    def evaluate(self, *, wait: float | None = None, **fields: Any) -> JobView:
+        """Measure a trained model: ``evaluate(model="digits", dataset=dataset.id)``; figures are in its ``result``."""
+        return self._submit_spec("evaluate", None, fields, wait)
+
     def job(self, job_id: str) -> JobView:
         """The job as it is now."""
         return self._get(JobView, f"/v1/jobs/{quoted(job_id)}")
@@ -137,7 +140,7 @@ class Client:
         self,
         *,
         state: JobStateName | None = None,
-        type: Literal["train", "generate", "ingest"] | None = None,
+        type: Literal["train", "generate", "evaluate", "ingest"] | None = None,
         labels: Mapping[str, str] | None = None,
     ) -> Iterator[JobView]:
         """Jobs in this state, of this type, with these labels, newest first, fetched page by page."""
@@ -250,7 +253,7 @@ class Client:
         """Upload a file, or a folder as a zip; the returned dataset is being ingested (``wait_dataset``).
 
         Args:
-            path: zip or tar of images, ``.npz``, ``.txt``, ``.jsonl``, zip of ``.wav``, or a folder.
+            path: zip or tar of images, one image, ``.npz``, ``.txt``, ``.jsonl``, zip of ``.wav``, or a folder.
             name: what to call it; the file's name without suffix when left out.
             modality: what it must turn out to be.
             resolution: side length that images are brought to.

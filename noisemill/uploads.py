@@ -29,7 +29,9 @@ def as_file(path: Path) -> Iterator[Path]:
         InvalidInput: there is nothing to send.
     """
     if not path.exists():
-        raise InvalidInput(f"{path} does not exist: give a file (.zip, .tar, .npz, .txt, .jsonl) or a folder.")
+        raise InvalidInput(
+            f"{path} does not exist: give a .zip, .tar, .npz, .png, .jpg, .webp, .txt or .jsonl, or a folder."
+        )
     if path.is_file():
         if not path.stat().st_size:
             raise InvalidInput(f"{path} is empty: there is nothing to upload.")

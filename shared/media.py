@@ -58,6 +58,12 @@ UPLOAD_KINDS: Final[Sequence[UploadKind]] = (
         modalities=frozenset({"image"}),
     ),
     UploadKind(
+        name="picture",
+        suffixes=(".png", ".jpg", ".jpeg", ".webp"),
+        media_types=frozenset({"image/png", "image/jpeg", "image/webp"}),
+        modalities=frozenset({"image"}),
+    ),
+    UploadKind(
         name="text file",
         suffixes=(".txt",),
         media_types=frozenset({"text/plain"}),

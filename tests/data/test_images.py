@@ -281,3 +281,19 @@ def test_what_systems_leave_in_archives_is_ignored(ingest_upload: Ingest) -> Non
     result = ingest_upload(zipped({"a.png": greys(1)[0], **clutter}), "a.zip").result
 
     assert result["count"] == 1 and result["info"]["rejected"]["count"] == 0
+
+
+@pytest.mark.parametrize(("filename", "kind"), [("cat.png", "PNG"), ("cat.jpg", "JPEG"), ("cat.webp", "WEBP")])
+def test_a_single_picture_is_a_dataset_of_one(ingest_upload: Ingest, filename: str, kind: str) -> None:
+    pixels = np.full((9, 12, 3), 200, np.uint8)
+
+    ingested = ingest_upload(png(pixels, kind=kind), filename)
+
+    assert ingested.result["count"] == 1
+    assert ingested.images().shape == (3, 9, 12)
+    assert np.abs(ingested.images().gather([0])[0].astype(int) - 200).max() < 8
+
+
+def test_a_picture_that_is_none_is_refused(ingest_upload: Ingest) -> None:
+    with pytest.raises(DatasetInvalid, match="cat.png"):
+        ingest_upload(b"no picture at all", "cat.png")

@@ -108,7 +108,6 @@ REFUSED: dict[str, tuple[bytes, str, dict[str, object], str]] = {
     "txt for images": (b"text", "a.txt", {"modality": "image"}, "holds text, not image"),
     "resolution of text": (b"text", "a.txt", {"resolution": 8}, "resolution was given, but the upload holds text"),
     "resolution of sound": (zipped({"a.wav": wav([1])}), "a.zip", {"resolution": 8}, "but the upload holds audio"),
-    "single image": (greys(1)[0], "a.zip", {}, "'a.zip' is a single image"),
     "single recording": (wav([1]), "a.zip", {}, "'a.zip' is a single recording"),
     "junk": (b"\x80\x04junk", "a.zip", {}, "'a.zip' is not an archive .it begins with 80 04"),
     "GIFs only": (zipped({"a.gif": b"GIF89a"}), "a.zip", {}, "'a.gif' is not a PNG, JPEG or WEBP"),

@@ -22,7 +22,7 @@ from worker.data.zips import zip_names
 MAX_SHOWN_KINDS: Final = 8
 WHAT_WE_READ: Final = (
     "a zip or tar of PNG, JPEG or WEBP images, of .wav recordings or of .txt or .jsonl files; "
-    "an .npz of images; a .txt or .jsonl file"
+    "an .npz of images; a single PNG, JPEG or WEBP image; a .txt or .jsonl file"
 )
 
 
@@ -44,7 +44,7 @@ def convert(path: Path, filename: str, scratch: Path, wanted: Wanted, progress: 
     folder.mkdir()
     with Spool(scratch / "spool") as spool:
         if not is_archive_file(path):
-            return _convert_text_file(path, filename, spool, folder, wanted, progress)
+            return _convert_file(path, filename, spool, folder, wanted, progress)
         if is_zip_file(path) and is_npz(zip_names(path, Limits())):
             _expect(wanted, "image")
             return convert_npz(path, spool, folder, resolution=wanted.resolution, progress=progress)
@@ -110,15 +110,19 @@ def _summary(found: Mapping[Modality, int], others: Counter[str]) -> str:
     return f"found: {', '.join(counts) or 'nothing'}"
 
 
-def _convert_text_file(
+def _convert_file(
     path: Path, filename: str, spool: Spool, folder: Path, wanted: Wanted, progress: Progress
 ) -> Canonical:
-    if not filename.lower().endswith((*TEXT_SUFFIXES, *JSONL_SUFFIXES)):
-        raise DatasetInvalid(f"{shown(filename)} {_looks_like(head_of(path))}; what can be read is {WHAT_WE_READ}")
-    _expect(wanted, "text")
+    head, name = head_of(path), filename.lower()
+    is_picture = is_image("", head)
+    if not is_picture and not name.endswith((*TEXT_SUFFIXES, *JSONL_SUFFIXES)):
+        raise DatasetInvalid(f"{shown(filename)} {_looks_like(head)}; what can be read is {WHAT_WE_READ}")
+    _expect(wanted, "image" if is_picture else "text")
     progress.phase("reading", 100)
     with path.open("rb") as file:
         entry = spool.add(filename, iter(lambda: file.read(1 << 20), b""))
+    if is_picture:
+        return convert_images(spool, [entry], folder, resolution=wanted.resolution, progress=progress)
     return convert_text(spool, [entry], folder, progress=progress)
 
 
@@ -132,6 +136,4 @@ def _expect(wanted: Wanted, found: Modality) -> None:
 def _looks_like(head: bytes) -> str:
     if not head:
         return "is empty"
-    if is_image("", head):
-        return "is a single image"
     return "is a single recording" if is_audio("", head) else f"is not an archive (it begins with {head[:8].hex(' ')})"
