@@ -54,19 +54,24 @@ def has_checkpoint(site: Site, job_id: UUID) -> bool:
 BOUNDARIES = {
     "queued": Boundary(script=(FOREVER,), is_there=in_state(JobState.QUEUED), columns={"queue": "nobody"}),
     "just claimed": Boundary(script=(FOREVER,), is_there=in_state(JobState.RUNNING)),
-    "loading": Boundary(script=(["phase", "loading_data"], DEAF), is_there=in_phase("loading_data")),
+    "loading": Boundary(script=(["fork"], ["phase", "loading_data"], DEAF), is_there=in_phase("loading_data")),
     "first step": Boundary(script=(FOREVER,), is_there=at_step(1)),
     "within a step": Boundary(script=(["fork"], ["steps", 1, 0.0], DEAF), is_there=at_step(1)),
     "checkpointing": Boundary(
         script=(["train", 100_000, 0.02, 10],), is_there=has_checkpoint, columns={"type": JobType.TRAIN}
     ),
-    "uploading": Boundary(script=(["steps", 1, 0.0], ["phase", "uploading"], DEAF), is_there=in_phase("uploading")),
+    "uploading": Boundary(
+        script=(["fork"], ["steps", 1, 0.0], ["phase", "uploading"], DEAF), is_there=in_phase("uploading")
+    ),
     "just before done": Boundary(script=(["steps", 20, 0.05],), is_there=at_step(10)),
     "waiting to retry": Boundary(
         script=(["fail", "upload_failed", "no"],), is_there=lambda site, job_id: site.get(job_id).failures == 1
     ),
     "pausing": Boundary(
-        script=(["steps", 1, 0.0], DEAF), is_there=in_state(JobState.PAUSING), columns={"max_attempts": 1}, pauses=True
+        script=(["fork"], ["steps", 1, 0.0], DEAF),
+        is_there=in_state(JobState.PAUSING),
+        columns={"max_attempts": 1},
+        pauses=True,
     ),
     "paused": Boundary(script=(FOREVER,), is_there=in_state(JobState.PAUSED), pauses=True),
     "being preempted": Boundary(
@@ -80,12 +85,13 @@ def test_two_hundred_cancels_at_every_boundary_end_within_five_seconds(
 ) -> None:
     site = start_site(workers=2)
     took: dict[str, list[float]] = defaultdict(list)
-    ends = Counter[str]()
+    ends, forked = Counter[str](), 0
 
     for place, boundary in BOUNDARIES.items():
         for _ in range(EACH):
             job_id = _bring(site, place, boundary, wait_until)
             before = _processes(site, job_id)
+            forked += len(before)
             asked = time.monotonic()
             answer = site.ask(requests.cancel, job_id).state
             wait_until(lambda job_id=job_id: site.state(job_id).is_final, timeout=60)
@@ -95,8 +101,8 @@ def test_two_hundred_cancels_at_every_boundary_end_within_five_seconds(
             assert not [process for process in before if _lives(process)]
 
     slowest = {place: round(max(seconds), 2) for place, seconds in took.items()}
-    report(cancels=sum(map(len, took.values())), ends=dict(ends), slowest_s=slowest, bound=BOUND_SECONDS)
-    assert sum(map(len, took.values())) >= 200
+    report(cancels=sum(map(len, took.values())), forked=forked, ends=dict(ends), slowest_s=slowest, bound=BOUND_SECONDS)
+    assert sum(map(len, took.values())) >= 200 and forked >= 4 * EACH
     assert max(slowest.values()) < BOUND_SECONDS
 
 
