@@ -159,6 +159,7 @@ JOB_REQUESTS: Final[Mapping[str, Any]] = {
         "type": "generate",
         "spec": {"model": "digits", "task": "reconstruct", "dataset": _DATASET, "num_samples": 16},
     },
+    "evaluate": {"type": "evaluate", "spec": {"model": "digits", "dataset": _DATASET, "num_samples": 1000}},
     "interpolate": {
         "type": "generate",
         "spec": {"model": "digits", "task": "interpolate", "num_pairs": 4, "num_points": 8},

@@ -16,9 +16,9 @@ from worker.engine.sampling import Tile, sample
 from worker.engine.training import Trainer, evaluate
 from worker.families import FAMILIES
 from worker.families.family import Batch, DataInfo, Draw
-from worker.kernels.noise import Domain, Noise
 from worker.metrics import features
 from worker.metrics.distances import frechet_distance
+from worker.metrics.sets import pixel_noise
 
 NUM_CLASSES: Final = 10
 NUM_SAMPLES: Final = 2000
@@ -121,14 +121,6 @@ class Judge:
         if labels is not None:
             figures["class_accuracy"] = (classes == labels).double().mean().item()
         return figures
-
-
-def pixel_noise(images: Tensor, num_samples: int) -> Tensor:
-    """The trivial generator: every pixel on its own, normal with its mean and deviation, as bytes."""
-    values = images.float()
-    noise = Noise.of_step(Domain.EVALUATION, 0, 0, range(num_samples), torch.device("cpu"))
-    drawn = values.mean(0) + values.std(0) * noise.normal(*images.shape[1:])
-    return drawn.clamp(0, 255).round().to(torch.uint8)
 
 
 def losses(trained: Trained) -> Measures:

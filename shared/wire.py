@@ -9,6 +9,7 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from shared.specs import AnyTrainSpec, GenerateSpec
+from shared.specs.evaluate import EvaluateSpec
 
 JobStateName = Literal[
     "queued", "running", "canceling", "pausing", "paused", "succeeded", "failed", "canceled", "expired"
@@ -51,7 +52,15 @@ class GenerateRequest(_JobRequest):
     spec: GenerateSpec
 
 
-JobRequest = Annotated[TrainRequest | GenerateRequest, Field(discriminator="type")]
+class EvaluateRequest(_JobRequest):
+    """Measure a trained model on a dataset."""
+
+    type: Literal["evaluate"]
+    spec: EvaluateSpec
+
+
+AnyJobRequest = TrainRequest | GenerateRequest | EvaluateRequest
+JobRequest = Annotated[AnyJobRequest, Field(discriminator="type")]
 
 
 DatasetName = Annotated[str, StringConstraints(min_length=1, max_length=200)]

@@ -59,6 +59,7 @@ class Assignment:
     * generate: ``model`` {id, name, version, family, spec, info, weights: {key, sha256, size_bytes}}
       and, for tasks that read images, ``dataset`` as above or ``images`` [{key, sha256, size_bytes}]; the mask of
       ``inpaint`` is ``mask_dataset`` or ``mask_image``, likewise
+    * evaluate: ``model`` and ``dataset`` as above
     """
 
     job_id: str
@@ -115,7 +116,7 @@ class Run(Protocol):
 
     def publish(
         self,
-        kind: Literal["sample", "sheet", "preview", "checkpoint", "weights", "dataset"],
+        kind: Literal["sample", "sheet", "preview", "checkpoint", "weights", "dataset", "report"],
         name: str,
         body: bytes | Path,
         *,

@@ -27,13 +27,13 @@ from shared import ids
 from shared.jobs import requests
 from shared.jobs.rows import Attempt, Job
 from shared.jobs.state import JobState, JobType
-from shared.wire import AttemptView, FieldError, GenerateRequest, JobRequest, JobStateName, JobView, Page, TrainRequest
+from shared.wire import AnyJobRequest, AttemptView, FieldError, JobRequest, JobStateName, JobView, Page
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"], dependencies=[Depends(refuse_unknown_parameters)])
 
 _LABEL = "label."
 
-TheRequest = Annotated[TrainRequest | GenerateRequest, Depends(JsonBody[Any](JobRequest))]
+TheRequest = Annotated[AnyJobRequest, Depends(JsonBody[Any](JobRequest))]
 JobTypeName = JobType
 
 

@@ -1,4 +1,4 @@
-"""``noisemill train`` and ``noisemill generate``: submit a job, and follow it to its end."""
+"""``noisemill train``, ``generate`` and ``evaluate``: submit a job, and follow it to its end."""
 
 import re
 from collections.abc import Mapping
@@ -32,6 +32,7 @@ def register(app: typer.Typer) -> None:
     """Add the commands to the root."""
     app.command()(train)
     app.command()(generate)
+    app.command()(evaluate)
 
 
 def train(  # noqa: PLR0913, PLR0917 - a parameter is an option
@@ -102,6 +103,47 @@ def generate(  # noqa: PLR0913, PLR0917 - a parameter is an option
         _present(job, as_json=as_json, files=files)
         if wait and out is None and not as_json:
             say(f"Download the samples with `noisemill artifacts get {job.id} --out samples`.")
+
+
+def evaluate(  # noqa: PLR0913, PLR0917 - a parameter is an option
+    model: Annotated[str | None, typer.Argument(help="name@version, or name for its newest version.")] = None,
+    dataset: Annotated[str | None, typer.Option("--dataset", help="Id, or name of the newest one so called.")] = None,
+    num_samples: Annotated[int | None, typer.Option("--num-samples", help="How many samples to draw.")] = None,
+    metrics: Annotated[list[str] | None, typer.Option("--metric", help="Measure only this; may be repeated.")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Key of the noise.")] = None,
+    set_fields: SetFields = None,
+    spec_file: SpecFile = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder to download the report and its pictures to.")
+    ] = None,
+    labels: Labels = None,
+    priority: Priority = None,
+    wait: Wait = True,
+    as_json: AsJson = False,
+) -> None:
+    """Measure a trained model on a dataset."""
+    if out is not None and not wait:
+        raise typer.BadParameter("the report can be downloaded only after waiting for it", param_hint="--out")
+    named = {"model": model, "dataset": dataset, "num_samples": num_samples, "metrics": metrics or None, "seed": seed}
+    body = _job("evaluate", spec_file, named, set_fields, labels, priority)
+    with Client() as client:
+        _resolve_dataset(client, body["spec"])
+        job = client.submit(body)
+        _announce(job)
+        job = watch(client, job) if wait else job
+        files = [] if out is None else fetch_all(client, job.id, out)
+        if wait and not as_json:
+            say("\n".join(_figures(job)))
+        _present(job, as_json=as_json, files=files)
+
+
+def _figures(job: JobView) -> list[str]:
+    """One line per figure, with its interval."""
+    lines: list[str] = []
+    for name, figure in (job.result or {}).get("figures", {}).items():
+        low, high = ("?" if bound is None else f"{bound:.4g}" for bound in figure["confidence_95"])
+        lines.append(f"{name:20} {figure['value']:.4g}  ({low} to {high}, {figure['num_samples']} samples)")
+    return lines
 
 
 def _job(

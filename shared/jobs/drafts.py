@@ -15,8 +15,9 @@ from shared.errors import InvalidSpec
 from shared.jobs.rows import Artifact, Dataset, DatasetState, Model, ModelVersion
 from shared.jobs.state import JobType
 from shared.specs import FAMILIES, TrainSpec
+from shared.specs.evaluate import OF_SAMPLES, EvaluateSpec
 from shared.specs.tasks import Inpaint, Request, WithInputs
-from shared.wire import GenerateRequest, TrainRequest
+from shared.wire import AnyJobRequest, EvaluateRequest, GenerateRequest, TrainRequest
 
 PICTURES = "image/png"
 """The media type of artifacts that a task can read."""
@@ -32,7 +33,7 @@ class Draft:
     inputs: dict[str, Any]
 
 
-async def draft(session: AsyncSession, tenant_id: UUID, request: TrainRequest | GenerateRequest) -> Draft:
+async def draft(session: AsyncSession, tenant_id: UUID, request: AnyJobRequest) -> Draft:
     """What ``request`` asks for.
 
     Raises:
@@ -43,6 +44,8 @@ async def draft(session: AsyncSession, tenant_id: UUID, request: TrainRequest | 
             return await _train(session, tenant_id, request.spec)
         case GenerateRequest():
             return await _generate(session, tenant_id, request.spec)
+        case EvaluateRequest():
+            return await _evaluate(session, tenant_id, request.spec)
 
 
 async def _train(session: AsyncSession, tenant_id: UUID, spec: TrainSpec) -> Draft:
@@ -85,6 +88,26 @@ async def _generate(session: AsyncSession, tenant_id: UUID, spec: Request) -> Dr
         spec=spec.model_dump(mode="json") | {"model": ref},
         summary=f"{spec.task} {ref}",
         inputs=inputs,
+    )
+
+
+async def _evaluate(session: AsyncSession, tenant_id: UUID, spec: EvaluateSpec) -> Draft:
+    model, version = await find_version(session, tenant_id, spec.model, pointer="/spec/model")
+    family = FAMILIES[version.family]
+    dataset = await _dataset(session, tenant_id, spec.dataset, family.modality)
+    _require_same_shape(dataset, version, pointer="/spec/dataset")
+    try:
+        if spec.wanted(family.tasks) & OF_SAMPLES:
+            family.model_validate(version.spec).check_task(spec, version.info)
+    except PydanticCustomError as error:
+        refused = error.context or {}
+        raise InvalidSpec(refused["message"], pointer=f"/spec/{refused['field']}") from error
+    ref = f"{model.name}@{version.version}"
+    return Draft(
+        type=JobType.EVALUATE,
+        spec=spec.model_dump(mode="json") | {"model": ref},
+        summary=f"evaluate {ref}",
+        inputs={"version_id": str(version.id), "dataset_id": str(dataset.id)},
     )
 
 

@@ -30,7 +30,7 @@ def resolve(session: Session, job_id: UUID, kind: JobType, inputs: Mapping[str, 
                 "models": {field: _model_input(session, one) for field, one in inputs.get("models", {}).items()},
                 "resume": _checkpoints(session, job_id, inputs),
             }
-        case JobType.GENERATE:
+        case JobType.GENERATE | JobType.EVALUATE:
             return _task_inputs(session, inputs)
         case _:
             return {}

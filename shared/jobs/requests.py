@@ -21,7 +21,7 @@ from shared.jobs.rows import Bell, Dataset, DatasetState, Event, Job
 from shared.jobs.state import QUEUES, JobState, JobType, Priority
 from shared.settings import JobSettings
 from shared.specs.ingest import IngestSpec
-from shared.wire import GenerateRequest, TrainRequest
+from shared.wire import AnyJobRequest
 
 _MARGIN: Final = 100
 """Places below the limit of a queue from which on submissions are counted one after the other."""
@@ -29,9 +29,7 @@ _LIMIT_LOCK: Final = 0x6A6F6273
 """First key of the advisory lock, to keep it apart from others'."""
 
 
-async def submit(
-    session: AsyncSession, tenant_id: UUID, request: TrainRequest | GenerateRequest, *, settings: JobSettings
-) -> Job:
+async def submit(session: AsyncSession, tenant_id: UUID, request: AnyJobRequest, *, settings: JobSettings) -> Job:
     """Record the job with its first event and its bell.
 
     Raises:

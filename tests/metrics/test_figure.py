@@ -33,7 +33,8 @@ def test_the_jackknife_of_a_mean_is_as_wide_as_the_mean_s_own_interval() -> None
     values = noise(4000).normal(1)[:, 0].double()
 
     widths = [
-        one.high - one.low for one in (jackknifed(lambda rows: values[rows].mean().item(), 4000), mean_of(values))
+        one.high - one.low
+        for one in (jackknifed(lambda rows: {"mean": values[rows].mean().item()}, 4000)["mean"], mean_of(values))
     ]
 
     assert widths[0] == pytest.approx(widths[1], rel=0.4)
@@ -45,7 +46,7 @@ def test_the_jackknife_knows_how_much_a_frechet_distance_varies() -> None:
 
     def figure(seed: int) -> Figure:
         samples = vectors(300, 3, seed=100 + seed)
-        return jackknifed(lambda rows: frechet_distance(samples[rows], reference), 300)
+        return jackknifed(lambda rows: {"fd": frechet_distance(samples[rows], reference)}, 300)["fd"]
 
     figures = [figure(seed) for seed in range(80)]
     middle = sum(one.value for one in figures) / len(figures)
@@ -53,7 +54,7 @@ def test_the_jackknife_knows_how_much_a_frechet_distance_varies() -> None:
 
 
 def test_too_few_samples_for_groups_say_that_nothing_is_sure() -> None:
-    figure = jackknifed(lambda rows: float(len(rows)), 2 * NUM_GROUPS - 1)
+    figure = jackknifed(lambda rows: {"num": float(len(rows))}, 2 * NUM_GROUPS - 1)["num"]
 
     assert figure.as_json() == {"value": 39, "confidence_95": [None, None], "num_samples": 39}
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Literal, Protocol, TypeVar
 
 from torch import Tensor, nn
 
@@ -116,6 +116,19 @@ class Sampler(Protocol):
         ...
 
 
+@dataclass(frozen=True, kw_only=True)
+class Score(Generic[SpecT, NetT]):
+    """Something to measure of a trained model on each image of a dataset."""
+
+    values: Callable[[SpecT, NetT, Batch, Noise], Tensor]
+    """One number per image ``(B,)``, or as ``kind`` says."""
+    kind: Literal["mean", "dimensions", "variation", "codes"] = "mean"
+    """What is told of all images' values: their mean; the mean of each column of ``(B, Z)``; how many columns vary; or
+    how much of a codebook the int64 codes ``(B, L)`` use."""
+    num_codes: Callable[[SpecT], int] | None = None
+    """Size of the codebook, for ``codes``."""
+
+
 Loss = Callable[[SpecT, NetT, Batch, Noise], Measured]
 SamplerFactory = Callable[[SpecT, DataInfo], Sampler]
 
@@ -132,3 +145,5 @@ class Family(Generic[SpecT, NetT]):
     """One per trained part, in the order of their updates: a GAN has two, a VAE one."""
     tasks: Mapping[str, SamplerFactory[SpecT]]
     """What can be asked of a trained model (``spec.task``) and the sampler that does it."""
+    scores: Mapping[str, Score[SpecT, NetT]] = field(default_factory=dict[str, Any])
+    """What an evaluate job can measure of a trained model on data, beside its samples."""

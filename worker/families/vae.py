@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from shared.specs.tasks import Generate, Interpolate, Reconstruct
 from shared.specs.vae import VaeSpec
-from worker.families.family import Batch, DataInfo, Draw, Family, Measured, SlotState
+from worker.families.family import Batch, DataInfo, Draw, Family, Measured, Score, SlotState
 from worker.families.nets.slerp import slerp
 from worker.kernels.noise import Noise
 
@@ -162,9 +162,14 @@ def grey_levels(image_BCHW: Tensor) -> Tensor:
     return image_BCHW.float() / 255
 
 
+def kl_by_dimension(mean_BZ: Tensor, log_variance_BZ: Tensor) -> Tensor:
+    """KL(q(z|x) || N(0, 1)) in nats of each dimension (appendix B of the paper)."""
+    return 0.5 * (mean_BZ**2 + log_variance_BZ.exp() - 1 - log_variance_BZ)
+
+
 def kl_divergence(mean_BZ: Tensor, log_variance_BZ: Tensor) -> Tensor:
-    """KL(q(z|x) || N(0, 1)) in nats per image (appendix B of the paper)."""
-    return 0.5 * (mean_BZ**2 + log_variance_BZ.exp() - 1 - log_variance_BZ).sum(1)
+    """KL(q(z|x) || N(0, 1)) in nats per image."""
+    return kl_by_dimension(mean_BZ, log_variance_BZ).sum(1)
 
 
 def negative_log_likelihood(spec: VaeSpec, net: Vae, decoded_BCHW: Tensor, x_BCHW: Tensor) -> Tensor:
@@ -186,6 +191,41 @@ def loss(spec: VaeSpec, net: Vae, batch: Batch, noise: Noise) -> Measured:
     kl = kl_divergence(mean_BZ, log_variance_BZ).mean()
     values = {"elbo": -(reconstruction + kl), "reconstruction": reconstruction, "kl": kl}
     return Measured(loss=reconstruction + spec.beta * kl, values=values)
+
+
+# Scores ------------------------------------------------------------------------------------------
+
+
+def elbo(spec: VaeSpec, net: Vae, batch: Batch, noise: Noise) -> Tensor:
+    """A lower bound of log p(x) in nats per image ``(B,)``, from one latent (equation 10)."""
+    x_BCHW = grey_levels(batch["image"])
+    mean_BZ, log_variance_BZ = net.encode(x_BCHW)
+    z_BZ = mean_BZ + (0.5 * log_variance_BZ).exp() * noise.normal(spec.latent_dim)
+    return -negative_log_likelihood(spec, net, net.decode(z_BZ), x_BCHW) - kl_divergence(mean_BZ, log_variance_BZ)
+
+
+def iwae(spec: VaeSpec, net: Vae, batch: Batch, noise: Noise, *, num_latents: int = 64) -> Tensor:
+    """The tighter bound ``log mean p(x, z) / q(z|x)`` over latents, in nats per image (Burda et al., 2015)."""
+    x_BCHW = grey_levels(batch["image"])
+    mean_BZ, log_variance_BZ = net.encode(x_BCHW)
+    log_weights: list[Tensor] = []
+    for stream in range(num_latents):
+        epsilon_BZ = noise.normal(spec.latent_dim, stream=stream)
+        z_BZ = mean_BZ + (0.5 * log_variance_BZ).exp() * epsilon_BZ
+        # The two normal densities; their constants cancel.
+        log_ratio_B = 0.5 * (epsilon_BZ**2 + log_variance_BZ - z_BZ**2).sum(1)
+        log_weights.append(log_ratio_B - negative_log_likelihood(spec, net, net.decode(z_BZ), x_BCHW))
+    return torch.stack(log_weights).logsumexp(0) - log(num_latents)
+
+
+def kl_of_dimensions(_spec: VaeSpec, net: Vae, batch: Batch, _noise: Noise) -> Tensor:
+    """KL(q(z|x) || N(0, 1)) of each latent dimension in nats, ``(B, Z)``."""
+    return kl_by_dimension(*net.encode(grey_levels(batch["image"])))
+
+
+def posterior_mean(_spec: VaeSpec, net: Vae, batch: Batch, _noise: Noise) -> Tensor:
+    """The mean of q(z|x), ``(B, Z)``."""
+    return net.encode(grey_levels(batch["image"]))[0]
 
 
 # Samplers ----------------------------------------------------------------------------------------
@@ -248,4 +288,10 @@ FAMILY: Final = Family(
     build=build,
     losses={"vae": loss},
     tasks={"generate": FromPrior, "interpolate": AlongPaths, "reconstruct": FromPosterior},
+    scores={
+        "elbo": Score(values=elbo),
+        "iwae64": Score(values=iwae),
+        "kl": Score(values=kl_of_dimensions, kind="dimensions"),
+        "active_units": Score(values=posterior_mean, kind="variation"),
+    },
 )

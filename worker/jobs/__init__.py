@@ -15,6 +15,7 @@ EXECUTORS: Final[Mapping[str, str]] = {
     "ingest": "worker.jobs.ingest:ingest",
     "train": "worker.jobs.train:train",
     "generate": "worker.jobs.generate:generate",
+    "evaluate": "worker.jobs.evaluate:evaluate",
 }
 """Job type to ``module:function``."""
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cache
 from math import pi, sqrt
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Final
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +28,7 @@ DIGITS: Final = Path(__file__).with_name("digits.safetensors")
 """Weights of the shipped network; ``python -m bench.train_featnet`` made them."""
 DIGITS_SHA256: Final = "3f2265005003a4b8d50dbdf3679a994519f700857a7dd6aaddc9d4a1d0646242"
 """Of that file: another one is refused."""
+CPU: Final = torch.device("cpu")
 DCT_RESOLUTION: Final = 32
 """Side of the square that images are brought to before the cosine transform."""
 DCT_SIDE: Final = 8
@@ -126,18 +127,20 @@ class Features:
     """Bytes ``(B, C, H, W)`` to float32 ``(B, D)``, on the device of the images."""
     classify: Callable[[Tensor], Tensor] | None = None
     """Bytes to class logits ``(B, K)``, where the features are those of a classifier."""
+    num_classes: int = 0
+    """That it tells apart."""
 
     @torch.no_grad()
-    def of(self, image_BCHW: Tensor, *, batch_size: int = 256) -> Tensor:
+    def of(self, image_BCHW: Tensor, *, batch_size: int = 256, device: torch.device = CPU) -> Tensor:
         """Features of many images in batches, float32 ``(N, D)`` on the CPU."""
-        return torch.cat([self.extract(batch).cpu() for batch in image_BCHW.split(batch_size)])
+        return torch.cat([self.extract(batch.to(device)).cpu() for batch in image_BCHW.split(batch_size)])
 
     @torch.no_grad()
-    def classes(self, image_BCHW: Tensor, *, batch_size: int = 256) -> Tensor:
+    def classes(self, image_BCHW: Tensor, *, batch_size: int = 256, device: torch.device = CPU) -> Tensor:
         """The most likely class of each image, int64 ``(N,)``; ValueError where the features know no classes."""
         if self.classify is None:
             raise ValueError(f"the features {self.name} know no classes")
-        return torch.cat([self.classify(batch).argmax(1).cpu() for batch in image_BCHW.split(batch_size)])
+        return torch.cat([self.classify(batch.to(device)).argmax(1).cpu() for batch in image_BCHW.split(batch_size)])
 
 
 def read_features(path: Path, name: str, *, sha256: str | None = None) -> Features:
@@ -160,7 +163,7 @@ def read_features(path: Path, name: str, *, sha256: str | None = None) -> Featur
     def classify(image_BCHW: Tensor) -> Tensor:
         return net.to(image_BCHW.device)(image_BCHW)
 
-    return Features(name=name, digest=digest, extract=extract, classify=classify)
+    return Features(name=name, digest=digest, extract=extract, classify=classify, num_classes=net.spec.num_classes)
 
 
 @cache
@@ -201,8 +204,3 @@ def cosine_basis(num_frequencies: int, num_places: int) -> Tensor:
 
 FEATURES: Final[Mapping[str, Callable[[], Features]]] = {"digits": digits, "pixels": pixels, "dct": dct}
 """What ``spec.features`` of an evaluate job may be."""
-
-
-def describe(features: Features) -> dict[str, Any]:
-    """Name and digest, as every figure carries them."""
-    return {"name": features.name, "digest": features.digest}

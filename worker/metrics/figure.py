@@ -1,8 +1,8 @@
 """A measured number with what it takes to compare it: how many samples, how sure, in which features, against what."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from math import isfinite, sqrt
+from math import inf, isfinite, sqrt
 from typing import Any, Final
 
 import torch
@@ -39,27 +39,40 @@ class Figure:
 
 
 def jackknifed(
-    statistic: Callable[[Tensor], float],
+    statistics: Callable[[Tensor], Mapping[str, float]],
     num_samples: int,
     *,
     features: str | None = None,
     reference: str | None = None,
-) -> Figure:
-    """A statistic of a set, with the interval of the delete-a-group jackknife (Kott, 2001).
+) -> dict[str, Figure]:
+    """Statistics of a set, with the intervals of the delete-a-group jackknife (Kott, 2001).
 
-    ``statistic`` takes the positions to look at, int64. Each of twenty groups (every twentieth sample) is left out
-    once. No random numbers: equal sets give equal intervals. Without a group's worth of samples the interval is all.
+    ``statistics`` takes the positions to look at, int64. Each of twenty groups (every twentieth sample) is left out
+    once. No random numbers: equal sets give equal intervals. Too few samples for groups leave the bounds open.
     """
     everything = torch.arange(num_samples)
-    value = statistic(everything)
-    if num_samples < 2 * NUM_GROUPS:
-        low, high = float("-inf"), float("inf")
-    else:
-        without = [statistic(everything[everything % NUM_GROUPS != group]) for group in range(NUM_GROUPS)]
-        mean = sum(without) / NUM_GROUPS
-        variance = (NUM_GROUPS - 1) / NUM_GROUPS * sum((one - mean) ** 2 for one in without)
-        low, high = value - T_19 * sqrt(variance), value + T_19 * sqrt(variance)
-    return Figure(value=value, low=low, high=high, num_samples=num_samples, features=features, reference=reference)
+    values = statistics(everything)
+    half = dict.fromkeys(values, inf)
+    if num_samples >= 2 * NUM_GROUPS:
+        without = [statistics(everything[everything % NUM_GROUPS != group]) for group in range(NUM_GROUPS)]
+        half = {name: T_19 * _deviation([one[name] for one in without]) for name in values}
+    return {
+        name: Figure(
+            value=value,
+            low=value - half[name],
+            high=value + half[name],
+            num_samples=num_samples,
+            features=features,
+            reference=reference,
+        )
+        for name, value in values.items()
+    }
+
+
+def _deviation(without: list[float]) -> float:
+    """Of a statistic, from its values without each group."""
+    mean = sum(without) / NUM_GROUPS
+    return sqrt((NUM_GROUPS - 1) / NUM_GROUPS * sum((one - mean) ** 2 for one in without))
 
 
 def mean_of(values_N: Tensor, *, features: str | None = None, reference: str | None = None) -> Figure:

@@ -3,7 +3,9 @@
 Distances are Euclidean, between pixels in [0, 1]. Shape suffixes: N = samples, M = others, D = pixels.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from math import inf
 
 import torch
 from torch import Tensor
@@ -17,12 +19,19 @@ class Nearest:
     position: Tensor
 
 
-def nearest(images_NCHW: Tensor, others_MCHW: Tensor, *, batch_size: int = 500) -> Nearest:
-    """Look for each image's nearest other one."""
-    others_MD = _pixels(others_MCHW)
-    found = [torch.cdist(_pixels(batch), others_MD).min(1) for batch in images_NCHW.split(batch_size)]
-    distance, position = (torch.cat(parts) for parts in zip(*found, strict=True))
-    return Nearest(distance=distance, position=position)
+def nearest(
+    images_NCHW: Tensor, others_MCHW: Tensor, *, batch_size: int = 1000, on_batch: Callable[[], None] = lambda: None
+) -> Nearest:
+    """Look for each image's nearest other one; ``on_batch`` is called before each batch of others, and may raise."""
+    images_ND = _pixels(images_NCHW)
+    distance_N = torch.full((len(images_ND),), inf, dtype=torch.float64)
+    position_N = torch.zeros(len(images_ND), dtype=torch.int64)
+    for start in range(0, len(others_MCHW), batch_size):
+        on_batch()
+        near_N, place_N = torch.cdist(images_ND, _pixels(others_MCHW[start : start + batch_size])).min(1)
+        position_N = torch.where(near_N < distance_N, start + place_N, position_N)
+        distance_N = torch.minimum(near_N, distance_N)
+    return Nearest(distance=distance_N, position=position_N)
 
 
 def _pixels(images_NCHW: Tensor) -> Tensor:
@@ -36,9 +45,9 @@ class Memorisation:
     nearer_to_train: Tensor
     """Whether each sample is nearer to a training image than to a held-out one, of equally many; float64 ``(N,)``,
     0.5 for ties."""
-    copying: float
-    """Probability that a sample is nearer to the training images than a held-out image is (Meehan et al., 2020): above
-    one half, samples lie closer to the training set than fresh data do."""
+    copying: Tensor
+    """Probability that each sample is nearer to the training images than a held-out image is (Meehan et al., 2020),
+    float64 ``(N,)``: above one half on average, samples lie closer to the training set than fresh data do."""
     nearest: Nearest
     """The nearest of all training images to each sample."""
 
@@ -48,19 +57,25 @@ class Memorisation:
         return [(i, int(self.nearest.position[i]), float(self.nearest.distance[i])) for i in order]
 
 
-def memorisation(samples_NCHW: Tensor, train_MCHW: Tensor, held_out_MCHW: Tensor) -> Memorisation:
+def memorisation(
+    samples_NCHW: Tensor,
+    train_MCHW: Tensor,
+    held_out_MCHW: Tensor,
+    *,
+    on_batch: Callable[[], None] = lambda: None,
+) -> Memorisation:
     """Compare samples with both parts of the data; ValueError if one is empty."""
     if not min(len(samples_NCHW), len(train_MCHW), len(held_out_MCHW)):
         raise ValueError("samples, training images and held-out images are needed")
-    to_train = nearest(samples_NCHW, train_MCHW)
+    to_train = nearest(samples_NCHW, train_MCHW, on_batch=on_batch)
     num = min(len(train_MCHW), len(held_out_MCHW))
     evenly = torch.arange(num) * len(train_MCHW) // num
-    to_some = nearest(samples_NCHW, train_MCHW[evenly]).distance
-    to_held_out = nearest(samples_NCHW, held_out_MCHW[:num]).distance
-    fresh = nearest(held_out_MCHW, train_MCHW).distance
+    to_some = nearest(samples_NCHW, train_MCHW[evenly], on_batch=on_batch).distance
+    to_held_out = nearest(samples_NCHW, held_out_MCHW[:num], on_batch=on_batch).distance
+    fresh = nearest(held_out_MCHW, train_MCHW, on_batch=on_batch).distance
     return Memorisation(
         nearer_to_train=_wins(to_some, to_held_out),
-        copying=_wins(to_train.distance[:, None], fresh[None]).mean().item(),
+        copying=_wins(to_train.distance[:, None], fresh[None]).mean(1),
         nearest=to_train,
     )
 

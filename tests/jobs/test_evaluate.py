@@ -1,0 +1,137 @@
+"""What an evaluate job measures, and that it measures the same each time."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from shared.errors import DatasetInvalid
+from tests.jobs.conftest import DATASET_ID, bars
+from tests.jobs.folder_run import FolderRun, store_array
+from worker.jobs.evaluate import default_features, evaluate
+from worker.jobs.train import train
+from worker.run import Stopped
+
+MakeRun = Callable[..., FolderRun]
+OF_SETS = {"frechet_distance", "kernel_distance", "mind", "precision", "recall", "density", "coverage", "diversity"}
+
+
+@pytest.fixture
+def trained(train_run: MakeRun) -> dict[str, Any]:
+    return train(train_run(steps=2))
+
+
+def test_everything_that_the_model_can_be_measured_by_is_measured(
+    evaluate_run: MakeRun, trained: dict[str, Any]
+) -> None:
+    result = evaluate(evaluate_run(trained))
+
+    of_model = {"elbo", "iwae64", "kl", "reconstruction_mse", "psnr", "ssim"}
+    assert result["figures"].keys() == OF_SETS | of_model | {"nearer_to_train", "copying"}
+    assert result["baselines"]["real"].keys() == OF_SETS
+    assert len(result["details"]["kl"]) == 4
+
+
+def test_each_figure_says_how_sure_it_is_and_what_it_was_measured_in_and_against(
+    evaluate_run: MakeRun, trained: dict[str, Any]
+) -> None:
+    result = evaluate(evaluate_run(trained, metrics=["mind", "scores"], split="train"))
+
+    mind, elbo = result["figures"]["mind"], result["figures"]["elbo"]
+    assert mind["confidence_95"][0] < mind["value"] < mind["confidence_95"][1]
+    assert (mind["features"], mind["reference"]) == (
+        result["features"]["digest"],
+        result["details"]["reference"]["digest"],
+    )
+    assert (mind["num_samples"], elbo["num_samples"]) == (48, 48)
+
+
+def test_the_same_request_gives_the_same_figures(evaluate_run: MakeRun, trained: dict[str, Any]) -> None:
+    first, second = (evaluate_run(trained, seed=7) for _ in range(2))
+
+    assert evaluate(first) == evaluate(second)
+    assert [first.body(one) for one in first.published] == [second.body(one) for one in second.published]
+
+
+def test_another_seed_draws_other_samples(evaluate_run: MakeRun, trained: dict[str, Any]) -> None:
+    one, other = (evaluate(evaluate_run(trained, seed=seed, metrics=["mind"])) for seed in (1, 2))
+
+    assert one["figures"] != other["figures"]
+
+
+def test_figures_do_not_depend_on_how_many_images_are_scored_at_once(
+    evaluate_run: MakeRun, trained: dict[str, Any]
+) -> None:
+    """Noise is keyed by an image's place in the split."""
+    whole, small = (evaluate(evaluate_run(trained, metrics=["scores"], batch_size=size)) for size in (64, 3))
+
+    for name, figure in whole["figures"].items():
+        assert small["figures"][name]["value"] == pytest.approx(figure["value"], rel=1e-5)
+
+
+def test_the_report_and_its_pictures_are_published(evaluate_run: MakeRun, trained: dict[str, Any]) -> None:
+    run = evaluate_run(trained)
+
+    result = evaluate(run)
+
+    assert [(one.kind, one.name) for one in run.published] == [
+        ("sheet", "sheet.png"),
+        ("sheet", "closest.png"),
+        ("report", "evaluation.json"),
+    ]
+    assert json.loads(run.body(run.published[-1]))["figures"] == result["figures"]
+
+
+@pytest.mark.parametrize("at", [1, 60, 110])
+def test_a_stop_is_heeded_wherever_the_job_is(evaluate_run: MakeRun, trained: dict[str, Any], at: int) -> None:
+    run = evaluate_run(trained)
+    run.stop_at = (at, "interrupt")
+
+    with pytest.raises(Stopped):
+        evaluate(run)
+
+    assert run.steps[-1][0] == at
+    assert run.artifacts("report") == []
+
+
+def test_progress_ends_where_it_said_it_would_or_later(evaluate_run: MakeRun, trained: dict[str, Any]) -> None:
+    run = evaluate_run(trained)
+
+    evaluate(run)
+
+    shares = [step / steps for step, steps, _ in run.steps]
+    assert shares == sorted(shares)
+    assert shares[0] < 0.05 and shares[-1] == 1
+
+
+def test_training_brings_the_samples_nearer_to_the_data(evaluate_run: MakeRun, train_run: MakeRun) -> None:
+    early, late = (evaluate(evaluate_run(train(train_run(steps=steps)), metrics=["mind"])) for steps in (2, 400))
+
+    assert late["figures"]["mind"]["value"] < 0.5 * early["figures"]["mind"]["value"]
+
+
+def test_without_held_out_images_nothing_is_compared_to_them(
+    evaluate_run: MakeRun, trained: dict[str, Any], dataset: dict[str, Any], tmp_path: Any
+) -> None:
+    files = [
+        store_array(tmp_path, "images-00000.npy", bars(64)),
+        store_array(tmp_path, "split.npy", np.zeros(64, np.uint8)),
+    ]
+    without = dataset | {"files": files}
+
+    with pytest.raises(DatasetInvalid, match="no held_out"):
+        evaluate(evaluate_run(trained, data=without))
+    result = evaluate(evaluate_run(trained, data=without, split="train"))
+    assert "real" not in result["baselines"] and "copying" not in result["figures"]
+
+
+def test_digits_are_the_default_for_images_like_digits_only() -> None:
+    assert (default_features((1, 28, 28)), default_features((3, 28, 28))) == ("digits", "dct")
+
+
+def test_the_dataset_of_the_request_is_named_in_the_result(evaluate_run: MakeRun, trained: dict[str, Any]) -> None:
+    result = evaluate(evaluate_run(trained, metrics=["diversity"]))
+
+    assert (result["dataset"], result["split"], result["model"]) == (DATASET_ID, "held_out", "bars@1")

@@ -1,0 +1,262 @@
+"""Executes ``evaluate`` jobs: draw samples, measure them and the model on a dataset, publish the figures."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from math import ceil
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from shared.errors import DatasetInvalid
+from shared.specs.evaluate import OF_SAMPLES, EvaluateSpec
+from shared.specs.tasks import Reconstruct, Request
+from worker.data.dataset import ImageDataset
+from worker.engine.numerics import exact, fingerprint
+from worker.engine.sampling import BY_CHANCE, REPRODUCIBILITY, Tile, sample
+from worker.families.family import Batch, Draw, Score
+from worker.jobs.generate import LoadedModel
+from worker.jobs.inputs import fetch_images
+from worker.jobs.pictures import encode_png, sheet
+from worker.kernels.noise import Domain, Noise
+from worker.metrics import sets
+from worker.metrics.features import FEATURES, Features
+from worker.metrics.figure import NUM_GROUPS, Figure, mean_of, share_of
+from worker.metrics.images import mean_squared_error, psnr, ssim
+from worker.metrics.latents import active_units, codebook_use
+from worker.metrics.memorisation import memorisation
+from worker.run import Run
+
+SHEET: Final = 64
+NUM_PAIRS: Final = 16
+"""Closest pairs of sample and training image that are shown."""
+
+
+def evaluate(run: Run) -> dict[str, Any]:
+    """Measure a model version; equal requests of equal weights give equal figures.
+
+    Raises:
+        Stopped: on request.
+        DatasetInvalid: a part of the dataset that is needed is empty.
+        ModelLoadFailed: the weights do not fit their description.
+        OutOfMemory: not even one sample fits.
+    """
+    run.phase("loading_model")
+    spec = EvaluateSpec.model_validate(dict(run.assignment.spec))
+    with exact(), torch.no_grad():
+        model = LoadedModel.load(run, run.assignment.inputs["model"], torch.device(run.device))
+        return _Evaluation(run, spec, model, fetch_images(run, run.assignment.inputs["dataset"])).execute()
+
+
+@dataclass(kw_only=True)
+class Report:
+    """What was measured."""
+
+    figures: dict[str, Figure] = field(default_factory=dict[str, Figure])
+    details: dict[str, Any] = field(default_factory=dict[str, Any])
+    """What is no single number: shares of classes, information per dimension."""
+    baselines: dict[str, dict[str, float]] = field(default_factory=dict[str, dict[str, float]])
+    """The same figures of as many real images (of the other split) and of noise with each pixel's moments."""
+
+
+class _Evaluation:
+    """One attempt at one evaluation."""
+
+    def __init__(self, run: Run, spec: EvaluateSpec, model: LoadedModel, dataset: ImageDataset) -> None:
+        self.run, self.spec, self.model, self.dataset = run, spec, model, dataset
+        self.device = torch.device(run.device)
+        self.wanted = spec.wanted(model.family.tasks)
+        splits = {"train": dataset.train_indices, "held_out": dataset.held_out_indices}
+        self.indices = splits.pop(spec.split)
+        (self.other_indices,) = splits.values()
+        if not len(self.indices):
+            raise DatasetInvalid(f"the dataset has no {spec.split} samples")
+        self.features: Features = FEATURES[spec.features or default_features(dataset.shape)]()
+        self.report, self.tiles, self.by_chance = Report(), dict[str, int](), False
+        self.done, self.steps = 0, self._num_steps()
+
+    def _num_steps(self) -> int:
+        """Steps of the parts that take long; a few more may come."""
+        num, scores = min(self.spec.num_samples, len(self.indices)), self.model.family.scores
+        steps = len(scores) * ceil(num / self.spec.batch_size) if "scores" in self.wanted else 0
+        steps += num if "reconstruction" in self.wanted else 0
+        if self.wanted & OF_SAMPLES:
+            steps += self.spec.num_samples + (NUM_GROUPS + 1) * len(self.wanted & sets.SET_METRICS.keys())
+        return steps
+
+    def execute(self) -> dict[str, Any]:
+        self.run.phase("measuring")
+        if "scores" in self.wanted:
+            self._scores()
+        if "reconstruction" in self.wanted:
+            self._reconstruction()
+        if self.wanted & OF_SAMPLES:
+            self._samples()
+        self.run.phase("uploading")
+        return self._publish()
+
+    def _step(self) -> None:
+        """Say that something was done, which is also where a stop is noticed."""
+        self.done += 1
+        self.run.step(self.done, max(self.done, self.steps))
+
+    def _evenly(self, indices: Any, most: int) -> Tensor:
+        """At most so many images of those at ``indices``, evenly spread over them."""
+        num = min(most, len(indices))
+        return torch.from_numpy(self.dataset.gather([indices[place * len(indices) // num] for place in range(num)]))
+
+    # The model on data
+
+    def _scores(self) -> None:
+        for name, score in self.model.family.scores.items():
+            values = torch.cat([self._score(score, batch, rows) for rows, batch in self._batches()])
+            self._tell(name, score, values)
+
+    def _score(self, score: Score[Any, Any], batch: Batch, rows: range) -> Tensor:
+        self._step()
+        noise = Noise.of_step(Domain.EVALUATION, self.spec.seed, 0, rows, self.device)
+        return score.values(self.model.spec, self.model.net, batch, noise).cpu()
+
+    def _tell(self, name: str, score: Score[Any, Any], values: Tensor) -> None:
+        match score.kind:
+            case "mean":
+                self.report.figures[name] = mean_of(values)
+            case "dimensions":
+                self.report.details[name] = values.double().mean(0).tolist()
+                self.report.figures[name] = mean_of(values.double().sum(1))
+            case "variation":
+                self.report.details[name] = active_units(values)
+            case "codes":
+                num_codes = score.num_codes(self.model.spec) if score.num_codes else int(values.max()) + 1
+                self.report.details[name] = asdict(codebook_use(values, num_codes)) | {"num_codes": num_codes}
+
+    def _batches(self) -> Iterator[tuple[range, Batch]]:
+        indices = self.indices[: self.spec.num_samples]
+        for start in range(0, len(indices), self.spec.batch_size):
+            rows = range(start, min(start + self.spec.batch_size, len(indices)))
+            places = indices[rows.start : rows.stop]
+            batch = {"image": torch.from_numpy(self.dataset.gather(places)).to(self.device)}
+            if self.dataset.labels is not None:
+                batch["label"] = torch.from_numpy(self.dataset.labels[places]).to(self.device)
+            yield rows, batch
+
+    def _reconstruction(self) -> None:
+        images = torch.from_numpy(self.dataset.gather(self.indices[: self.spec.num_samples]))
+        request = Reconstruct(task="reconstruct", model=self.spec.model, dataset=self.spec.dataset, seed=self.spec.seed)
+        draws = [Draw[Request](request=request, index=i, inputs={"image": one}) for i, one in enumerate(images)]
+        made, reference = self._drawn("reconstruct", draws), sets.digest(images)
+        measures = {"reconstruction_mse": mean_squared_error, "psnr": psnr, "ssim": ssim}
+        for name, measure in measures.items():
+            self.report.figures[name] = mean_of(measure(made, images), reference=reference)
+
+    # Samples
+
+    def _drawn(self, task: str, draws: list[Draw[Request]]) -> Tensor:
+        """What became of the draws, by index."""
+        images: dict[int, Tensor] = {}
+        tile = Tile(self.model.net, self.model.sampler(task), draws[0], self.device)
+        width = tile.width
+        for draw, image in sample(tile, draws):
+            images[draw.index] = image
+            self._step()
+        self.tiles[task] = tile.width
+        self.by_chance |= tile.width < width
+        return torch.stack([images[index] for index in range(len(draws))])
+
+    def _samples(self) -> None:
+        self.run.phase("sampling")
+        draws = [Draw[Request](request=self.spec, index=index) for index in range(self.spec.num_samples)]
+        samples = self._drawn("generate", draws)
+        recipe = self.model.recipe(self.spec)
+        picture = encode_png(sheet(samples[:SHEET].numpy(), columns=8), recipe)
+        self.run.publish("sheet", "sheet.png", picture, media_type="image/png")
+        self.run.phase("measuring")
+        self._compare(samples)
+        if "memorisation" in self.wanted:
+            self._memorisation(samples)
+        if "classes" in self.wanted and self.features.classify is not None:
+            self._classes(samples)
+
+    def _compare(self, samples: Tensor) -> None:
+        reference = self._evenly(self.indices, self.spec.num_reference)
+        if len(reference) < sets.FEWEST:
+            raise DatasetInvalid(f"{sets.FEWEST} {self.spec.split} samples are needed, and there are {len(reference)}")
+        described = self._described(reference)
+        digest = sets.digest(reference)
+        self.report.figures |= sets.compare(
+            self._described(samples),
+            described,
+            self.wanted,
+            features=self.features.digest,
+            reference=digest,
+            on_evaluation=self._step,
+        )
+        noise = sets.pixel_noise(reference, len(samples))
+        real = self._evenly(self.other_indices, len(samples)) if len(self.other_indices) else None
+        for name, images in {"real": real, "noise": noise}.items():
+            if images is not None and len(images) >= sets.FEWEST:
+                self._step()
+                self.report.baselines[name] = sets.values(self._described(images), described, self.wanted)
+        self.report.details["reference"] = {"digest": digest, "num_images": len(reference)}
+
+    def _described(self, images: Tensor) -> Tensor:
+        return self.features.of(images, device=self.device)
+
+    def _memorisation(self, samples: Tensor) -> None:
+        train, held_out = (
+            torch.from_numpy(self.dataset.gather(indices))
+            for indices in (self.dataset.train_indices, self.dataset.held_out_indices)
+        )
+        if not len(held_out):
+            return
+        found = memorisation(samples, train, held_out, on_batch=self._step)
+        digest = sets.digest(train)
+        self.report.figures["nearer_to_train"] = mean_of(found.nearer_to_train, reference=digest)
+        self.report.figures["copying"] = mean_of(found.copying, reference=digest)
+        pairs = found.closest(NUM_PAIRS)
+        self.report.details["closest"] = [
+            {"sample": i, "image": int(self.dataset.train_indices[j]), "distance": d} for i, j, d in pairs
+        ]
+        shown = torch.stack([image for i, j, _ in pairs for image in (samples[i], train[j])])
+        picture = encode_png(sheet(shown.numpy(), columns=8), {"pairs": self.report.details["closest"]})
+        self.run.publish("sheet", "closest.png", picture, media_type="image/png")
+
+    def _classes(self, samples: Tensor) -> None:
+        self._step()
+        classes = self.features.classes(samples, device=self.device)
+        shares = classes.bincount(minlength=self.features.num_classes) / len(classes)
+        self.report.details["class_shares"] = shares.tolist()
+        if (asked := self._asked_classes()) is not None:
+            self.report.figures["class_accuracy"] = share_of(classes == asked, features=self.features.digest)
+
+    def _asked_classes(self) -> Tensor | None:
+        """The class of each sample that was asked for; None of a model that knows none."""
+        num_classes = self.model.data.num_classes
+        if not num_classes or not getattr(self.model.spec, "class_conditional", False):
+            return None
+        labels = torch.tensor(self.spec.labels or range(num_classes))
+        return labels[torch.arange(self.spec.num_samples) % len(labels)]
+
+    def _publish(self) -> dict[str, Any]:
+        result = {
+            "figures": {name: figure.as_json() for name, figure in self.report.figures.items()},
+            "baselines": self.report.baselines,
+            "details": self.report.details,
+            "features": {"name": self.features.name, "digest": self.features.digest},
+            "model": self.model.name,
+            "weights_sha256": self.model.sha256,
+            "dataset": self.spec.dataset,
+            "split": self.spec.split,
+        }
+        body = json.dumps(result, indent=2, sort_keys=True, allow_nan=False).encode()
+        self.run.publish("report", "evaluation.json", body, media_type="application/json")
+        return result | {
+            "reproducibility": BY_CHANCE if self.by_chance else REPRODUCIBILITY,
+            "fingerprint": fingerprint(self.device) | {"tiles": self.tiles, "precision": "fp32"},
+        }
+
+
+def default_features(shape: tuple[int, ...]) -> str:
+    """``digits`` for images of the size and colour of MNIST's, else ``dct``."""
+    return "digits" if shape == (1, 28, 28) else "dct"

@@ -1,0 +1,76 @@
+"""Every figure that compares a set of samples with a set of real images, by the name it is asked for.
+
+Shape suffixes: N = samples, M = reference images, D = features.
+"""
+
+import hashlib
+from collections.abc import Callable, Collection, Mapping
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from worker.kernels.noise import Domain, Noise
+from worker.metrics.coverage import NUM_NEIGHBOURS, coverage
+from worker.metrics.distances import diversity, frechet_distance, kernel_distance, sliced_wasserstein
+from worker.metrics.features import CPU
+from worker.metrics.figure import Figure, jackknifed
+
+Statistics = Mapping[str, float]
+
+FEWEST: Final = NUM_NEIGHBOURS + 1
+"""Images that a set must have to be compared."""
+SET_METRICS: Final[Mapping[str, Callable[[Tensor, Tensor], Statistics]]] = {
+    "frechet_distance": lambda x_ND, y_MD: {"frechet_distance": frechet_distance(x_ND, y_MD)},
+    "kernel_distance": lambda x_ND, y_MD: {"kernel_distance": kernel_distance(x_ND, y_MD)},
+    "mind": lambda x_ND, y_MD: {"mind": sliced_wasserstein(x_ND, y_MD)},
+    "coverage": lambda x_ND, y_MD: vars(coverage(x_ND, y_MD)),
+    "diversity": lambda x_ND, y_MD: {"diversity": diversity(x_ND)},
+}
+"""Figures of features ``(N, D)`` against ``(M, D)``."""
+
+
+def compare(
+    samples_ND: Tensor,
+    reference_MD: Tensor,
+    metrics: Collection[str],
+    *,
+    features: str,
+    reference: str,
+    on_evaluation: Callable[[], None] = lambda: None,
+) -> dict[str, Figure]:
+    """Those of ``metrics`` that are in ``SET_METRICS``; the digests are noted with each figure.
+
+    ``on_evaluation`` is called before each of the many passes over the sets, and may raise.
+    """
+    figures: dict[str, Figure] = {}
+    for name, metric in SET_METRICS.items():
+        if name not in metrics:
+            continue
+
+        def statistics(rows: Tensor, metric: Callable[[Tensor, Tensor], Statistics] = metric) -> Statistics:
+            on_evaluation()
+            return metric(samples_ND[rows], reference_MD)
+
+        figures |= jackknifed(statistics, len(samples_ND), features=features, reference=reference)
+    return figures
+
+
+def values(samples_ND: Tensor, reference_MD: Tensor, metrics: Collection[str]) -> dict[str, float]:
+    """The same without intervals, for baselines."""
+    wanted = [metric(samples_ND, reference_MD) for name, metric in SET_METRICS.items() if name in metrics]
+    return {name: value for one in wanted for name, value in one.items()}
+
+
+def pixel_noise(image_NCHW: Tensor, num_images: int) -> Tensor:
+    """The trivial generator: each pixel on its own, normal with its mean and deviation over the images, as bytes."""
+    values_NCHW = image_NCHW.float()
+    noise = Noise.of_step(Domain.EVALUATION, 0, 0, range(num_images), CPU)
+    drawn = values_NCHW.mean(0) + values_NCHW.std(0) * noise.normal(*image_NCHW.shape[1:])
+    return drawn.clamp(0, 255).round().to(torch.uint8)
+
+
+def digest(image_NCHW: Tensor) -> str:
+    """SHA-256 of images: their shape, then their bytes in order."""
+    shape = "x".join(map(str, image_NCHW.shape))
+    return hashlib.sha256(f"{shape}\n".encode() + image_NCHW.contiguous().numpy().tobytes()).hexdigest()
