@@ -10,11 +10,12 @@ from shared.specs.spec import Modality, Spec
 from shared.specs.tasks import Generate, GenerateSpec, Interpolate, Reconstruct
 from shared.specs.training import Precision, TrainSpec
 from shared.specs.vae import VaeSpec
+from shared.specs.vq import VqSpec
 
-AnyTrainSpec = Annotated[VaeSpec | GanSpec, Field(discriminator="family")]
+AnyTrainSpec = Annotated[VaeSpec | VqSpec | GanSpec, Field(discriminator="family")]
 """Union of all families' specs, told apart by ``family``."""
 
-FAMILIES: Final[Mapping[str, type[TrainSpec]]] = {"vae": VaeSpec, "gan": GanSpec}
+FAMILIES: Final[Mapping[str, type[TrainSpec]]] = {"vae": VaeSpec, "vq": VqSpec, "gan": GanSpec}
 """Family name to the spec that trains it."""
 
 __all__ = [
@@ -30,4 +31,5 @@ __all__ = [
     "Spec",
     "TrainSpec",
     "VaeSpec",
+    "VqSpec",
 ]

@@ -1,0 +1,50 @@
+"""What may be asked of an autoencoder with discrete codes and an autoregressive prior over them (VQ-VAE: van den Oord
+et al., 2017, arXiv 1711.00937; FSQ: Mentzer et al., 2023, arXiv 2309.15505)."""
+
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from shared.specs.spec import Modality
+from shared.specs.training import TrainSpec
+
+Levels = Annotated[tuple[Annotated[int, Field(ge=2, le=64)], ...], Field(min_length=1, max_length=8)]
+
+
+class VqSpec(TrainSpec):
+    """Train an autoencoder whose latent is a map of codes, and a causal transformer that draws such maps."""
+
+    modality: ClassVar[Modality] = "image"
+    tasks: ClassVar[Mapping[str, frozenset[str]]] = {
+        "generate": frozenset({"labels", "temperature"}),
+        "reconstruct": frozenset(),
+    }
+
+    family: Literal["vq"]
+    preset: Literal["xs", "s", "b"] = "xs"
+    """Channels of the autoencoder, width and depth of the transformer: about 1.4, 8 and 44 million weights."""
+    quantizer: Literal["fsq", "ema"] = "fsq"
+    """Finite scalar quantisation, or a codebook that follows the encoder by a moving average (VQ-VAE)."""
+    halvings: int = Field(default=2, ge=1, le=5)
+    """How often the resolution is halved from the image to its map of codes."""
+    levels: Levels = (8, 5, 5, 5)
+    """Values that each dimension of a latent may take; their product is the number of codes (``fsq`` only)."""
+    codebook_size: int = Field(default=512, ge=2, le=65_536)
+    """Number of codes (``ema`` only)."""
+    code_dim: int = Field(default=16, ge=1, le=1024)
+    """Dimensions of a code's vector (``ema`` only)."""
+    codebook_decay: float = Field(default=0.99, ge=0, lt=1)
+    """Decay of the moving averages that make the codebook (``ema`` only)."""
+    commitment: float = Field(default=0.25, ge=0, le=100)
+    """Weight of the encoder's distance from its codes, the paper's beta (``ema`` only)."""
+    dead_below: float = Field(default=0.1, ge=0, lt=1)
+    """A code used less than this, in units of the average code's usage, begins again elsewhere (``ema`` only)."""
+    prior_start: float = Field(default=0.3, ge=0, lt=1)
+    """Share of the steps in which the autoencoder learns alone: the codes of its beginning are not worth learning."""
+    class_conditional: bool = True
+    """Tell the prior the classes of the data, if it has some."""
+
+    def trains(self, part: str, step: int) -> bool:
+        """The autoencoder always, the prior from ``prior_start`` on."""
+        return part == "autoencoder" or step >= int(self.prior_start * self.steps)
