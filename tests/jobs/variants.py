@@ -33,9 +33,9 @@ def variants() -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def choices(kind: type[TrainSpec]) -> Iterator[dict[str, Any]]:
-    """The values that a field may have instead of its default, where they can be counted."""
+    """The values that a field may have instead of its default, where they can be counted; a preset is but a size."""
     for name, field in kind.model_fields.items():
-        for value in options(field.annotation) if name not in ("family", "precision") else ():
+        for value in options(field.annotation) if name not in ("family", "precision", "preset") else ():
             if value != field.default and (value, field.default) != (False, None):
                 yield {name: value}
 

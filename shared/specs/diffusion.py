@@ -1,0 +1,69 @@
+"""What may be asked of a diffusion model (Ho et al., 2020; Karras et al., 2022, arXiv 2206.00364)."""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Final, Literal
+
+from pydantic import Field
+
+from shared.specs.spec import Modality, wrong
+from shared.specs.tasks import Generate, Interpolate, Request
+from shared.specs.training import TrainSpec
+
+SAMPLING: Final = frozenset({"labels", "steps", "solver", "guidance_scale", "guidance_interval"})
+
+
+class DiffusionSpec(TrainSpec):
+    """Train a denoiser ``D(x; sigma)`` of images in [-1, 1]; sigma is the noise's standard deviation."""
+
+    modality: ClassVar[Modality] = "image"
+    tasks: ClassVar[Mapping[str, frozenset[str]]] = {
+        "generate": SAMPLING | {"eta"},
+        "interpolate": SAMPLING,
+        "reconstruct": frozenset(),
+    }
+
+    family: Literal["diffusion"]
+    network: Literal["unet", "dit"] = "unet"
+    """The convolutional UNet of DDPM, or the diffusion transformer (Peebles and Xie, 2022)."""
+    preset: Literal["xs", "s", "b"] = "xs"
+    """Size: ``xs`` for minutes on a CPU, ``s`` (6.5 million parameters as a UNet) for 28 to 32 pixels, ``b`` for a
+    large GPU; the UNet's ``b`` has the layout of DDPM on CIFAR-10."""
+    patch_size: int = Field(default=4, ge=1, le=32)
+    """Pixels of a token's side (``dit`` only)."""
+    objective: Literal["edm", "eps", "v", "x0", "flow"] = "edm"
+    """What the network predicts: EDM's preconditioned mixture; the noise, velocity or image of DDPM's process; or the
+    direction of rectified flow."""
+    sigma_data: float = Field(default=0.5, gt=0, le=10)
+    """Standard deviation of the data, whose grey levels are in [-1, 1] (``edm`` only)."""
+    noise_mean: float | None = Field(default=None, ge=-10, le=10)
+    """Mean of ``ln sigma`` in training; when left out -1.2 for ``edm`` and 0 for ``flow`` (the logit of its time). The
+    other objectives train at DDPM's noise levels."""
+    noise_std: float | None = Field(default=None, gt=0, le=10)
+    """Standard deviation of ``ln sigma`` in training; when left out 1.2 for ``edm`` and 1 for ``flow``."""
+    class_conditional: bool = True
+    """Learn the classes, where the dataset has some, so that a class can be asked for."""
+    label_dropout: float = Field(default=0.1, ge=0, le=1)
+    """Share of the samples that are shown without their class, which guidance needs."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the features that are dropped in each block while training; 0.1 for small datasets."""
+    betas: tuple[float, float] = (0.9, 0.99)
+    ema_decay: float = Field(default=0.999, ge=0, lt=1)
+
+    def check_task(self, request: Request, info: Mapping[str, Any]) -> None:
+        """Refuse, beside what any family refuses, options without effect and those that need what was not learnt."""
+        super().check_task(request, info)
+        if isinstance(request, Generate) and request.eta and request.solver != "ddim":
+            raise wrong("eta", "eta is an option of the solver ddim")
+        if isinstance(request, Interpolate) and request.solver == "ddpm":
+            raise wrong("solver", "ddpm adds noise in each step, which no path between two samples survives")
+        if isinstance(request, Generate | Interpolate):
+            self._check_guidance(request, info)
+
+    def _check_guidance(self, request: Generate | Interpolate, info: Mapping[str, Any]) -> None:
+        if request.guidance_scale == 1:
+            if request.guidance_interval is not None:
+                raise wrong("guidance_interval", "without a guidance_scale there is no guidance")
+        elif not (self.class_conditional and info.get("num_classes")):
+            raise wrong("guidance_scale", "guidance needs a model of classes")
+        elif self.label_dropout == 0:
+            raise wrong("guidance_scale", "guidance needs a model that was trained with label_dropout")

@@ -1,0 +1,57 @@
+"""Scalars and classes as vectors: what conditions a network besides its input.
+
+Shape suffixes: B = batch, E = embedding.
+"""
+
+from math import log
+
+import torch
+from torch import Tensor, nn
+
+LONGEST_PERIOD = 10_000
+"""Of the slowest wave, in units of 2 pi."""
+
+
+class Waves(nn.Module):
+    """Sines, then cosines, of a scalar at geometrically spaced frequencies from 1 to 1/10000 (Ho et al., 2020)."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        half = dim // 2
+        # In float32 and in this order, as the checkpoints were trained that the UNet may be loaded with.
+        exponents = -log(LONGEST_PERIOD) * torch.arange(half, dtype=torch.float32) / (half - 1)
+        self.frequencies: Tensor
+        self.register_buffer("frequencies", exponents.exp(), persistent=False)
+
+    def forward(self, t_B: Tensor) -> Tensor:
+        phases_BE = t_B.float()[:, None] * self.frequencies
+        return torch.cat((phases_BE.sin(), phases_BE.cos()), dim=1)
+
+
+class TimeEmbedding(nn.Module):
+    """Two linear layers over waves."""
+
+    def __init__(self, dim_in: int, dim: int) -> None:
+        super().__init__()
+        self.linear_1 = nn.Linear(dim_in, dim)
+        self.linear_2 = nn.Linear(dim, dim)
+
+    def forward(self, waves_BE: Tensor) -> Tensor:
+        return self.linear_2(nn.functional.silu(self.linear_1(waves_BE)))
+
+
+class Condition(nn.Module):
+    """The sum of a time's and a class's embedding; class ``num_classes`` stands for none."""
+
+    def __init__(self, dim_in: int, dim: int, num_classes: int) -> None:
+        super().__init__()
+        self.time_proj = Waves(dim_in)
+        self.time_embedding = TimeEmbedding(dim_in, dim)
+        self.class_embedding = nn.Embedding(num_classes + 1, dim) if num_classes else None
+        if self.class_embedding is not None:
+            nn.init.normal_(self.class_embedding.weight, std=0.02)
+
+    def embed(self, t_B: Tensor, label_B: Tensor) -> Tensor:
+        """The condition ``(B, E)``."""
+        condition_BE = self.time_embedding(self.time_proj(t_B))
+        return condition_BE if self.class_embedding is None else condition_BE + self.class_embedding(label_B)

@@ -1,0 +1,137 @@
+"""What a diffusion network is trained to predict, as one denoiser: ``D(x; sigma)`` estimates the clean image.
+
+Every objective is written as in EDM (Karras et al., 2022, arXiv 2206.00364, equation 7), for
+``x = x0 + sigma n``:
+
+    D(x; sigma) = c_skip(sigma) x + c_out(sigma) F(c_in(sigma) x; c_noise(sigma))
+
+so that solvers need not know what F predicts, and one loss serves them all: the mean square distance
+of F from the target at which D is exact, ``(x0 - c_skip x) / c_out`` (equation 8 with weight
+``1 / c_out^2``). For ``eps`` that is the noise (Ho et al., 2020), for ``v`` the velocity of Salimans and
+Ho (2022), for ``flow`` the direction ``n - x0`` (Liu et al., 2022). Shape suffixes: B = batch, T = time steps.
+"""
+
+from dataclasses import dataclass
+from typing import Final, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from worker.kernels.noise import Noise
+
+Prediction = Literal["eps", "v", "x0"]
+
+NUM_TIMES: Final = 1000
+FIRST_BETA, LAST_BETA = 1e-4, 0.02
+"""The linear schedule of DDPM: variance of the noise that is added in each of its 1000 steps."""
+FLOW_TIME: Final = 1000.0
+"""What the flow network is told at time 1, as by diffusers."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scales:
+    """The four functions of equation 7, each at the noise levels of a batch: float64 ``(B,)``."""
+
+    c_skip: Tensor
+    c_out: Tensor
+    c_in: Tensor
+    c_noise: Tensor
+
+
+class Objective(Protocol):
+    """What a network predicts, and at which noise levels it is trained."""
+
+    sigma_min: float
+    sigma_max: float
+    """Between which noise levels a solver goes."""
+
+    def scales(self, sigma_B: Tensor) -> Scales: ...
+
+    def levels(self, noise: Noise, stream: int) -> Tensor:
+        """Noise levels of a training batch, float64 ``(B,)``."""
+        ...
+
+
+class Edm(nn.Module):
+    """The preconditioning and noise levels of EDM (table 1): ``ln sigma ~ N(mean, std^2)``."""
+
+    sigma_min, sigma_max = 0.002, 80.0
+
+    def __init__(self, sigma_data: float, mean: float = -1.2, std: float = 1.2) -> None:
+        super().__init__()
+        self.sigma_data, self.mean, self.std = sigma_data, mean, std
+
+    def scales(self, sigma_B: Tensor) -> Scales:
+        total_B = sigma_B**2 + self.sigma_data**2
+        return Scales(
+            c_skip=self.sigma_data**2 / total_B,
+            c_out=sigma_B * self.sigma_data / total_B.sqrt(),
+            c_in=1 / total_B.sqrt(),
+            c_noise=sigma_B.log() / 4,
+        )
+
+    def levels(self, noise: Noise, stream: int) -> Tensor:
+        return (self.mean + self.std * noise.normal(stream=stream).double()).exp()
+
+
+class Flow(nn.Module):
+    """Rectified flow from data at time 0 to noise at time 1: ``(1 - t) x0 + t n``, so ``sigma = t / (1 - t)``.
+
+    The logit of t is normal (Esser et al., 2024), which makes sigma lognormal.
+    """
+
+    sigma_min, sigma_max = 0.002, 80.0
+
+    def __init__(self, mean: float = 0.0, std: float = 1.0) -> None:
+        super().__init__()
+        self.mean, self.std = mean, std
+
+    def scales(self, sigma_B: Tensor) -> Scales:
+        one_minus_t_B = 1 / (1 + sigma_B)
+        t_B = sigma_B * one_minus_t_B
+        return Scales(c_skip=one_minus_t_B, c_out=-t_B, c_in=one_minus_t_B, c_noise=FLOW_TIME * t_B)
+
+    def levels(self, noise: Noise, stream: int) -> Tensor:
+        return (self.mean + self.std * noise.normal(stream=stream).double()).exp()
+
+
+class VariancePreserving(nn.Module):
+    """DDPM's process, in which the image shrinks as the noise grows; trained at its 1000 times, uniformly.
+
+    Between the times, which the network is told as 0 to 999, time is linear in ``ln sigma``.
+    """
+
+    def __init__(self, prediction: Prediction) -> None:
+        super().__init__()
+        self.prediction: Prediction = prediction
+        log_sigma_T = ddpm_log_sigmas()
+        self.sigma_min, self.sigma_max = (end.exp().item() for end in log_sigma_T[[0, -1]])
+        self.log_sigma_T: Tensor
+        self.register_buffer("log_sigma_T", log_sigma_T, persistent=False)
+
+    def scales(self, sigma_B: Tensor) -> Scales:
+        alpha_B = (1 + sigma_B**2) ** -0.5
+        c_skip, c_out = {
+            "eps": (torch.ones_like(sigma_B), -sigma_B),
+            "v": (alpha_B**2, -sigma_B * alpha_B),
+            "x0": (torch.zeros_like(sigma_B), torch.ones_like(sigma_B)),
+        }[self.prediction]
+        return Scales(c_skip=c_skip, c_out=c_out, c_in=alpha_B, c_noise=self.time_of(sigma_B))
+
+    def time_of(self, sigma_B: Tensor) -> Tensor:
+        """The time, 0 to 999, at which the process has this noise level."""
+        log_sigma_B = sigma_B.log().clamp(self.log_sigma_T[0], self.log_sigma_T[-1])
+        after_B = torch.searchsorted(self.log_sigma_T, log_sigma_B).clamp(min=1)
+        low_B, high_B = self.log_sigma_T[after_B - 1], self.log_sigma_T[after_B]
+        return after_B - 1 + (log_sigma_B - low_B) / (high_B - low_B)
+
+    def levels(self, noise: Noise, stream: int) -> Tensor:
+        time_B = (noise.uniform(stream=stream) * NUM_TIMES).long()
+        return self.log_sigma_T[time_B].exp()
+
+
+def ddpm_log_sigmas() -> Tensor:
+    """``ln sigma`` at DDPM's times, ascending: noise over signal, float64 ``(T,)``."""
+    betas_T = torch.linspace(FIRST_BETA, LAST_BETA, NUM_TIMES, dtype=torch.float64)
+    signal_T = (1 - betas_T).cumprod(0)
+    return 0.5 * ((1 - signal_T) / signal_T).log()
