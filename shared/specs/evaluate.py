@@ -1,7 +1,7 @@
 """What may be asked of the job that measures a trained model."""
 
-from collections.abc import Mapping
-from typing import Annotated, Any, Final, Literal, Self
+from collections.abc import Collection
+from typing import Annotated, Final, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -47,7 +47,7 @@ class EvaluateSpec(Generate):
             raise wrong("metrics", f"the features {self.features} know no classes")
         return self
 
-    def wanted(self, tasks: Mapping[str, Any]) -> frozenset[Metric]:
+    def wanted(self, tasks: Collection[str]) -> frozenset[Metric]:
         """What is measured of a model that can do ``tasks``.
 
         Raises:
