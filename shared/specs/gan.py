@@ -28,9 +28,9 @@ RECIPES: Final[Mapping[Objective, Mapping[str, Any]]] = {
 """The published optimizer of each objective."""
 
 PRESETS: Final[Mapping[str, Mapping[str, Any]]] = {
-    "xs": {"hidden_dim": 256, "base_channels": 32, "num_blocks": 1},
-    "s": {"hidden_dim": 512, "base_channels": 64, "num_blocks": 1},
-    "b": {"hidden_dim": 1024, "base_channels": 192, "num_blocks": 2},
+    "xs": {"hidden_dim": 256, "base_channels": 32, "num_blocks": 1, "finest_blocks": 0},
+    "s": {"hidden_dim": 512, "base_channels": 64, "num_blocks": 1, "finest_blocks": 1},
+    "b": {"hidden_dim": 1024, "base_channels": 192, "num_blocks": 2, "finest_blocks": 2},
 }
 """Sizes from two CPU cores (``xs``) to one large GPU (``b``)."""
 
@@ -64,9 +64,12 @@ class GanSpec(TrainSpec):
     hidden_dim: int = Field(default=256, ge=8, le=8192)
     """Width of the hidden layers (``mlp`` only)."""
     base_channels: int = Field(default=32, ge=4, le=512)
-    """Channels at the image's resolution, doubled at each halving of it up to fourfold (not ``mlp``)."""
+    """Channels at the finest resolution that is worked at, doubled at each halving up to fourfold (not ``mlp``)."""
     num_blocks: int = Field(default=1, ge=1, le=8)
     """Residual blocks at each resolution (``sngan`` and ``r3gan``)."""
+    finest_blocks: int = Field(default=0, ge=0, le=8)
+    """Residual blocks at the image's own resolution, where they cost most; without any, the image is read and drawn in
+    overlapping patches at half of it (``r3gan`` only)."""
     critic_steps: int = Field(default=1, ge=1, le=100)
     """Steps of the discriminator for one of the generator, which is updated in each step divisible by this."""
     learning_rate: float = Field(default=2e-4, gt=0, le=1)

@@ -55,7 +55,7 @@ def build_generator(spec: GanSpec, data: DataInfo) -> nn.Module:
             return Referenced(sngan.Generator(data.shape, **sizes, **classes), **classes)
         case "r3gan":
             sizes = {"base_channels": spec.base_channels, "num_blocks": spec.num_blocks}
-            return r3gan.Generator(data.shape, **sizes, **classes)
+            return r3gan.Generator(data.shape, finest_blocks=spec.finest_blocks, **sizes, **classes)
 
 
 def build_discriminator(spec: GanSpec, data: DataInfo) -> nn.Module:
@@ -73,7 +73,7 @@ def build_discriminator(spec: GanSpec, data: DataInfo) -> nn.Module:
         case "sngan":
             net = sngan.Discriminator(data.shape, **sizes)
         case "r3gan":
-            net = r3gan.Discriminator(data.shape, **sizes)
+            net = r3gan.Discriminator(data.shape, finest_blocks=spec.finest_blocks, **sizes)
     return spectrally_normalised(net) if spec.critic_norm == "spectral" else net
 
 

@@ -32,8 +32,8 @@ class ProjectionHead(nn.Module):
             nn.init.normal_(self.embedding.weight, std=num_features**-0.5)
 
     def forward(self, f_BF: Tensor, label_B: Tensor | None) -> Tensor:
-        """Logits of shape ``(B,)``."""
+        """Logits of shape ``(B,)``, in float32 at least."""
         logits_B = self.psi(f_BF).squeeze(1)
-        if self.embedding is None or label_B is None:
-            return logits_B
-        return logits_B + (self.embedding(label_B) * f_BF).sum(1)
+        if self.embedding is not None and label_B is not None:
+            logits_B = logits_B + (self.embedding(label_B) * f_BF).sum(1)
+        return logits_B.to(torch.promote_types(logits_B.dtype, torch.float32))

@@ -65,4 +65,4 @@ class Discriminator(nn.Module):
         _initialised(self)
 
     def forward(self, x_BCHW: Tensor, label_B: Tensor | None) -> Tensor:
-        return self.head(self.body(F.pad(x_BCHW, self.padding)), label_B).float()
+        return self.head(self.body(F.pad(x_BCHW, self.padding)), label_B)

@@ -32,13 +32,13 @@ def augment(x_BCHW: Tensor, u_BU: Tensor, probability: float) -> Tensor:
 
 def recoloured(x_BCHW: Tensor, u_UB: Tensor, where_B: Tensor) -> Tensor:
     """Brightness moved by up to half a unit, saturation up to doubled, contrast by up to half."""
-    neutral_UB = u_UB.new_tensor([0.5, 0.5, 0.5])[:, None]
-    brightness, saturation, contrast = torch.where(where_B, u_UB, neutral_UB)[..., None, None, None]
-    x_BCHW = x_BCHW + (brightness - 0.5)
-    grey_B1HW = x_BCHW.mean(1, keepdim=True)
-    x_BCHW = grey_B1HW + (x_BCHW - grey_B1HW) * (2 * saturation)
-    mean_B111 = x_BCHW.mean((1, 2, 3), keepdim=True)
-    return mean_B111 + (x_BCHW - mean_B111) * (contrast + 0.5)
+    brightness, saturation, contrast = u_UB[..., None, None, None]
+    new_BCHW = x_BCHW + (brightness - 0.5)
+    grey_B1HW = new_BCHW.mean(1, keepdim=True)
+    new_BCHW = grey_B1HW + (new_BCHW - grey_B1HW) * (2 * saturation)
+    mean_B111 = new_BCHW.mean((1, 2, 3), keepdim=True)
+    new_BCHW = mean_B111 + (new_BCHW - mean_B111) * (contrast + 0.5)
+    return torch.where(where_B[:, None, None, None], new_BCHW, x_BCHW)
 
 
 def translated(x_BCHW: Tensor, u_UB: Tensor, where_B: Tensor) -> Tensor:

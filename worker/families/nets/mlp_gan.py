@@ -43,4 +43,4 @@ class Discriminator(nn.Module):
         self.head = ProjectionHead(hidden_dim, num_classes)
 
     def forward(self, x_BX: Tensor, label_B: Tensor | None) -> Tensor:
-        return self.head(self.body(x_BX.flatten(1)), label_B).float()
+        return self.head(self.body(x_BX.flatten(1)), label_B)

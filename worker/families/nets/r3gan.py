@@ -58,51 +58,80 @@ def _transition(before: Size, after: Size, num_in: int, num_out: int) -> nn.Sequ
     return nn.Sequential(*(steps if after <= before else steps[::-1]))
 
 
+class Plan:
+    """Resolutions that have blocks, from the image's to the smallest, with their channels and numbers of blocks."""
+
+    def __init__(self, shape: tuple[int, ...], base_channels: int, num_blocks: int, finest_blocks: int) -> None:
+        self.in_patches = finest_blocks == 0
+        """Whether the image is read and drawn in overlapping patches, because no block has its resolution."""
+        self.sizes = resolutions(shape)[1 if self.in_patches else 0 :]
+        self.channels = widths(base_channels, len(self.sizes))
+        self.num_blocks = [finest_blocks or num_blocks, *[num_blocks] * (len(self.sizes) - 1)]
+
+    def layers(self, *, upwards: bool) -> list[nn.Module]:
+        """Blocks and transitions, in the order of a discriminator, or of a generator (``upwards``)."""
+        stages = list(zip(self.sizes, self.channels, self.num_blocks, strict=True))[:: -1 if upwards else 1]
+        layers: list[nn.Module] = [Block(stages[0][1], sum(self.num_blocks)) for _ in range(stages[0][2])]
+        for (before, num_in, _), (after, num_out, num_blocks) in pairwise(stages):
+            layers.append(_transition(before, after, num_in, num_out))
+            layers += [Block(num_out, sum(self.num_blocks)) for _ in range(num_blocks)]
+        return layers
+
+
 class Generator(nn.Module):
     """A latent to images, unbounded."""
 
     def __init__(
-        self, shape: tuple[int, ...], *, latent_dim: int, num_classes: int, base_channels: int, num_blocks: int
+        self,
+        shape: tuple[int, ...],
+        *,
+        latent_dim: int,
+        num_classes: int,
+        base_channels: int,
+        num_blocks: int,
+        finest_blocks: int,
     ) -> None:
         super().__init__()
-        sizes, channels = resolutions(shape)[::-1], widths(base_channels, len(resolutions(shape)))[::-1]
-        total = num_blocks * len(sizes)
+        plan = Plan(shape, base_channels, num_blocks, finest_blocks)
+        self.image_shape_CHW = shape
         self.latent = LabelledLatent(latent_dim, num_classes)
-        self.project = nn.Linear(self.latent.num_features, channels[0], bias=False)
+        self.project = nn.Linear(self.latent.num_features, plan.channels[-1], bias=False)
         nn.init.normal_(self.project.weight, std=self.latent.num_features**-0.5)
-        self.basis_CHW = nn.Parameter(nn.init.normal_(torch.empty(channels[0], *sizes[0])))
+        self.basis_CHW = nn.Parameter(nn.init.normal_(torch.empty(plan.channels[-1], *plan.sizes[-1])))
         """The smallest map: a learned picture per channel, which the latent mixes."""
-        layers: list[nn.Module] = [Block(channels[0], total) for _ in range(num_blocks)]
-        for (before, after), (num_in, num_out) in zip(pairwise(sizes), pairwise(channels), strict=True):
-            layers.append(_transition(before, after, num_in, num_out))
-            layers += [Block(num_out, total) for _ in range(num_blocks)]
-        self.body = nn.Sequential(*layers, _conv(channels[-1], shape[0]))
+        self.body = nn.Sequential(*plan.layers(upwards=True))
+        self.out = _conv(plan.channels[0], shape[0])
+        if plan.in_patches:
+            # A 4x4 kernel with stride 2 covers every output pixel equally: no checkerboard.
+            self.out = nn.ConvTranspose2d(plan.channels[0], shape[0], 4, stride=2, padding=1, bias=False)
+            nn.init.normal_(self.out.weight, std=(4 * plan.channels[0]) ** -0.5)
 
     def forward(self, z_BZ: Tensor, label_B: Tensor | None) -> Tensor:
+        _, height, width = self.image_shape_CHW
         mixed_BC = self.project(self.latent(z_BZ, label_B))
-        return self.body(mixed_BC[:, :, None, None] * self.basis_CHW).float()
+        x_BCHW = self.out(self.body(mixed_BC[:, :, None, None] * self.basis_CHW))
+        return x_BCHW[:, :, :height, :width].float()
 
 
 class Discriminator(nn.Module):
     """Images to a logit: the generator's mirror."""
 
-    def __init__(self, shape: tuple[int, ...], *, num_classes: int, base_channels: int, num_blocks: int) -> None:
+    def __init__(
+        self, shape: tuple[int, ...], *, num_classes: int, base_channels: int, num_blocks: int, finest_blocks: int
+    ) -> None:
         super().__init__()
-        sizes, channels = resolutions(shape), widths(base_channels, len(resolutions(shape)))
-        total = num_blocks * len(sizes)
-        layers: list[nn.Module] = [
-            _conv(shape[0], channels[0]),
-            *(Block(channels[0], total) for _ in range(num_blocks)),
-        ]
-        for (before, after), (num_in, num_out) in zip(pairwise(sizes), pairwise(channels), strict=True):
-            layers.append(_transition(before, after, num_in, num_out))
-            layers += [Block(num_out, total) for _ in range(num_blocks)]
-        self.body = nn.Sequential(*layers)
-        h, w = sizes[-1]
-        self.basis_CHW = nn.Parameter(nn.init.normal_(torch.empty(channels[-1], h, w), std=(h * w) ** -0.5))
+        plan = Plan(shape, base_channels, num_blocks, finest_blocks)
+        self.inward, self.padding = _conv(shape[0], plan.channels[0]), (0, 0, 0, 0)
+        if plan.in_patches:
+            self.inward = nn.Conv2d(shape[0], plan.channels[0], 4, stride=2, padding=1, bias=False)
+            nn.init.normal_(self.inward.weight, std=(16 * shape[0]) ** -0.5)
+            self.padding = (0, shape[2] % 2, 0, shape[1] % 2)
+        self.body = nn.Sequential(*plan.layers(upwards=False))
+        h, w = plan.sizes[-1]
+        self.basis_CHW = nn.Parameter(nn.init.normal_(torch.empty(plan.channels[-1], h, w), std=(h * w) ** -0.5))
         """A learned picture per channel, which the last map is compared with."""
-        self.head = ProjectionHead(channels[-1], num_classes)
+        self.head = ProjectionHead(plan.channels[-1], num_classes)
 
     def forward(self, x_BCHW: Tensor, label_B: Tensor | None) -> Tensor:
-        features_BC = (self.body(x_BCHW) * self.basis_CHW).sum((2, 3))
-        return self.head(features_BC, label_B).float()
+        map_BCHW = self.body(self.inward(F.pad(x_BCHW, self.padding)))
+        return self.head((map_BCHW * self.basis_CHW).sum((2, 3)), label_B)

@@ -89,4 +89,4 @@ class Discriminator(nn.Module):
 
     def forward(self, x_BCHW: Tensor, label_B: Tensor | None) -> Tensor:
         features_BC = F.relu(self.blocks(self.inward(x_BCHW))).sum((2, 3))
-        return self.head(features_BC, label_B).float()
+        return self.head(features_BC, label_B)

@@ -1,9 +1,9 @@
-"""How wide a convolutional network is at each resolution."""
+"""How wide a convolutional network is at each resolution that it works at."""
 
 from typing import Final
 
 WIDEST: Final = 4
-"""Most channels, in units of those at the image's resolution."""
+"""Most channels, in units of those at the finest resolution."""
 
 
 def widths(base_channels: int, num_resolutions: int) -> list[int]:
