@@ -25,9 +25,9 @@ from worker.kernels.noise import Domain, Noise
 CPU: Final = torch.device("cpu")
 PLANE: Final = DataInfo(shape=(2,))
 SIDE: Final = 5
-"""Modes along each axis, at -1, -0.5, 0, 0.5 and 1."""
-DEVIATION: Final = 0.025
-"""Of each mode: a twentieth of their distance."""
+"""Modes along each axis, at -4, -2, 0, 2 and 4."""
+DEVIATION: Final = 0.05
+"""Of each mode, as in PacGAN (Lin et al., 2018, arXiv 1712.04086): a fortieth of their distance."""
 FOUND: Final = 0.01
 """Share of a mode, of what would be even, from which on it counts as found."""
 NUM_JUDGED: Final = 10_000
@@ -35,7 +35,7 @@ NUM_JUDGED: Final = 10_000
 
 def modes() -> Tensor:
     """Centres, ``(25, 2)``."""
-    axis = torch.linspace(-1, 1, SIDE)
+    axis = torch.linspace(-4, 4, SIDE)
     return torch.cartesian_prod(axis, axis)
 
 
@@ -88,7 +88,7 @@ def run(spec: GanSpec) -> dict[str, Any]:
         "ms_per_step": round(1000 * seconds / spec.steps, 2),
         "r3gan": quality(drawn),
         "real": quality(points(Domain.EVALUATION, spec.seed, 0, NUM_JUDGED)),
-        "uniform": quality(2.2 * noise.uniform(2, stream=102) - 1.1),
+        "uniform": quality(10 * noise.uniform(2, stream=102) - 5),
     }
 
 
