@@ -1,7 +1,7 @@
 """PostgreSQL as a function: (state of the database, operation) -> (answer, state), each pair executed once.
 
 A state is everything in the tables that operations may change, with times as seconds from now. To execute an
-operation its rows are put into empty tables, the operation runs, the rows are read, and all of it is rolled back.
+operation its rows are put into empty tables, the operation runs, the rows are read, and what it did is rolled back.
 Two states count as one if no operation can tell them apart (``canonical.py``); the first that was met stands for all.
 Knows nothing of workers, messages or storage.
 """
@@ -20,6 +20,7 @@ from sqlalchemy.orm import Session
 from shared.errors import LeaseLost, RequestRefused
 from shared.jobs.rows import Job
 from tests.model.canonical import Canonical, canonical
+from tests.model.courses import Courses
 from tests.model.violation import Violation
 
 Rows = dict[str, list[dict[str, Any]]]
@@ -40,10 +41,14 @@ def _times(table: Table) -> list[str]:
 
 
 def _reading(table: Table) -> str:
-    times = ", ".join(f"'{name}', extract(epoch FROM t.{name} - now)" for name in _times(table))
-    order = ", ".join(f"t.{column.name}" for column in table.primary_key)
-    rows = f"to_jsonb(t) || jsonb_build_object({times})"
-    return f"'{table.name}', (SELECT coalesce(jsonb_agg({rows} ORDER BY {order}), '[]') FROM {table.name} t)"
+    times = _times(table)
+    columns = ", ".join(
+        f"extract(epoch FROM {column.name} - now) AS {column.name}" if column.name in times else column.name
+        for column in table.columns
+    )
+    order = ", ".join(column.name for column in table.primary_key)
+    rows = f"SELECT {columns} FROM {table.name} ORDER BY {order}"
+    return f"'{table.name}', (SELECT coalesce(json_agg(t), '[]') FROM ({rows}) t)"
 
 
 def _filling(table: Table) -> str:
@@ -65,10 +70,11 @@ def _filling(table: Table) -> str:
 INSTALL: Final = f"""
 CREATE FUNCTION model_fill(given jsonb) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE now timestamptz := clock_timestamp();
-BEGIN {" ".join(map(_filling, TABLES))} END $$;
+BEGIN {" ".join(map(_filling, TABLES))}
+PERFORM setval(pg_get_serial_sequence('outbox', 'id'), (SELECT coalesce(max(id), 0) + 1 FROM outbox), false); END $$;
 CREATE FUNCTION model_read() RETURNS text LANGUAGE plpgsql AS $$
 DECLARE now timestamptz := clock_timestamp();
-BEGIN RETURN jsonb_build_object({", ".join(map(_reading, TABLES))}); END $$;
+BEGIN RETURN json_build_object({", ".join(map(_reading, TABLES))}); END $$;
 """
 """Two functions for the database of the model: put rows into the empty tables, and read them."""
 
@@ -109,17 +115,16 @@ class Database:
         connection: Connection,
         *,
         judge: Callable[[Rows, Rows, Operation], None],
-        before: Callable[[Operation], None],
     ) -> None:
         """
         Args:
             connection: to a database that is empty but for the fixed tables, with ``INSTALL`` executed.
             judge: is shown each executed step once (rows before, after, operation) and raises what it finds wrong.
-            before: is told what is executed next.
         """
         self._connection = connection
         self._judge = judge
-        self._before = before
+        self._courses = Courses(connection.engine)
+        self._loaded: int | None = None
         self._text: list[str] = []
         self._rows: list[Rows] = []
         self._canonical: list[Canonical] = []
@@ -127,6 +132,16 @@ class Database:
         self._learned: dict[tuple[int, Operation], tuple[Hashable, int]] = {}
         self._jumped: dict[int, int] = {}
         self.empty = self._intern(json.dumps({table.name: [] for table in TABLES}))
+
+    def branch(self, touched: Callable[[Operation], bool]) -> "Database":
+        """A copy on the same connection that has learned nothing of some operations."""
+        self.rest()
+        copy = Database(self._connection, judge=self._judge)
+        for name in ("_text", "_rows", "_canonical", "_known", "_jumped"):
+            setattr(copy, name, getattr(self, name).copy())
+        copy._learned = {pair: known for pair, known in self._learned.items() if not touched(pair[1])}
+        copy._courses = self._courses.without(touched)
+        return copy
 
     @property
     def num_states(self) -> int:
@@ -195,19 +210,59 @@ class Database:
         return self._known[form]
 
     def _execute(self, state: int, operation: Operation) -> tuple[Hashable, str]:
-        rows = self._text[state]
-        self._before(operation)
-        with self._connection.begin() as transaction:
-            raw: Any = self._connection.connection.driver_connection
+        raw = self._load(state)
+        try:
+            if (ended := self._courses.follow(raw, operation)) is None:
+                raw.execute("ROLLBACK TO SAVEPOINT loaded")
+                answer = perform_and_keep(
+                    self._connection,
+                    operation,
+                    lambda run: self._courses.record(operation, run),
+                )
+            else:
+                answer = ended.answer
+            with raw.pipeline():  # one round trip
+                read = raw.execute("SELECT model_read()")
+                raw.execute("ROLLBACK TO SAVEPOINT loaded")
+        except BaseException:
+            self.rest()
+            raise
+        return answer, self._text[state] if isinstance(answer, Refused) else read.fetchone()[0]
+
+    def _load(self, state: int) -> Any:
+        """The psycopg connection, with this state in the tables."""
+        raw: Any = self._connection.connection.driver_connection
+        if self._loaded != state:
+            self.rest()
+            self._connection.begin()
             with raw.pipeline():  # with the BEGIN before it, one round trip
-                raw.execute("SELECT model_fill(%s)", (rows,))
-            with Session(self._connection, join_transaction_mode="rollback_only") as session:
-                answer = perform(session, operation)
-                with raw.pipeline():
-                    read = raw.execute("SELECT model_read()")
-                    raw.rollback()
-            transaction.rollback()
-        return answer, rows if isinstance(answer, Refused) else read.fetchone()[0]
+                raw.execute("SELECT model_fill(%s)", (self._text[state],))
+                raw.execute("SAVEPOINT loaded")
+            self._loaded = state
+        return raw
+
+    def rest(self) -> None:
+        """Leave the tables empty, for others to use."""
+        self._connection.rollback()
+        self._loaded = None
+
+
+def perform_and_keep(
+    connection: Connection,
+    operation: Operation,
+    around: Callable[[Callable[[], Hashable]], Hashable] = lambda run: run(),
+) -> Hashable:
+    """``perform`` in a savepoint, of which nothing is left if the operation raised.
+
+    Raises:
+        Violation: see there.
+    """
+    with Session(connection, join_transaction_mode="create_savepoint") as session:
+        session.connection()
+        answer = around(lambda: perform(session, operation))
+        if not isinstance(answer, Refused):
+            session.commit()
+    return answer
 
 
 def perform(session: Session, operation: Operation) -> Hashable:

@@ -20,7 +20,8 @@ from shared.jobs.moves import Cases
 from shared.jobs.rows import Job
 from shared.jobs.state import MOVES, JobState
 from tests.model import planting
-from tests.model.database import Operation
+from tests.model.database import Database, Operation
+from tests.model.operations import Bounds
 from tests.model.planting import Plant, cases, claim_text, values, within
 from tests.model.search import searching
 from tests.model.sizes import DEADLINE, EVERYTHING, OUTBOX, REQUESTS, WORKERS
@@ -36,6 +37,8 @@ class Mutant:
     plant: Plant = lambda patch: None
     rules: Rules = field(default_factory=lambda: WORKERS)
     adversary: type[Adversary] = Adversary
+    touches: tuple[str, ...] = ()
+    """Names of the operations that it changes, if these are known: what was learned of the others holds."""
     equivalent: str | None = None
     """Why it breaks no promise."""
 
@@ -142,26 +145,63 @@ def _drop_event(patch: pytest.MonkeyPatch) -> None:
 
 
 MUTANTS: Final = (
-    Mutant(name="finish by id alone", plant=within(attempts, "succeed", planting.no_guard)),
-    Mutant(name="finish what is held, by whomever", plant=within(attempts, "succeed", planting.no_fence)),
-    Mutant(name="fail without the fence", plant=within(attempts, "fail", planting.no_fence)),
-    Mutant(name="hand back without the fence", plant=within(attempts, "hand_back", planting.no_fence)),
-    Mutant(name="heartbeat without the fence", plant=within(attempts, "heartbeat", planting.no_fence)),
-    Mutant(name="record without the fence", plant=_report_text("fence = :fence", "fence >= :fence")),
-    Mutant(name="record whatever the state", plant=_report_text("AND state IN", "AND state = state OR state IN")),
-    Mutant(name="report what was sent before again", plant=_report_text("WHERE NOT EXISTS", "WHERE true OR EXISTS")),
-    Mutant(name="reap by a stale read", adversary=ReadsBeforeItReaps),
-    Mutant(name="claim what is running", plant=claim_text("state = 'queued'", "state IN ('queued', 'running')")),
-    Mutant(name="claim before the time", plant=claim_text("not_before <= clock_timestamp()", "true")),
+    Mutant(name="finish by id alone", touches=("finish",), plant=within(attempts, "succeed", planting.no_guard)),
+    Mutant(
+        name="finish what is held, by whomever",
+        touches=("finish",),
+        plant=within(attempts, "succeed", planting.no_fence),
+    ),
+    Mutant(name="fail without the fence", touches=("fail",), plant=within(attempts, "fail", planting.no_fence)),
+    Mutant(
+        name="hand back without the fence",
+        touches=("finish", "hand_back"),
+        plant=within(attempts, "hand_back", planting.no_fence),
+    ),
+    Mutant(
+        name="heartbeat without the fence",
+        touches=("heartbeat", "record_twice"),
+        plant=within(attempts, "heartbeat", planting.no_fence),
+    ),
+    Mutant(
+        name="record without the fence",
+        touches=("record", "record_twice"),
+        plant=_report_text("fence = :fence", "fence >= :fence"),
+    ),
+    Mutant(
+        name="record whatever the state",
+        touches=("record", "record_twice"),
+        plant=_report_text("AND state IN", "AND state = state OR state IN"),
+    ),
+    Mutant(
+        name="report what was sent before again",
+        touches=("record", "record_twice"),
+        plant=_report_text("WHERE NOT EXISTS", "WHERE true OR EXISTS"),
+    ),
+    Mutant(name="reap by a stale read", touches=("reap what was read",), adversary=ReadsBeforeItReaps),
+    Mutant(
+        name="claim what is running",
+        touches=("claim",),
+        plant=claim_text("state = 'queued'", "state IN ('queued', 'running')"),
+    ),
+    Mutant(
+        name="claim before the time", touches=("claim",), plant=claim_text("not_before <= clock_timestamp()", "true")
+    ),
     Mutant(
         name="claim after the deadline",
         plant=claim_text("start_deadline > clock_timestamp()", "true"),
         rules=DEADLINE,
     ),
     Mutant(name="expire what has started", plant=planting.expire_what_has_started, rules=DEADLINE),
-    Mutant(name="losses without a limit", plant=cases(upkeep, _no_loss_cap)),
-    Mutant(name="failures without a limit", plant=cases(attempts, _no_failure_cap)),
-    Mutant(name="a pause outlives the last attempt", plant=cases(upkeep, _paused_before_failed), rules=REQUESTS),
+    Mutant(name="losses without a limit", touches=("reap",), plant=cases(upkeep, _no_loss_cap)),
+    Mutant(
+        name="failures without a limit", touches=("fail", "finish", "hand_back"), plant=cases(attempts, _no_failure_cap)
+    ),
+    Mutant(
+        name="a pause outlives the last attempt",
+        touches=("reap",),
+        plant=cases(upkeep, _paused_before_failed),
+        rules=REQUESTS,
+    ),
     Mutant(name="mark the bell, then send it", plant=planting.mark_before_send, rules=OUTBOX),
     Mutant(name="no bell for a new job", plant=planting.submit_without_a_bell, rules=OUTBOX),
     Mutant(name="no bell after a lost lease", plant=within(upkeep, "reap", planting.no_bell), rules=OUTBOX),
@@ -169,34 +209,43 @@ MUTANTS: Final = (
     Mutant(name="no bell after an interruption", plant=within(attempts, "hand_back", planting.no_bell), rules=OUTBOX),
     Mutant(name="no bell after a resume", plant=within(requests, "resume", planting.no_bell), rules=OUTBOX),
     Mutant(name="no redispatcher, and a lost message", plant=_no_redispatch, rules=EVERYTHING),
-    Mutant(name="no reaper", plant=lambda patch: patch.setattr(upkeep, "reap", lambda session: [])),
-    Mutant(name="cancel what has ended", plant=within(requests, "cancel", _cancel_anything), rules=REQUESTS),
-    Mutant(name="success after a cancel", plant=_success_wins, rules=REQUESTS),
+    Mutant(name="no reaper", touches=("reap",), plant=lambda patch: patch.setattr(upkeep, "reap", lambda session: [])),
+    Mutant(
+        name="cancel what has ended",
+        touches=("cancel",),
+        plant=within(requests, "cancel", _cancel_anything),
+        rules=REQUESTS,
+    ),
+    Mutant(name="success after a cancel", touches=("finish",), plant=_success_wins, rules=REQUESTS),
     Mutant(name="one key for all attempts", plant=_shared_key),
     Mutant(name="commit before the upload", adversary=FinishesBeforeItUploads),
     Mutant(name="an attempt is left open when its job is queued", plant=planting.attempts_left_open),
     Mutant(name="the fence starts anew", plant=values(planting.back_to_the_first_fence)),
     Mutant(name="a move keeps the version", plant=values(lambda columns, target: columns.pop("state_version"))),
     Mutant(name="a move without an event", plant=_drop_event),
-    Mutant(name="charge whether or not it counts", plant=planting.every_success_is_charged),
-    Mutant(name="interruptions count as failures", plant=_interruptions_count),
+    Mutant(name="charge whether or not it counts", touches=("finish",), plant=planting.every_success_is_charged),
+    Mutant(name="interruptions count as failures", touches=("finish", "hand_back"), plant=_interruptions_count),
     Mutant(
         name="reclaim what is over",
+        touches=("reclaim",),
         plant=_reclaim_anything,
         equivalent="An attempt that is over has ended_at, which is asked for as well.",
     ),
     Mutant(
         name="end again without looking",
+        touches=("outcome_of",),
         plant=_never_look,
         equivalent="The fence refuses the second end; looking saves a worker from trying for a whole lease.",
     ),
 )
 
 
-def find(connection: Connection, mutant: Mutant) -> Violation | None:
-    """What the search says about the product with this bug."""
+def find(connection: Connection, mutant: Mutant, known: Database | None = None) -> Violation | None:
+    """What the search says about the product with this bug; ``known`` has learned of the product without."""
+    shared = known if mutant.touches and mutant.rules.bounds == Bounds() else None
+    branch = shared.branch(lambda operation: operation.name in mutant.touches) if shared else None
     try:
-        with mutant.planted(), searching(connection, mutant.rules, mutant.adversary) as search:
+        with mutant.planted(), searching(connection, mutant.rules, mutant.adversary, database=branch) as search:
             search.run()
     except Violation as broken:
         return broken

@@ -6,25 +6,39 @@ from typing import Any
 
 import psycopg
 import pytest
-from sqlalchemy import Connection, create_engine
+from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.orm import Session
 
 from tests.model.database import INSTALL
 from tests.model.operations import prepare
 
 
+def tuned(url: str, **how: Any) -> Engine:
+    """An engine for many small statements, of which each is sent many times."""
+    engine = create_engine(url, **how)
+
+    def tune(raw: Any, record: object) -> None:
+        # Else each rollback makes it forget what PostgreSQL has planned already.
+        raw._prepared.clear = lambda: False
+        raw.prepare_threshold, raw.prepared_max = 1, 1_000
+        raw.execute("SET jit = off")
+        raw.execute("SET plan_cache_mode = force_generic_plan")
+        raw.commit()
+
+    event.listen(engine, "connect", tune)
+    return engine
+
+
 @contextmanager
 def prepared(url: str) -> Iterator[Connection]:
     """A connection to the migrated and empty database at ``url``, tuned for many small statements."""
-    engine = create_engine(url)
+    engine = tuned(url)
     with pytest.MonkeyPatch.context() as patch, engine.connect() as connection:
         # Else it reads each longer statement anew, to find its parameters.
         patch.setattr(psycopg._queries, "MAX_CACHED_STATEMENT_LENGTH", 100_000)
         patch.setattr(psycopg._queries, "MAX_CACHED_STATEMENT_PARAMS", 1_000)
         raw: Any = connection.connection.driver_connection
         raw.execute(INSTALL)
-        raw.execute("SET jit = off")
-        raw.execute("SET plan_cache_mode = force_generic_plan")
         raw.commit()
         with Session(connection) as session:
             prepare(session)

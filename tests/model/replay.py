@@ -1,9 +1,11 @@
 """Whether the search may be believed: what it remembers of a state must hold however that state was reached.
 
 The search executes an operation once for all states that ``canonical.py`` calls one, from rows that it puts into the
-tables itself, and with statements that it built before. Here random ways through what it has learned are gone straight
-on PostgreSQL: from a submission of their own, operation after operation in a transaction each, nothing remembered, and
-the clock advanced by an UPDATE of every time in every table. Each answer and each state on the way must be the same.
+tables itself, and where ``courses.py`` knows how it goes without the operation's own code. Here random ways through
+what it has learned are gone straight on PostgreSQL: the product's code runs, one operation after the other from the
+submission on, nothing is remembered, and the clock advances by an UPDATE of every time in every table. Each answer and
+each state on the way must be the same. Ways that begin alike are gone together until they part, and then from a
+savepoint each.
 """
 
 import json
@@ -13,10 +15,9 @@ from typing import Any, Final
 from uuid import UUID
 
 from sqlalchemy import Connection, DateTime, text
-from sqlalchemy.orm import Session
 
 from tests.model.canonical import JUMP, Canonical, canonical
-from tests.model.database import TABLES, Database, Operation, Refused, Step, perform
+from tests.model.database import TABLES, Database, Operation, Step, perform_and_keep
 from tests.model.operations import Operations, submit
 from tests.model.world import Rules
 
@@ -33,6 +34,19 @@ def jump(connection: Connection) -> None:
             connection.execute(text(f"UPDATE {table.name} SET {earlier}"), {"by": JUMP})
 
 
+class Tree(dict[Step, "Tree"]):
+    """Ways that begin alike: by the next step, how each goes on."""
+
+    def add(self, way: Sequence[Step]) -> None:
+        node = self
+        for step in way:
+            node = node.setdefault(step, Tree())
+
+    @property
+    def num_ways(self) -> int:
+        return sum(after.num_ways for after in self.values()) or 1
+
+
 class Straight:
     """One job on PostgreSQL, in a transaction that is rolled back afterwards; each operation in a savepoint."""
 
@@ -42,13 +56,21 @@ class Straight:
         self.operations = Operations(UUID(self._rows()["jobs"][0]["id"]), rules.bounds)
 
     def do(self, operation: Operation) -> object:
-        with Session(self._connection, join_transaction_mode="create_savepoint") as session:
-            answer = perform(session, operation)
-            if isinstance(answer, Refused):
-                session.rollback()
-            else:
-                session.commit()
-        return answer
+        return perform_and_keep(self._connection, operation)
+
+    def go(self, database: Database, tree: Tree, told: list[str]) -> None:
+        """Every way from here; each step is gone once, and taken back when all that follows was seen."""
+        for (operation, answer, after), rest in tree.items():
+            here = [*told, str(operation or "the clock jumps")]
+            with self._connection.begin_nested() as savepoint:
+                if operation is None:
+                    jump(self._connection)
+                else:
+                    again = getattr(self.operations, operation.name)(*operation.arguments)
+                    assert _comparable(self.do(again)) == _comparable(answer), here
+                assert self.state == database.canonical(after), here
+                self.go(database, rest, here)
+                savepoint.rollback()
 
     @property
     def state(self) -> Canonical:
@@ -58,9 +80,12 @@ class Straight:
         return json.loads(self._connection.scalar(text("SELECT model_read()")))
 
 
-def walk(steps: Mapping[int, Sequence[Step]], first: int, chance: random.Random) -> list[Step]:
+def walk(
+    steps: Mapping[int, Sequence[Step]], first: int, chance: random.Random, begun: Sequence[Step] = ()
+) -> list[Step]:
     """A way through what the database has learned; seven of ten steps change something where any does."""
-    way, state = list[Step](), first
+    way = list(begun)
+    state = way[-1].after if way else first
     while len(way) < LONGEST and steps[state]:
         changing = [step for step in steps[state] if step.after != state]
         way.append(chance.choice(changing if changing and chance.random() < 0.7 else steps[state]))
@@ -70,19 +95,20 @@ def walk(steps: Mapping[int, Sequence[Step]], first: int, chance: random.Random)
     return way
 
 
-def retrace(connection: Connection, rules: Rules, database: Database, way: Sequence[Step]) -> None:
-    """Go this way on PostgreSQL, and compare."""
-    told: list[str] = []
+def grow(steps: Mapping[int, Sequence[Step]], first: int, chance: random.Random) -> Tree:
+    """``TRACES`` different ways. Most leave another somewhere, so that what they share is gone once."""
+    tree, way = Tree(), list[Step]()
+    while tree.num_ways < TRACES:
+        kept = way[: chance.randrange(len(way))] if way and chance.random() < 0.9 else []
+        way = walk(steps, first, chance, kept)
+        tree.add(way)
+    return tree
+
+
+def retrace(connection: Connection, rules: Rules, database: Database, tree: Tree) -> None:
+    """Go all ways on PostgreSQL, and compare."""
     with connection.begin() as transaction:
-        straight = Straight(connection, rules)
-        for operation, answer, after in way:
-            told.append(str(operation or "the clock jumps"))
-            if operation is None:
-                jump(connection)
-            else:
-                again = getattr(straight.operations, operation.name)(*operation.arguments)
-                assert _comparable(straight.do(again)) == _comparable(answer), told
-            assert straight.state == database.canonical(after), told
+        Straight(connection, rules).go(database, tree, [])
         transaction.rollback()
 
 

@@ -11,7 +11,6 @@ from tests.model import invariants
 from tests.model.database import Database
 from tests.model.healing import Healing
 from tests.model.operations import Operations, submit
-from tests.model.statements import remembered
 from tests.model.violation import Violation
 from tests.model.world import Adversary, Rules, World
 
@@ -101,7 +100,12 @@ class Search:
 
 
 @contextmanager
-def searching(connection: Connection, rules: Rules, adversary: type[Adversary] = Adversary) -> Iterator[Search]:
-    """A search with a fresh memory, on a database that was made by ``prepared``."""
-    with remembered() as statements:
-        yield Search(Database(connection, judge=invariants.judge_step, before=statements.start), rules, adversary)
+def searching(
+    connection: Connection, rules: Rules, adversary: type[Adversary] = Adversary, *, database: Database | None = None
+) -> Iterator[Search]:
+    """A search on a database that was made by ``prepared``; with a fresh memory, unless ``database`` is given."""
+    database = database or Database(connection, judge=invariants.judge_step)
+    try:
+        yield Search(database, rules, adversary)
+    finally:
+        database.rest()

@@ -14,7 +14,7 @@ from typing import Any, Final
 from uuid import UUID
 
 import pytest
-from sqlalchemy import ColumnElement, Connection, Engine, create_engine, text
+from sqlalchemy import ColumnElement, Connection, Engine, text
 from sqlalchemy.orm import Session
 from sqlmodel import col
 
@@ -24,6 +24,7 @@ from shared.jobs.rows import Job
 from tests.model.canonical import JUMP, Canonical, canonical
 from tests.model.database import TABLES, Database, Operation, Refused, perform
 from tests.model.operations import Operations
+from tests.model.prepared import tuned
 from tests.model.search import Search, searching
 from tests.model.sizes import EVERYTHING
 
@@ -40,6 +41,7 @@ PREPARED: Final = {
     "queued again, for long": ("claim", "hand_back", "relay", "jump"),
 }
 
+EMPTY: Final = text(f"WITH {', '.join(f'no_{table.name} AS (DELETE FROM {table.name})' for table in TABLES)} SELECT")
 OVERTAKEN: Final[dict[str, Hashable]] = {"claim": None, "record": False, "reap": 0}
 """What an operation answers that does nothing because the other is under way.
 
@@ -56,7 +58,7 @@ def search(connection: Connection) -> Iterator[Search]:
 
 @pytest.fixture(scope="module")
 def engine(connection: Connection) -> Iterator[Engine]:
-    engine = create_engine(connection.engine.url, pool_size=3)
+    engine = tuned(connection.engine.url, pool_size=3)
     yield engine
     engine.dispose()
 
@@ -83,6 +85,7 @@ def test_two_at_once_are_one_after_the_other(engine: Engine, search: Search, kin
         if any(database.apply(state, one)[1] != state for one in (first, second))
     ]
 
+    database.rest()
     assert len(pairs) > 20
     for first, second, right in pairs:
         assert at_once(engine, database.rows(state), first, second) in right, f"{first} || {second}"
@@ -98,6 +101,7 @@ def test_a_cancel_that_locks_nothing_would_be_noticed(
     async def unlocked(session: object, tenant_id: UUID, job_id: UUID) -> tuple[ColumnElement[bool], ...]:
         return col(Job.id) == job_id, col(Job.tenant_id) == tenant_id
 
+    search.database.rest()
     monkeypatch.setattr(requests, "_lock", unlocked)
 
     assert at_once(engine, search.database.rows(state), operations.claim(1), operations.cancel()) not in right
@@ -131,8 +135,7 @@ def at_once(engine: Engine, rows: Any, first: Operation, second: Operation) -> O
             return *answers, canonical(json.loads(connection.scalar(text("SELECT model_read()"))))
     finally:
         with engine.begin() as connection:
-            for table in reversed(TABLES):
-                connection.execute(table.delete())
+            connection.execute(EMPTY)
 
 
 def alone(engine: Engine, operation: Operation) -> Hashable:

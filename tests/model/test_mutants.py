@@ -6,22 +6,32 @@ import pytest
 from sqlalchemy import Connection
 
 from tests.model import planting
+from tests.model.database import Database
 from tests.model.mutants import MUTANTS, Mutant, find
-from tests.model.sizes import BY_BELL, OUTBOX
+from tests.model.search import searching
+from tests.model.sizes import BY_BELL, OUTBOX, WORKERS
 from tests.model.world import Left
 
 
+@pytest.fixture(scope="module")
+def known(connection: Connection) -> Database:
+    """What the searches learn of the product itself, which finds nothing."""
+    with searching(connection, WORKERS) as search:
+        search.run()
+    return search.database
+
+
 @pytest.mark.parametrize("mutant", [one for one in MUTANTS if one.equivalent is None], ids=lambda one: one.name)
-def test_a_seeded_bug_is_found(connection: Connection, mutant: Mutant) -> None:
-    broken = find(connection, mutant)
+def test_a_seeded_bug_is_found(connection: Connection, known: Database, mutant: Mutant) -> None:
+    broken = find(connection, mutant, known)
 
     print(broken)
     assert broken is not None
 
 
 @pytest.mark.parametrize("mutant", [one for one in MUTANTS if one.equivalent], ids=lambda one: one.name)
-def test_a_change_that_is_called_harmless_is(connection: Connection, mutant: Mutant) -> None:
-    assert find(connection, mutant) is None
+def test_a_change_that_is_called_harmless_is(connection: Connection, known: Database, mutant: Mutant) -> None:
+    assert find(connection, mutant, known) is None
 
 
 def test_a_redispatcher_hides_a_missing_bell(connection: Connection) -> None:

@@ -1,65 +1,43 @@
 """Every world that the adversary can reach, and from each the way to an end."""
 
-import random
-
 import pytest
 from sqlalchemy import Connection
 
 from tests.model import replay
-from tests.model.search import Explored, Search, searching
-from tests.model.sizes import DEADLINE, EVERYTHING, OUTBOX, WIDE
-from tests.model.world import Rules
+from tests.model.elsewhere import Elsewhere
+from tests.model.search import searching
+from tests.model.sizes import WIDE
 
 
-def explore(connection: Connection, rules: Rules) -> tuple[Search, Explored]:
-    with searching(connection, rules) as search:
-        explored = search.run()
+@pytest.mark.timeout(600)
+def test_no_promise_is_broken_in_any_world(elsewhere: Elsewhere) -> None:
+    explored = elsewhere.explored("EVERYTHING")
+
     print(explored)
-    return search, explored
-
-
-@pytest.fixture(scope="module")
-def everything(connection: Connection) -> tuple[Search, Explored]:
-    return explore(connection, EVERYTHING)
+    assert explored.worlds > 5_000 and explored.database_states > 300 and explored.depth > 10
 
 
 @pytest.mark.timeout(600)
-def test_no_promise_is_broken_in_any_world(everything: tuple[Search, Explored]) -> None:
-    _, explored = everything
-
-    assert explored.worlds > 1_000 and explored.database_states > 100 and explored.depth > 10
-
-
-@pytest.mark.timeout(600)
-def test_what_the_search_remembers_holds_on_postgresql(
-    connection: Connection, everything: tuple[Search, Explored]
-) -> None:
+def test_what_the_search_remembers_holds_on_postgresql(elsewhere: Elsewhere) -> None:
     """See ``replay.py``."""
-    search, _ = everything
-    steps, chance = search.database.learned(), random.Random(1)
-
-    for _ in range(replay.TRACES):
-        way = replay.walk(steps, search.first.database, chance)
-        replay.retrace(connection, EVERYTHING, search.database, way)
+    assert elsewhere.retraced() == replay.TRACES
 
 
 @pytest.mark.timeout(300)
-def test_the_outbox_alone_loses_no_job(connection: Connection) -> None:
-    _, explored = explore(connection, OUTBOX)
+@pytest.mark.parametrize("name", ["OUTBOX", "DEADLINE"])
+def test_no_promise_is_broken_by(elsewhere: Elsewhere, name: str) -> None:
+    """OUTBOX: it alone loses no job. DEADLINE: a job that has one starts in time or expires."""
+    explored = elsewhere.explored(name)
 
-    assert explored.worlds > 1_000
-
-
-@pytest.mark.timeout(300)
-def test_a_job_with_a_deadline_starts_or_expires(connection: Connection) -> None:
-    _, explored = explore(connection, DEADLINE)
-
+    print(explored)
     assert explored.worlds > 1_000
 
 
 @pytest.mark.long
 @pytest.mark.timeout(7200)
 def test_no_promise_is_broken_with_more_of_everything(connection: Connection) -> None:
-    _, explored = explore(connection, WIDE)
+    with searching(connection, WIDE) as search:
+        explored = search.run()
 
+    print(explored)
     assert explored.worlds > 10_000

@@ -12,3 +12,7 @@ class Violation(Exception):
         self.trace = tuple(trace)
         steps = "".join(f"\n  {number}. {move}" for number, move in enumerate(trace, start=1))
         super().__init__(f"{promise}: {what}{steps}")
+
+    def __reduce__(self) -> tuple[type["Violation"], tuple[str, str, tuple[str, ...]]]:
+        """For another process to tell."""
+        return Violation, (self.promise, self.what, self.trace)

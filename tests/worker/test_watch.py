@@ -6,6 +6,7 @@ import time
 from datetime import timedelta
 
 import psutil
+import psycopg
 import pytest
 from sqlalchemy import text
 from sqlalchemy.orm import Session
@@ -268,16 +269,17 @@ def test_a_job_goes_on_while_sql_is_away_for_less_than_its_lease(workplace: Work
     running = workplace.background(workplace.supervisor().run_next)
     wait_until(lambda: workplace.get(job_id).step > 0)
 
-    for _ in range(10):
-        with workplace.engine.connect() as connection:
+    # By a connection that is not of the pool whose connections it ends.
+    with psycopg.connect(postgres.url_of(workplace.engine.url.database).replace("+psycopg", "")) as connection:
+        connection.autocommit = True
+        for _ in range(10):
             connection.execute(
-                text(
-                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
-                    " WHERE datname = current_database() AND pid <> pg_backend_pid()"
-                )
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                " WHERE datname = current_database() AND pid <> pg_backend_pid()"
             )
-        time.sleep(0.1)
-    running.join(20)
+            time.sleep(0.1)
+    wait_until(lambda: not running.is_alive(), timeout=60)
+    workplace.engine.dispose()  # what lies in its pool may have been ended, too
 
     assert (workplace.state(job_id), workplace.get(job_id).fence) == (JobState.SUCCEEDED, 1)
 
