@@ -57,7 +57,7 @@ class _Task(Spec):
         return {name: getattr(self, name) for name in type(self).model_fields if name in OPTIONS}
 
 
-class _Sampling(_Task):
+class Sampling(_Task):
     """Options of tasks that draw something."""
 
     labels: Labels | None = None
@@ -73,7 +73,7 @@ class _Sampling(_Task):
     """Noise levels at which guidance acts (Kynkäänniemi et al., 2024); all of them when left out."""
 
 
-class Generate(_Sampling):
+class Generate(Sampling):
     """Draw new samples."""
 
     task: Literal["generate"]
@@ -85,7 +85,7 @@ class Generate(_Sampling):
     """Fresh noise of ``ddim`` in each step: 0 is none, 1 is as much as ``ddpm`` adds."""
 
 
-class _WithInputs(_Sampling):
+class _WithInputs(Sampling):
     """A task on images: those of a dataset, or some that jobs have made. A dataset may be a single uploaded picture."""
 
     dataset: DatasetId | None = None
@@ -165,7 +165,7 @@ class ImageToImage(_WithInputs):
     """How much of the way from data to noise the image goes; 1 keeps nothing of it."""
 
 
-class Interpolate(_Sampling):
+class Interpolate(Sampling):
     """Walk between pairs of random latents along the great circle (slerp)."""
 
     task: Literal["interpolate"]
@@ -175,10 +175,28 @@ class Interpolate(_Sampling):
     """Samples along each path, end points included."""
 
 
-WithInputs = Reconstruct | Inpaint | SuperResolve | Colourise | ImageToImage
+class Encode(_WithInputs):
+    """Give the latents of images, as arrays: the mean of their posterior."""
+
+    task: Literal["encode"]
+
+
+class Traverse(_Task):
+    """Move one latent dimension at a time, all others at zero: a row of the sheet for each."""
+
+    task: Literal["traverse"]
+    num_dimensions: int = Field(default=8, ge=1, le=1024)
+    """How many of the latent's first dimensions."""
+    num_points: int = Field(default=7, ge=2, le=64)
+    """Samples of each, both ends included."""
+    reach: float = Field(default=3.0, gt=0, le=100)
+    """The ends are minus and plus this, in standard deviations of the prior."""
+
+
+WithInputs = Reconstruct | Encode | Inpaint | SuperResolve | Colourise | ImageToImage
 """Tasks that read images."""
 
-Request = Generate | Interpolate | WithInputs
+Request = Generate | Interpolate | Traverse | WithInputs
 """Every task."""
 
 GenerateSpec = Annotated[Request, Field(discriminator="task")]

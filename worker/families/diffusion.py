@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from shared.specs.diffusion import DiffusionSpec
-from shared.specs.tasks import Generate, Interpolate, Reconstruct, Solver
+from shared.specs.tasks import Generate, Interpolate, Reconstruct, Sampling, Solver
 from worker.families.family import Batch, DataInfo, Draw, Family, Measured, SlotState
 from worker.families.nets.dit import DITS, DiT
+from worker.families.nets.measurements import agreeing, averaged, enlarged, grey, kept, reduced
 from worker.families.nets.preconditioning import Edm, Flow, VariancePreserving
 from worker.families.nets.slerp import slerp
-from worker.families.nets.solvers import COLUMNS, heun, karras, num_evaluations, padded, table_of
+from worker.families.nets.solvers import COLUMNS, heun, karras, num_evaluations, padded, table_of, travelling
 from worker.families.nets.unet import UNETS, UNet
 from worker.kernels.noise import Noise
 
@@ -27,6 +28,10 @@ DEFAULT_STEPS: Final[dict[Solver, int]] = {"euler": 50, "heun": 18, "ddim": 50, 
 ENCODING_STEPS: Final = 50
 """Of Heun's method, each way."""
 MOST_STEPS: Final = 1000
+RESTORING_STEPS: Final = 50
+RESTORING_ETA: Final = 0.85
+LENGTH, LAPS = 5, 2
+"""Steps of each stretch that a restoration goes through again, and how often it does."""
 EVERYWHERE: Final = (0.0, float("inf"))
 
 
@@ -194,14 +199,12 @@ class Solve:
         return ((state["x"].clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
 
-def guidance_of(request: object) -> tuple[float, float, float]:
+def guidance_of(request: Sampling) -> tuple[float, float, float]:
     """Scale of guidance, and the noise levels above and up to which it acts."""
-    if not isinstance(request, Generate | Interpolate):
-        return 1.0, *EVERYWHERE
     return request.guidance_scale, *(request.guidance_interval or EVERYWHERE)
 
 
-def plan_of(request: Generate | Interpolate) -> tuple[Solver, int]:
+def plan_of(request: Sampling) -> tuple[Solver, int]:
     """The solver and its number of steps."""
     solver = request.solver or DEFAULT_SOLVER
     return solver, request.steps or DEFAULT_STEPS[solver]
@@ -259,8 +262,7 @@ class ThereAndBack(Solve):
         return len(self.table())
 
     def start(self, draws: Sequence[Draw[Reconstruct]], noise: Noise) -> SlotState:
-        images = [draw.inputs["image"] for draw in draws if draw.inputs is not None]
-        x_SCHW = centred(torch.stack(images).to(noise.device))
+        x_SCHW = centred(inputs_of(draws, "image", noise))
         return self.state(x_SCHW, [self.table()] * len(draws), draws)
 
     def table(self) -> Tensor:
@@ -272,9 +274,107 @@ class ThereAndBack(Solve):
         return self.num_classes
 
 
+class Edit(Solve):
+    """What tasks on images share: no class is told unless one is asked for."""
+
+    def label_of(self, draw: Draw[Any]) -> int:
+        return super().label_of(draw) if draw.request.labels else self.num_classes
+
+    def num_steps(self, request: Any) -> int:
+        return len(self.table(request))
+
+    def start(self, draws: Sequence[Draw[Any]], noise: Noise) -> SlotState:
+        tables = [self.table(draw.request) for draw in draws]
+        first_S = torch.stack([table_RK[0, COLUMNS.index("sigma")] for table_RK in tables]).to(noise.device)
+        noise_SCHW = spread(first_S) * noise.normal(*self.shape_CHW, stream=FIRST).double()
+        return self.state(noise_SCHW, tables, draws)
+
+    def table(self, request: Any) -> Tensor:
+        """The rows ``(R, K)``, from the noise level that the task begins at."""
+        steps = request.steps or RESTORING_STEPS
+        return travelling(self.levels(steps), RESTORING_ETA, LENGTH, LAPS)
+
+
+class Inpaint(Edit):
+    """Fills what a mask covers; the rest of each image stays as it is, to the bit."""
+
+    num_rows = LAPS * MOST_STEPS
+
+    def start(self, draws: Sequence[Draw[Any]], noise: Noise) -> SlotState:
+        mask_S1HW = inputs_of(draws, "mask", noise)
+        known_SCHW = kept(mask_S1HW)(centred(inputs_of(draws, "image", noise)))
+        return super().start(draws, noise) | {"mask": mask_S1HW, "known": known_SCHW}
+
+    def estimate(self, net: Denoiser, state: SlotState, sigma_S: Tensor) -> Tensor:
+        return agreeing(super().estimate(net, state, sigma_S), state["known"], kept(state["mask"]))
+
+
+class SuperResolve(Edit):
+    """Enlarges images; squares of the result have the mean that the input's pixel has."""
+
+    num_rows = LAPS * MOST_STEPS
+
+    def start(self, draws: Sequence[Draw[Any]], noise: Noise) -> SlotState:
+        factors = [draw.request.factor for draw in draws]
+        given = zip(centred(inputs_of(draws, "image", noise)).split(1), factors, strict=True)
+        known_SCHW = torch.cat([self.known(image_1CHW, factor) for image_1CHW, factor in given])
+        return super().start(draws, noise) | {"known": known_SCHW, "factor": torch.tensor(factors).to(noise.device)}
+
+    def known(self, image_1CHW: Tensor, factor: int) -> Tensor:
+        """A small image enlarged, or one of the model's own size reduced first."""
+        is_large = tuple(image_1CHW.shape[1:]) == self.shape_CHW
+        return enlarged(reduced(image_1CHW, factor) if is_large else image_1CHW, factor)
+
+    def estimate(self, net: Denoiser, state: SlotState, sigma_S: Tensor) -> Tensor:
+        estimate_SCHW = super().estimate(net, state, sigma_S)
+        for factor in state["factor"].unique().tolist():
+            agreeing_SCHW = agreeing(estimate_SCHW, state["known"], averaged(factor))
+            estimate_SCHW = torch.where(spread(state["factor"] == factor), agreeing_SCHW, estimate_SCHW)
+        return estimate_SCHW
+
+
+class Colourise(Edit):
+    """Gives colours to images; the mean of the result's channels is that of the input's."""
+
+    num_rows = LAPS * MOST_STEPS
+
+    def start(self, draws: Sequence[Draw[Any]], noise: Noise) -> SlotState:
+        given_SCHW = centred(inputs_of(draws, "image", noise))
+        return super().start(draws, noise) | {"known": grey(given_SCHW.expand(-1, self.shape_CHW[0], -1, -1))}
+
+    def estimate(self, net: Denoiser, state: SlotState, sigma_S: Tensor) -> Tensor:
+        return agreeing(super().estimate(net, state, sigma_S), state["known"], grey)
+
+
+class ImageToImage(Edit):
+    """Adds noise to an image and solves back down, from a level that ``strength`` says (SDEdit, Meng et al., 2021)."""
+
+    def start(self, draws: Sequence[Draw[Any]], noise: Noise) -> SlotState:
+        state = super().start(draws, noise)
+        return state | {"x": state["x"] + centred(inputs_of(draws, "image", noise))}
+
+    def table(self, request: Any) -> Tensor:
+        solver, steps = plan_of(request)
+        num_kept = max(1, round(steps * request.strength))
+        return table_of(solver, self.levels(steps)[steps - num_kept :])
+
+
+def inputs_of(draws: Sequence[Draw[Any]], name: str, noise: Noise) -> Tensor:
+    """One of the draws' inputs, with a slot axis."""
+    return torch.stack([draw.inputs[name] for draw in draws if draw.inputs is not None]).to(noise.device)
+
+
 FAMILY: Final = Family(
     spec=DiffusionSpec,
     build=build,
     losses={"denoiser": loss},
-    tasks={"generate": FromNoise, "interpolate": AlongPaths, "reconstruct": ThereAndBack},
+    tasks={
+        "generate": FromNoise,
+        "interpolate": AlongPaths,
+        "reconstruct": ThereAndBack,
+        "inpaint": Inpaint,
+        "super_resolve": SuperResolve,
+        "colourise": Colourise,
+        "image_to_image": ImageToImage,
+    },
 )

@@ -76,6 +76,28 @@ def ddim(sigma_N: Tensor, eta: float) -> Tensor:
     return _rows(sigma=sigma_R, x_from_x=kept_R, x_from_D=1 - kept_R, x_from_n=fresh_R)
 
 
+def travelling(sigma_N: Tensor, eta: float, length: int, repeats: int) -> Tensor:
+    """DDIM that goes each stretch of ``length`` steps ``repeats`` times, back up by fresh noise in between.
+
+    So that what is filled in and what is known have time to agree (RePaint, Lugmayr et al., 2022, section 4.2).
+    """
+    steps = len(sigma_N) - 1
+    stretches = [range(start, min(start + length, steps)) for start in range(0, steps, length)]
+    # From the level with which number, one down, and up to which.
+    way = [
+        (at, at + 1 if lap == repeats - 1 or at < stretch[-1] else stretch[0])
+        for stretch in stretches
+        for lap in range(repeats)
+        for at in stretch
+    ]
+    at_R, up_R = (torch.tensor(places) for places in zip(*way, strict=True))
+    sigma_R, next_R, up_to_R = sigma_N[at_R], sigma_N[at_R + 1], sigma_N[up_R]
+    fresh_R = eta * next_R * (1 - (next_R / sigma_R) ** 2).sqrt()
+    kept_R = (next_R**2 - fresh_R**2).sqrt() / sigma_R
+    added_R = (fresh_R**2 + up_to_R**2 - next_R**2).clamp(min=0).sqrt()
+    return _rows(sigma=sigma_R, x_from_x=kept_R, x_from_D=1 - kept_R, x_from_n=added_R)
+
+
 def ddpm(sigma_N: Tensor) -> Tensor:
     """Ancestral sampling with the posterior's variance (Ho et al., 2020, equation 7)."""
     return ddim(sigma_N, 1.0)

@@ -1,0 +1,184 @@
+"""Editing without training: what is known of an image stays known, and the rest is the model's."""
+
+from typing import Any
+
+import pytest
+import torch
+from pydantic_core import PydanticCustomError
+from torch import Tensor
+
+from shared.specs.tasks import Colourise, ImageToImage, Inpaint, SuperResolve
+from tests.families.test_diffusion import CPU, spec_of, trained
+from worker.engine.sampling import Tile, sample
+from worker.families.diffusion import FAMILY
+from worker.families.family import DataInfo, Draw
+from worker.families.nets.measurements import agreeing, averaged, enlarged, grey, kept, reduced
+from worker.families.nets.solvers import COLUMNS, karras, travelling
+from worker.kernels.noise import Domain, Noise
+
+COLOURS = DataInfo(shape=(3, 8, 8), num_classes=3)
+GREYS = DataInfo(shape=(1, 8, 8))
+DATASET = "ds_" + "0" * 32
+REQUESTS = {"inpaint": Inpaint, "super_resolve": SuperResolve, "colourise": Colourise, "image_to_image": ImageToImage}
+
+
+def pictures(number: int, *shape: int) -> Tensor:
+    keyed = Noise.of_step(Domain.TRAINING, 3, 0, range(number), CPU)
+    return (keyed.uniform(*shape) * 256).to(torch.uint8)
+
+
+def edit(
+    task: str, inputs: list[dict[str, Tensor]], *, data: DataInfo = COLOURS, width: int = 4, **fields: Any
+) -> Tensor:
+    """One result per input, of a network with random weights."""
+    spec = spec_of(network="unet")
+    request = REQUESTS[task](task=task, model="m", dataset=DATASET, seed=4, steps=6, **fields)
+    draws = [Draw(request=request, index=index, inputs=one) for index, one in enumerate(inputs)]
+    tile = Tile(trained(spec, data), FAMILY.tasks[task](spec, data), draws[0], CPU, width=4)
+    done = {draw.index: image for draw, image in sample(tile, draws)}
+    return torch.stack([done[index] for index in range(len(inputs))])
+
+
+def test_known_pixels_are_kept_to_the_bit_and_the_others_are_filled() -> None:
+    images = pictures(3, 3, 8, 8)
+    mask = torch.zeros(1, 8, 8, dtype=torch.uint8)
+    mask[:, :, 4:] = 1
+
+    filled = edit("inpaint", [{"image": image, "mask": mask} for image in images], box=(4, 0, 8, 8))
+
+    assert torch.equal(filled[..., :4], images[..., :4])
+    assert (filled[..., 4:] != images[..., 4:]).float().mean() > 0.5
+
+
+def test_what_lies_under_the_mask_is_not_looked_at() -> None:
+    image = pictures(1, 3, 8, 8)[0]
+    mask = torch.zeros(1, 8, 8, dtype=torch.uint8)
+    mask[:, 2:6, 2:6] = 1
+    other = torch.where(mask == 1, 255 - image, image)
+
+    one, two = (
+        edit("inpaint", [{"image": image, "mask": mask}], box=(2, 2, 6, 6)),
+        edit("inpaint", [{"image": other, "mask": mask}], box=(2, 2, 6, 6)),
+    )
+
+    assert torch.equal(one, two)
+
+
+@pytest.mark.parametrize("factor", [2, 4])
+def test_an_enlarged_image_is_its_input_when_reduced(factor: int) -> None:
+    small = pictures(2, 3, 8 // factor, 8 // factor) // 2 + 64
+
+    large = edit("super_resolve", [{"image": image} for image in small], factor=factor)
+
+    reduced_again = reduced(large.double() / 255, factor)
+    # What leaves the range of bytes is cut off, which a network with random weights does everywhere.
+    inside = (enlarged(large.double(), 1) % 255 != 0).float()
+    untouched = reduced(inside, factor) == 1
+    assert untouched.any()
+    assert ((reduced_again - small / 255)[untouched] ** 2).mean() < 1e-3
+
+
+def test_an_input_of_the_models_size_is_reduced_first() -> None:
+    large = enlarged(pictures(1, 3, 4, 4), 2)
+
+    assert torch.equal(
+        edit("super_resolve", [{"image": large[0]}], factor=2),
+        edit("super_resolve", [{"image": large[0, :, ::2, ::2]}], factor=2),
+    )
+
+
+def test_factors_share_a_tile() -> None:
+    spec, images = spec_of(network="unet"), pictures(2, 3, 8, 8)
+    draws = [
+        Draw(
+            request=SuperResolve(task="super_resolve", model="m", dataset=DATASET, seed=7, steps=steps, factor=factor),
+            index=0,
+            inputs={"image": image},
+        )
+        for image, factor, steps in zip(images, (2, 4), (3, 5), strict=True)
+    ]
+    net, sampler = trained(spec, COLOURS), FAMILY.tasks["super_resolve"](spec, COLOURS)
+    alone = [next(sample(Tile(net, sampler, draws[0], CPU, width=4), [draw]))[1] for draw in draws]
+
+    together = {draw.request.factor: image for draw, image in sample(Tile(net, sampler, draws[1], CPU, width=4), draws)}
+
+    assert torch.equal(together[2], alone[0]) and torch.equal(together[4], alone[1])
+
+
+def test_colours_keep_the_grey_of_the_input() -> None:
+    image = pictures(1, 1, 8, 8)[0] // 4 + 96
+
+    coloured = edit("colourise", [{"image": image}])[0]
+
+    inside = ((coloured > 0) & (coloured < 255)).all(0)
+    assert inside.any()
+    assert (coloured.float().mean(0) - image[0])[inside].abs().max() <= 0.5
+    assert (coloured[0] != coloured[1]).any()
+
+
+def test_a_coloured_input_is_seen_in_grey() -> None:
+    grey_image = pictures(1, 1, 8, 8)[0] // 2
+    coloured = torch.cat([grey_image + 10, grey_image, grey_image + 20])
+
+    assert torch.equal(edit("colourise", [{"image": coloured}]), edit("colourise", [{"image": grey_image + 10}]))
+
+
+def test_the_weaker_an_edit_the_nearer_it_stays() -> None:
+    images = [{"image": image} for image in pictures(2, 3, 8, 8)]
+
+    distances = [
+        (edit("image_to_image", images, strength=strength).float() - torch.stack([one["image"] for one in images]))
+        .abs()
+        .mean()
+        for strength in (0.2, 0.5, 1.0)
+    ]
+
+    assert distances[0] < 2
+    assert distances == sorted(distances) and distances[0] < distances[-1]
+
+
+def test_images_without_colours_cannot_be_coloured() -> None:
+    request = Colourise(task="colourise", model="m", dataset=DATASET)
+
+    with pytest.raises(PydanticCustomError, match="no colours"):
+        spec_of().check_task(request, GREYS.as_json())
+
+
+def test_a_size_that_the_factor_does_not_divide_is_refused() -> None:
+    request = SuperResolve(task="super_resolve", model="m", dataset=DATASET, factor=8)
+
+    with pytest.raises(PydanticCustomError, match="multiples"):
+        request.input_shapes((1, 28, 28))
+
+
+@pytest.mark.parametrize(
+    "projection", [kept(pictures(1, 1, 8, 8) % 2), averaged(2), averaged(4), grey], ids=["kept", "2", "4", "grey"]
+)
+def test_agreeing_is_a_projection_onto_what_was_measured(projection: Any) -> None:
+    keyed = Noise.of_step(Domain.TRAINING, 3, 0, range(2), CPU)
+    image, estimate = keyed.normal(3, 8, 8).double(), keyed.normal(3, 8, 8, stream=1).double()
+    known = projection(image)
+
+    agreed = agreeing(estimate, known, projection)
+
+    assert torch.allclose(projection(known), known, atol=1e-12)
+    assert torch.allclose(projection(agreed), known, atol=1e-12)
+    assert torch.allclose(agreed - known, estimate - projection(estimate), atol=1e-12)
+
+
+@pytest.mark.parametrize(("length", "laps"), [(1, 1), (5, 2), (7, 3)])
+def test_going_up_again_keeps_the_distribution(length: int, laps: int) -> None:
+    deviation, steps = 0.6, 800
+    table = travelling(karras(steps, 0.002, 80.0), 0.85, length, laps)
+    generator = torch.Generator().manual_seed(0)
+    x = 80 * torch.randn(20_000, generator=generator, dtype=torch.float64)
+
+    for row in table:
+        at = dict(zip(COLUMNS, row.tolist(), strict=True))
+        # The best estimate for normal data.
+        estimate = x * deviation**2 / (deviation**2 + at["sigma"] ** 2)
+        fresh = torch.randn(x.shape, generator=generator, dtype=torch.float64)
+        x = at["x_from_x"] * x + at["x_from_D"] * estimate + at["x_from_n"] * fresh
+
+    assert len(table) == steps * laps
+    assert x.std().item() == pytest.approx(deviation, rel=0.02)
