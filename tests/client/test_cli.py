@@ -1,5 +1,6 @@
 """The command line: results on stdout, the rest on stderr, an exit code that says how it went, never a traceback."""
 
+import functools
 import json
 import os
 import pty
@@ -123,6 +124,34 @@ def test_samples_are_generated_into_a_folder(run: Run, hand: Hand, train: list[s
     assert len(json.loads(done.stdout)["files"]) == 2
     got = run("artifacts", "get", job_id, "--out", str(tmp_path / "weights"))
     assert Path(got.stdout.strip()).read_bytes() == b"weights"
+
+
+def test_figures_are_shown_with_how_sure_they_are(run: Run, hand: Hand, train: list[str], tmp_path: Path):
+    run(*train, "--no-wait")
+    claim = hand.claim("train")
+    hand.train(claim)
+    figures = {
+        "mind": {"value": 0.25, "confidence_95": [0.2, 0.3], "num_samples": 1000},
+        "psnr": {"value": 21.5, "confidence_95": [None, None], "num_samples": 8},
+    }
+
+    with ThreadPoolExecutor(1) as worker:
+        measure = functools.partial(hand.succeed, artifacts={"evaluation.json": b"{}"}, figures=figures)
+        worker.submit(_when_there_is_work, lambda: measure(hand.claim("generate")))
+        done = run(
+            "evaluate",
+            "digits",
+            "--dataset",
+            claim.inputs["dataset"]["id"],
+            "--metric",
+            "mind",
+            "--out",
+            str(tmp_path / "report"),
+        )
+
+    assert "mind                 0.25  (0.2 to 0.3, 1000 samples)" in done.stderr
+    assert "psnr                 21.5  (? to ?, 8 samples)" in done.stderr
+    assert (tmp_path / "report" / "evaluation.json").read_bytes() == b"{}"
 
 
 def test_watching_with_json_prints_an_event_a_line(run: Run, hand: Hand, train: list[str]):

@@ -13,7 +13,7 @@ import pytest
 from noisemill.client import Client
 from noisemill.errors import ApiError, InvalidInput, ServerUnreachable, UnexpectedAnswer
 from shared.specs import VaeSpec
-from shared.wire import GenerateRequest, TrainRequest
+from shared.wire import EvaluateRequest, GenerateRequest, TrainRequest
 from tests.client.little import Answer, LittleServer, Request
 from tests.client.log import JOB, NOW, job_view
 
@@ -229,6 +229,14 @@ def test_a_generate_job_is_typed_like_the_server_types_it(little: LittleServer, 
     client.generate(model="digits@1", num_samples=4)
 
     assert GenerateRequest.model_validate_json(little.requests[0].body).spec.num_samples == 4
+
+
+def test_an_evaluate_job_is_typed_like_the_server_types_it(little: LittleServer, client: Client):
+    little.app = _in_turn(ACCEPTED)
+
+    client.evaluate(model="digits@1", dataset="ds_" + "0" * 32, metrics=["mind"])
+
+    assert EvaluateRequest.model_validate_json(little.requests[0].body).spec.metrics == ["mind"]
 
 
 def test_a_submit_can_wait_for_the_answer(little: LittleServer, client: Client):

@@ -57,6 +57,18 @@ def test_a_training_shows_its_figures_on_both_splits(client: Client, model: str)
     assert {"job.metric", "job.preview", "job.progress"} <= {event.type for event in client.events(version.job_id)}
 
 
+def test_a_model_is_measured_by_a_job_and_measured_again_it_is_the_same(
+    client: Client, dataset: DatasetView, model: str
+) -> None:
+    asked = {"model": model, "dataset": dataset.id, "split": "train", "num_samples": 40, "metrics": ["mind", "scores"]}
+    first, second = (client.wait(client.evaluate(**asked).id, 60) for _ in range(2))
+
+    figures = (first.result or {})["figures"]
+    assert figures["elbo"]["value"] <= figures["iwae64"]["value"] and figures["mind"]["num_samples"] == 40
+    assert (second.result or {})["figures"] == figures
+    assert {artifact.name for artifact in client.artifacts(first.id)} == {"sheet.png", "evaluation.json"}
+
+
 def test_the_same_seed_gives_the_same_bytes_in_another_order_on_another_worker(
     client: Client, stack: Stack, model: str
 ) -> None:

@@ -89,8 +89,14 @@ def generate_run(tmp_path: Path, dataset: dict[str, Any]) -> Callable[..., Folde
 def evaluate_run(tmp_path: Path, dataset: dict[str, Any]) -> Callable[..., FolderRun]:
     """A run of an evaluate job with the model of a training's result."""
 
-    def make(result: dict[str, Any], *, data: dict[str, Any] | None = None, **spec: Any) -> FolderRun:
-        model = {"id": "mdl_1", "name": "bars", "version": 1, "family": "vae", "spec": SPEC}
+    def make(
+        result: dict[str, Any],
+        *,
+        data: dict[str, Any] | None = None,
+        model_spec: dict[str, Any] = SPEC,
+        **spec: Any,
+    ) -> FolderRun:
+        model = {"id": "mdl_1", "name": "bars", "version": 1, "family": model_spec["family"], "spec": model_spec}
         inputs = {"model": model | {"info": result["info"], "weights": result["weights"]}, "dataset": data or dataset}
         asked = {"model": "bars@1", "dataset": DATASET_ID, "num_samples": 48} | spec
         serial = next(_serial)

@@ -2,14 +2,20 @@
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from shared.errors import DatasetInvalid
+from shared.specs import GanSpec
 from tests.jobs.conftest import DATASET_ID, bars
-from tests.jobs.folder_run import FolderRun, store_array
+from tests.jobs.folder_run import FolderRun, put, store_array
+from worker.engine.checkpoint import write_weights
+from worker.engine.training import build
+from worker.families import FAMILIES
+from worker.families.family import DataInfo
 from worker.jobs.evaluate import default_features, evaluate
 from worker.jobs.train import train
 from worker.run import Stopped
@@ -113,7 +119,7 @@ def test_training_brings_the_samples_nearer_to_the_data(evaluate_run: MakeRun, t
 
 
 def test_without_held_out_images_nothing_is_compared_to_them(
-    evaluate_run: MakeRun, trained: dict[str, Any], dataset: dict[str, Any], tmp_path: Any
+    evaluate_run: MakeRun, trained: dict[str, Any], dataset: dict[str, Any], tmp_path: Path
 ) -> None:
     files = [
         store_array(tmp_path, "images-00000.npy", bars(64)),
@@ -125,6 +131,48 @@ def test_without_held_out_images_nothing_is_compared_to_them(
         evaluate(evaluate_run(trained, data=without))
     result = evaluate(evaluate_run(trained, data=without, split="train"))
     assert "real" not in result["baselines"] and "copying" not in result["figures"]
+
+
+@pytest.fixture
+def gan(tmp_path: Path) -> dict[str, Any]:
+    """A class-conditional GAN of images like digits, as it begins, and data for it: what ``evaluate_run`` takes."""
+    spec = {"family": "gan", "network": "mlp", "hidden_dim": 16, "dataset": DATASET_ID, "model": "bars"}
+    info = DataInfo(shape=(1, 28, 28), num_classes=10)
+    path = tmp_path / "model.safetensors"
+    write_weights(path, build(FAMILIES["gan"], GanSpec.model_validate(spec), info), {})
+    images = np.random.default_rng(0).integers(0, 256, (40, 1, 28, 28), dtype=np.uint8)
+    arrays = {"images-00000.npy": images, "split.npy": (np.arange(40) % 2).astype(np.uint8)}
+    files = [store_array(tmp_path, name, array) for name, array in arrays.items()]
+    weights = put(tmp_path, "weights", path.read_bytes()).as_json()
+    data = {"id": DATASET_ID, "modality": "image", "info": info.as_json(), "files": files}
+    return {"result": {"info": info.as_json(), "weights": weights}, "model_spec": spec, "data": data}
+
+
+def test_a_family_that_only_generates_is_measured_by_its_samples(evaluate_run: MakeRun, gan: dict[str, Any]) -> None:
+    result = evaluate(evaluate_run(**gan))
+
+    assert result["figures"].keys() == OF_SETS | {"nearer_to_train", "copying", "class_accuracy"}
+    assert result["features"]["name"] == "digits"
+    assert sum(result["details"]["class_shares"]) == pytest.approx(1)
+
+
+def test_the_accuracy_is_the_share_of_samples_that_look_like_the_class_asked_for(
+    evaluate_run: MakeRun, gan: dict[str, Any]
+) -> None:
+    results = [evaluate(evaluate_run(**gan, metrics=["classes"], labels=[label])) for label in range(10)]
+
+    for label, result in enumerate(results):
+        share = result["details"]["class_shares"][label]
+        assert result["figures"]["class_accuracy"]["value"] == pytest.approx(share)
+    assert any(result["figures"]["class_accuracy"]["value"] > 0 for result in results)
+
+
+def test_classes_that_were_not_asked_for_take_turns(evaluate_run: MakeRun, gan: dict[str, Any]) -> None:
+    turns, asked = (
+        evaluate(evaluate_run(**gan, metrics=["classes"], labels=labels)) for labels in (None, [*range(10)])
+    )
+
+    assert turns["figures"] == asked["figures"]
 
 
 def test_digits_are_the_default_for_images_like_digits_only() -> None:
