@@ -57,7 +57,7 @@ def test_more_latents_tighten_the_bound() -> None:
     """The decoder looks at its latents, so that bounds with the untrained posterior are loose."""
     net, batch = build(spec_of(network="mlp"), DIGITS), {"image": images(DIGITS)}
     with torch.no_grad():
-        net.decoder[-2].weight.mul_(8)
+        net.get_parameter("decoder.2.weight").mul_(8)
 
     bounds = [iwae(spec_of(network="mlp"), net, batch, KEYED, num_latents=num).mean().item() for num in (1, 8, 64)]
 
