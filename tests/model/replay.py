@@ -99,7 +99,7 @@ def grow(steps: Mapping[int, Sequence[Step]], first: int, chance: random.Random)
     """``TRACES`` different ways. Most leave another somewhere, so that what they share is gone once."""
     tree, way = Tree(), list[Step]()
     while tree.num_ways < TRACES:
-        kept = way[: chance.randrange(len(way))] if way and chance.random() < 0.9 else []
+        kept = way[: chance.randrange(len(way) // 2, len(way))] if way and chance.random() < 0.9 else []
         way = walk(steps, first, chance, kept)
         tree.add(way)
     return tree
