@@ -1,11 +1,12 @@
 """What may be asked of a variational autoencoder (Kingma and Welling, 2013, arXiv 1312.6114)."""
 
 from collections.abc import Mapping
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from shared.specs.spec import Modality
+from shared.specs.spec import Modality, wrong
+from shared.specs.tasks import Request, Traverse
 from shared.specs.training import TrainSpec
 
 
@@ -16,19 +17,35 @@ class VaeSpec(TrainSpec):
     tasks: ClassVar[Mapping[str, frozenset[str]]] = {
         "generate": frozenset({"temperature"}),
         "reconstruct": frozenset(),
+        "encode": frozenset(),
         "interpolate": frozenset(),
+        "traverse": frozenset(),
     }
 
     family: Literal["vae"]
-    network: Literal["mlp", "conv"] = "conv"
-    """Fully connected, or convolutional with residual blocks."""
+    objective: Literal["vae", "denoising"] = "vae"
+    """The ELBO, or reconstruction of clean images from noisy ones, which makes codes and no prior to draw them from."""
+    corruption: float = Field(default=0.3, ge=0, le=10)
+    """Standard deviation of the noise on grey levels in [0, 1] (``denoising`` only)."""
+    network: Literal["mlp", "conv", "ladder"] = "conv"
+    """Fully connected, convolutional with residual blocks, or a hierarchy of latents from the top down."""
     latent_dim: int = Field(default=16, ge=1, le=1024)
-    """Dimensions of the latent vector z."""
+    """Dimensions of the latent vector z; of each cell of each group of a ``ladder``."""
     hidden_dim: int = Field(default=400, ge=8, le=8192)
     """Width of the hidden layers (``mlp`` only)."""
     base_channels: int = Field(default=32, ge=4, le=512)
-    """Channels after the first halving of the resolution, doubled at each further one (``conv`` only)."""
+    """Channels after the first halving of the resolution, doubled at each further one (``conv``); channels everywhere
+    (``ladder``)."""
     beta: float = Field(default=1.0, ge=0, le=1000)
     """Weight of the KL term (Higgins et al., 2017)."""
-    likelihood: Literal["bernoulli", "gaussian"] = "bernoulli"
-    """p(x|z): Bernoulli over grey levels in [0, 1], or Gaussian with one learned variance per model."""
+    likelihood: Literal["bernoulli", "gaussian", "logistic"] = "bernoulli"
+    """p(x|z): Bernoulli over grey levels in [0, 1], or Gaussian or discretised logistic with one learned variance per
+    model; with ``logistic`` the ELBO bounds the probability of the bytes, comparable in bits per dimension."""
+
+    def check_task(self, request: Request, info: Mapping[str, Any]) -> None:
+        """Refuse to draw from a denoising autoencoder, and latents that there are not; else as any family."""
+        super().check_task(request, info)
+        if self.objective == "denoising" and request.task not in ("encode", "reconstruct"):
+            raise wrong("task", "a denoising autoencoder has no prior: it can encode and reconstruct")
+        if isinstance(request, Traverse) and request.num_dimensions > self.latent_dim:
+            raise wrong("num_dimensions", f"the model has {self.latent_dim} latent dimensions")

@@ -1,6 +1,7 @@
 """Executes ``generate`` jobs, whatever the task: load the model, draw, publish each sample and a sheet."""
 
 import hashlib
+import io
 import json
 from collections.abc import Mapping
 from math import ceil, sqrt
@@ -12,7 +13,7 @@ from pydantic import TypeAdapter
 from torch import Tensor, nn
 
 from shared.specs import GenerateSpec
-from shared.specs.tasks import OPTIONS, Generate, Interpolate, Request
+from shared.specs.tasks import OPTIONS, Generate, Interpolate, Request, Traverse
 from shared.specs.training import TrainSpec
 from worker.engine.checkpoint import load_weights
 from worker.engine.models import MODELS
@@ -23,10 +24,12 @@ from worker.families import FAMILIES
 from worker.families.family import DataInfo, Draw
 from worker.jobs.inputs import fetch_task_inputs, stored
 from worker.jobs.pictures import Pixels, encode_png, fitted, sheet
-from worker.run import Run
+from worker.run import Run, StoredObject
 
 REQUEST: Final[TypeAdapter[Request]] = TypeAdapter(GenerateSpec)
 
+NPY: Final = "application/x-numpy-data"
+"""Media type of an array."""
 MOST_IN_SHEET: Final = 256
 """Samples beyond these are published alone."""
 
@@ -52,7 +55,8 @@ def generate(run: Run) -> dict[str, Any]:
         run.phase("sampling")
         images, digests, reproducibility = _publish_samples(run, model, tile, draws)
         run.phase("uploading")
-        _publish_sheet(run, model, request, images, draws)
+        if images[0].dtype == torch.uint8:
+            _publish_sheet(run, model, request, images, draws)
         return {
             "num_samples": len(draws),
             "sha256": hashlib.sha256("".join(digests).encode()).hexdigest(),
@@ -106,8 +110,9 @@ def _draws(run: Run, request: Request, data: DataInfo) -> list[Draw[Request]]:
     match request:
         case Generate():
             return [Draw(request=request, index=index) for index in range(request.num_samples)]
-        case Interpolate():
-            num_samples = request.num_pairs * request.num_points
+        case Interpolate() | Traverse():
+            num_rows = request.num_pairs if isinstance(request, Interpolate) else request.num_dimensions
+            num_samples = num_rows * request.num_points
             return [Draw(request=request, index=index) for index in range(num_samples)]
         case _:
             inputs = fetch_task_inputs(run, request, data.shape)
@@ -126,10 +131,7 @@ def _publish_samples(
         if tile.width < width:
             run.log(f"Memory ran out: drawing {tile.width} at a time from here on, not {width}.")
             width, reproducibility = tile.width, BY_CHANCE if digests else reproducibility
-        picture = encode_png(image.numpy(), model.recipe(draw.request) | {"index": draw.index})
-        name = f"sample-{draw.index:04d}.png"
-        published = run.publish("sample", name, picture, media_type="image/png", metadata={"index": draw.index})
-        digests[draw.index] = published.sha256
+        digests[draw.index] = _publish_sample(run, model, draw, image).sha256
         if draw.index < MOST_IN_SHEET:
             images[draw.index] = image
         run.step(len(digests), len(draws))
@@ -137,12 +139,23 @@ def _publish_samples(
     return *in_order, reproducibility
 
 
+def _publish_sample(run: Run, model: LoadedModel, draw: Draw[Request], sample: Tensor) -> StoredObject:
+    """Bytes are pixels and go into a PNG with their recipe; other numbers are an array."""
+    name, recipe = f"sample-{draw.index:04d}", model.recipe(draw.request) | {"index": draw.index}
+    if sample.dtype == torch.uint8:
+        picture = encode_png(sample.numpy(), recipe)
+        return run.publish("sample", f"{name}.png", picture, media_type="image/png", metadata={"index": draw.index})
+    array = io.BytesIO()
+    np.save(array, sample.numpy(), allow_pickle=False)
+    return run.publish("sample", f"{name}.npy", array.getvalue(), media_type=NPY, metadata=recipe)
+
+
 def _publish_sheet(
     run: Run, model: LoadedModel, request: Request, images: list[Tensor], draws: list[Draw[Request]]
 ) -> None:
     samples: Pixels = torch.stack(images).numpy()
     columns = None
-    if isinstance(request, Interpolate):
+    if isinstance(request, Interpolate | Traverse):
         columns = request.num_points
     elif draws[0].inputs is not None:
         # Each input stands left of what became of it.
