@@ -69,7 +69,7 @@ def rms_normed(x: Tensor) -> Tensor:
 
     Not by ``F.rms_norm``: CPUs compute its reciprocal root in two ways, and a tile of samples would have to be narrow.
     """
-    return x / ((x * x).mean(-1, keepdim=True) + NORM_EPS).sqrt()
+    return x * ((x * x).mean(-1, keepdim=True) + NORM_EPS).sqrt().reciprocal()
 
 
 class RMSNorm(nn.Module):
