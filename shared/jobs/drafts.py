@@ -16,7 +16,7 @@ from shared.jobs.rows import Artifact, Dataset, DatasetState, Model, ModelVersio
 from shared.jobs.state import JobType
 from shared.specs import FAMILIES, TrainSpec
 from shared.specs.evaluate import OF_SAMPLES, EvaluateSpec
-from shared.specs.tasks import Inpaint, Request, WithInputs
+from shared.specs.tasks import Generate, Inpaint, Request, WithInputs
 from shared.wire import AnyJobRequest, EvaluateRequest, GenerateRequest, TrainRequest
 
 PICTURES = "image/png"
@@ -96,19 +96,31 @@ async def _evaluate(session: AsyncSession, tenant_id: UUID, spec: EvaluateSpec) 
     family = FAMILIES[version.family]
     dataset = await _dataset(session, tenant_id, spec.dataset, family.modality)
     _require_same_shape(dataset, version, pointer="/spec/dataset")
+    trained = family.model_validate(version.spec)
     try:
-        if spec.wanted(family.tasks) & OF_SAMPLES:
-            family.model_validate(version.spec).check_task(spec, version.info)
+        wanted = spec.wanted(_able(trained, version))
+        if wanted & OF_SAMPLES:
+            trained.check_task(spec, version.info)
     except PydanticCustomError as error:
         refused = error.context or {}
         raise InvalidSpec(refused["message"], pointer=f"/spec/{refused['field']}") from error
     ref = f"{model.name}@{version.version}"
     return Draft(
         type=JobType.EVALUATE,
-        spec=spec.model_dump(mode="json") | {"model": ref},
+        spec=spec.model_dump(mode="json") | {"model": ref, "metrics": sorted(wanted)},
         summary=f"evaluate {ref}",
         inputs={"version_id": str(version.id), "dataset_id": str(dataset.id)},
     )
+
+
+def _able(trained: TrainSpec, version: ModelVersion) -> set[str]:
+    """Its family's tasks, without drawing samples where this model has nothing to draw from."""
+    plain = Generate(task="generate", model=trained.model)
+    try:
+        trained.check_task(plain, version.info)
+    except PydanticCustomError:
+        return trained.tasks.keys() - {"generate"}
+    return set(trained.tasks)
 
 
 def _require_same_shape(dataset: Dataset, version: ModelVersion, *, pointer: str) -> None:

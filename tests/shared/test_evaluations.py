@@ -4,10 +4,12 @@ from typing import Any
 
 import pytest
 from pydantic import ValidationError
+from sqlalchemy import func, literal, update
+from sqlalchemy.dialects.postgresql import JSONB
 
 from shared.errors import InvalidSpec
 from shared.jobs import requests
-from shared.jobs.rows import Job
+from shared.jobs.rows import Job, ModelVersion
 from shared.specs.evaluate import OF_SAMPLES, EvaluateSpec
 from shared.wire import EvaluateRequest
 from tests.shared.desk import SETTINGS, Desk
@@ -47,6 +49,23 @@ def test_what_cannot_be_measured_is_refused_at_the_field(desk: Desk, fields: dic
         evaluate(desk, **fields)
 
     assert refused.value.pointer == pointer
+
+
+def test_what_is_measured_is_settled_at_submission(desk: Desk) -> None:
+    add_version(desk, "base", 1)
+
+    assert evaluate(desk).spec["metrics"] == sorted(OF_SAMPLES | {"scores", "reconstruction"})
+    assert evaluate(desk, metrics=["mind"]).spec["metrics"] == ["mind"]
+
+
+def test_of_a_model_without_a_prior_no_samples_are_measured(desk: Desk) -> None:
+    add_version(desk, "base", 1)
+    told = func.jsonb_set(ModelVersion.spec, ["objective"], literal("denoising", JSONB))
+    desk.work(lambda session: session.execute(update(ModelVersion).values(spec=told)))
+
+    assert evaluate(desk).spec["metrics"] == ["reconstruction", "scores"]
+    with pytest.raises(InvalidSpec, match="mind cannot be measured"):
+        evaluate(desk, metrics=["mind"])
 
 
 def test_a_dataset_of_another_shape_is_refused(desk: Desk) -> None:

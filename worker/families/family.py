@@ -127,6 +127,8 @@ class Score(Generic[SpecT, NetT]):
     how much of a codebook the int64 codes ``(B, L)`` use."""
     num_codes: Callable[[SpecT], int] | None = None
     """Size of the codebook, for ``codes``."""
+    applies: Callable[[SpecT], bool] = lambda spec: True
+    """Whether it means something for a model of this spec."""
 
 
 Loss = Callable[[SpecT, NetT, Batch, Noise], Measured]

@@ -207,6 +207,11 @@ def denoising_loss(spec: VaeSpec, net: Vae, x_BCHW: Tensor, noise: Noise) -> Mea
 # Scores ------------------------------------------------------------------------------------------
 
 
+def has_prior(spec: VaeSpec) -> bool:
+    """Whether the model is one of the probability of images."""
+    return spec.objective == "vae"
+
+
 def elbo(spec: VaeSpec, net: Vae, batch: Batch, noise: Noise) -> Tensor:
     """A lower bound of log p(x) in nats per image ``(B,)``, from one latent (equation 10)."""
     nats_B, kl_B = bound(spec, net, grey_levels(batch["image"]), noise)
@@ -226,9 +231,11 @@ def iwae(spec: VaeSpec, net: Vae, batch: Batch, noise: Noise, *, num_latents: in
     return torch.stack(log_weights).logsumexp(0) - log(num_latents)
 
 
-def kl_of_dimensions(_spec: VaeSpec, net: Vae, batch: Batch, _noise: Noise) -> Tensor:
-    """KL(q(z|x) || N(0, 1)) of each latent dimension in nats, ``(B, Z)``."""
-    return kl_by_dimension(*net.encode(grey_levels(batch["image"])))
+def kl_of_dimensions(spec: VaeSpec, net: Vae, batch: Batch, noise: Noise) -> Tensor:
+    """KL(q(z|x) || N(0, 1)) of each latent dimension in nats, ``(B, Z)``; of a ladder's given those above it."""
+    x_BCHW = grey_levels(batch["image"])
+    _, mean_BZ, log_variance_BZ = net.infer(x_BCHW, noise.normal(latent_size(spec, x_BCHW.shape[1:])))
+    return kl_by_dimension(mean_BZ, log_variance_BZ)
 
 
 def posterior_mean(_spec: VaeSpec, net: Vae, batch: Batch, _noise: Noise) -> Tensor:
@@ -328,9 +335,9 @@ FAMILY: Final = Family(
         "traverse": AlongAxes,
     },
     scores={
-        "elbo": Score(values=elbo),
-        "iwae64": Score(values=iwae),
-        "kl": Score(values=kl_of_dimensions, kind="dimensions"),
+        "elbo": Score(values=elbo, applies=has_prior),
+        "iwae64": Score(values=iwae, applies=has_prior),
+        "kl": Score(values=kl_of_dimensions, kind="dimensions", applies=has_prior),
         "active_units": Score(values=posterior_mean, kind="variation"),
     },
 )

@@ -67,6 +67,8 @@ class _Evaluation:
         self.run, self.spec, self.model, self.dataset = run, spec, model, dataset
         self.device = torch.device(run.device)
         self.wanted = spec.wanted(model.family.tasks)
+        scores = model.family.scores.items()
+        self.scores = {name: score for name, score in scores if score.applies(model.spec)}
         splits = {"train": dataset.train_indices, "held_out": dataset.held_out_indices}
         self.indices = splits.pop(spec.split)
         (self.other_indices,) = splits.values()
@@ -78,8 +80,8 @@ class _Evaluation:
 
     def _num_steps(self) -> int:
         """Steps of the parts that take long; a few more may come."""
-        num, scores = min(self.spec.num_samples, len(self.indices)), self.model.family.scores
-        steps = len(scores) * ceil(num / self.spec.batch_size) if "scores" in self.wanted else 0
+        num = min(self.spec.num_samples, len(self.indices))
+        steps = len(self.scores) * ceil(num / self.spec.batch_size) if "scores" in self.wanted else 0
         steps += num if "reconstruction" in self.wanted else 0
         if self.wanted & OF_SAMPLES:
             steps += self.spec.num_samples + (NUM_GROUPS + 1) * len(self.wanted & sets.SET_METRICS.keys())
@@ -109,7 +111,7 @@ class _Evaluation:
     # The model on data
 
     def _scores(self) -> None:
-        for name, score in self.model.family.scores.items():
+        for name, score in self.scores.items():
             values = torch.cat([self._score(score, batch, rows) for rows, batch in self._batches()])
             self._tell(name, score, values)
 
