@@ -5,6 +5,7 @@ from typing import Annotated, Final
 
 from pydantic import Field
 
+from shared.specs.diffusion import DiffusionSpec
 from shared.specs.gan import GanSpec
 from shared.specs.spec import Modality, Spec
 from shared.specs.tasks import Generate, GenerateSpec, Interpolate, Reconstruct
@@ -12,15 +13,21 @@ from shared.specs.training import Precision, TrainSpec
 from shared.specs.vae import VaeSpec
 from shared.specs.vq import VqSpec
 
-AnyTrainSpec = Annotated[VaeSpec | VqSpec | GanSpec, Field(discriminator="family")]
+AnyTrainSpec = Annotated[VaeSpec | VqSpec | GanSpec | DiffusionSpec, Field(discriminator="family")]
 """Union of all families' specs, told apart by ``family``."""
 
-FAMILIES: Final[Mapping[str, type[TrainSpec]]] = {"vae": VaeSpec, "vq": VqSpec, "gan": GanSpec}
+FAMILIES: Final[Mapping[str, type[TrainSpec]]] = {
+    "vae": VaeSpec,
+    "vq": VqSpec,
+    "gan": GanSpec,
+    "diffusion": DiffusionSpec,
+}
 """Family name to the spec that trains it."""
 
 __all__ = [
     "FAMILIES",
     "AnyTrainSpec",
+    "DiffusionSpec",
     "GanSpec",
     "Generate",
     "GenerateSpec",
