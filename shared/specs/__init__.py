@@ -5,6 +5,7 @@ from typing import Annotated, Final
 
 from pydantic import Field
 
+from shared.specs.consistency import ConsistencySpec
 from shared.specs.diffusion import DiffusionSpec
 from shared.specs.gan import GanSpec
 from shared.specs.spec import Modality, Spec
@@ -13,7 +14,7 @@ from shared.specs.training import Precision, TrainSpec
 from shared.specs.vae import VaeSpec
 from shared.specs.vq import VqSpec
 
-AnyTrainSpec = Annotated[VaeSpec | VqSpec | GanSpec | DiffusionSpec, Field(discriminator="family")]
+AnyTrainSpec = Annotated[VaeSpec | VqSpec | GanSpec | DiffusionSpec | ConsistencySpec, Field(discriminator="family")]
 """Union of all families' specs, told apart by ``family``."""
 
 FAMILIES: Final[Mapping[str, type[TrainSpec]]] = {
@@ -21,12 +22,14 @@ FAMILIES: Final[Mapping[str, type[TrainSpec]]] = {
     "vq": VqSpec,
     "gan": GanSpec,
     "diffusion": DiffusionSpec,
+    "consistency": ConsistencySpec,
 }
 """Family name to the spec that trains it."""
 
 __all__ = [
     "FAMILIES",
     "AnyTrainSpec",
+    "ConsistencySpec",
     "DiffusionSpec",
     "GanSpec",
     "Generate",

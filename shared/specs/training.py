@@ -87,6 +87,10 @@ class TrainSpec(Spec):
         named = {field: getattr(self, field) for field in wanted}
         return {field: (ref, wanted[field]) for field, ref in named.items() if ref is not None}
 
+    def num_classes(self, info: Mapping[str, Any]) -> int:
+        """Classes that a model of this spec knows, being trained on data of ``info``."""
+        return info.get("num_classes", 0) if getattr(self, "class_conditional", False) else 0
+
     def check_task(self, request: Request, info: Mapping[str, Any]) -> None:
         """Refuse what a model of this spec cannot be asked; ``info`` tells of its data (``shape``, ``num_classes``).
 
@@ -98,7 +102,7 @@ class TrainSpec(Spec):
         for name, value in request.options().items():
             if name not in understood and value != defaults[name].default:
                 raise wrong(name, f"{name} means nothing to this model")
-        num_classes: int = info.get("num_classes", 0) if getattr(self, "class_conditional", False) else 0
+        num_classes = self.num_classes(info)
         labels: list[int] | None = request.options().get("labels")
         if labels and max(labels) >= num_classes:
             raise wrong(

@@ -15,8 +15,10 @@ import pytest
 from shared.specs import FAMILIES as SPECS
 from tests.jobs.conftest import DATASET_ID, SHAPE, bars
 from tests.jobs.folder_run import store_array
+from tests.jobs.origins import origins
 from tests.jobs.variants import variants
 from worker.families import FAMILIES
+from worker.families.family import DataInfo
 
 Attempt = Callable[..., int]
 
@@ -75,7 +77,11 @@ def story(mortal: subprocess.Popen[str], tmp_path: Path) -> Callable[[str, dict[
 
     def make(name: str, spec: dict[str, Any]) -> Story:
         (tmp_path / name).mkdir()
-        return Story(mortal, tmp_path / name, spec, {"dataset": dataset})
+        models = {}
+        if spec["family"] in SPECS:
+            data = DataInfo(shape=tuple(SHAPE), num_classes=4)
+            models = origins(tmp_path, SPECS[spec["family"]].model_validate(spec), data)
+        return Story(mortal, tmp_path / name, spec, {"dataset": dataset, "models": models})
 
     return make
 

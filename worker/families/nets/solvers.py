@@ -76,6 +76,12 @@ def ddim(sigma_N: Tensor, eta: float) -> Tensor:
     return _rows(sigma=sigma_R, x_from_x=kept_R, x_from_D=1 - kept_R, x_from_n=fresh_R)
 
 
+def renoising(sigma_N: Tensor) -> Tensor:
+    """Takes each estimate for the image and adds fresh noise to it, up to the next level."""
+    sigma_R, next_R = sigma_N[:-1], sigma_N[1:]
+    return _rows(sigma=sigma_R, x_from_D=torch.ones_like(sigma_R), x_from_n=next_R)
+
+
 def travelling(sigma_N: Tensor, eta: float, length: int, repeats: int) -> Tensor:
     """DDIM that goes each stretch of ``length`` steps ``repeats`` times, back up by fresh noise in between.
 

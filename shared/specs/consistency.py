@@ -1,0 +1,49 @@
+"""What may be asked of a consistency model: a diffusion model tuned to need one to four steps (arXiv 2406.14548)."""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
+
+from shared.specs.spec import Modality, ModelRef, wrong
+from shared.specs.tasks import Request
+from shared.specs.training import TrainSpec
+
+MOST_STEPS = 4
+
+
+class ConsistencySpec(TrainSpec):
+    """Tune a trained diffusion model so that ``D(x; sigma)`` is the end of the path through ``x``, not its mean."""
+
+    modality: ClassVar[Modality] = "image"
+    tasks: ClassVar[Mapping[str, frozenset[str]]] = {"generate": frozenset({"labels", "steps"})}
+    starts_from: ClassVar[frozenset[str]] = frozenset({"diffusion"})
+
+    family: Literal["consistency"]
+    init_from: ModelRef  # pyright: ignore[reportGeneralTypeIssues, reportIncompatibleVariableOverride]
+    """The diffusion model to tune, of any objective but ``x0``."""
+    stages: int = Field(default=8, ge=1, le=16)
+    """How often the distance between two noise levels that must agree is divided by ``shrink``, at equal intervals."""
+    shrink: float = Field(default=2.0, gt=1, le=256)
+    """By how much it is divided; the first stage begins with ``1 / shrink`` of the way to zero."""
+    huber: float = Field(default=0.03, ge=0, le=10)
+    """The error, as a root mean square over the image, above which the loss is linear; 0 squares all errors."""
+    noise_mean: float = Field(default=-1.1, ge=-10, le=10)
+    """Mean of ``ln sigma`` in training."""
+    noise_std: float = Field(default=2.0, gt=0, le=10)
+    """Standard deviation of ``ln sigma`` in training."""
+    second_level: float = Field(default=0.82, gt=0, le=80)
+    """Noise level to which the first estimate is brought back for the second step; further ones halve it."""
+    learning_rate: float = Field(default=1e-4, gt=0, le=1)
+    betas: tuple[float, float] = (0.9, 0.99)
+
+    def num_classes(self, info: Mapping[str, Any]) -> int:
+        """Those of the diffusion model that was tuned."""
+        return info.get("num_classes", 0) if info["models"]["init_from"]["spec"].get("class_conditional", True) else 0
+
+    def check_task(self, request: Request, info: Mapping[str, Any]) -> None:
+        """Refuse, beside what any family refuses, more than four steps."""
+        super().check_task(request, info)
+        steps = request.options().get("steps")
+        if steps is not None and steps > MOST_STEPS:
+            raise wrong("steps", f"a consistency model takes at most {MOST_STEPS} steps")

@@ -1,0 +1,26 @@
+"""The models that a spec names, untrained and stored: for tests of every family, whatever it begins with."""
+
+from pathlib import Path
+from typing import Any
+
+from shared.specs import FAMILIES as SPECS
+from shared.specs.training import TrainSpec
+from tests.jobs.folder_run import put
+from worker.engine.checkpoint import write_weights
+from worker.engine.training import build
+from worker.families import FAMILIES
+from worker.families.family import DataInfo, Origin
+
+
+def origins(folder: Path, spec: TrainSpec, data: DataInfo) -> dict[str, Any]:
+    """The ``models`` of an assignment that trains ``spec`` on ``data``; each is the default of its family."""
+    return {field: _origin(folder, field, min(families), data) for field, (_, families) in spec.references().items()}
+
+
+def _origin(folder: Path, field: str, family: str, data: DataInfo) -> dict[str, Any]:
+    spec = SPECS[family].model_validate({"family": family, "dataset": "ds_" + "0" * 32, "model": field, "seed": 7})
+    path = folder / f"{field}.safetensors"
+    write_weights(path, build(FAMILIES[family], spec, data), {})
+    stored = put(folder, f"models/{field}", path.read_bytes())
+    described = Origin(family=family, spec=spec.model_dump(mode="json"), data=data)
+    return {"name": field, "version": 1, "weights": stored.as_json()} | described.as_json()
