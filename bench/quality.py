@@ -14,22 +14,23 @@ import os
 import platform
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from bench.digits import Digits, read_digits
 from bench.quality_cases import CASES, LONGEST, Case, device
-from bench.quality_parts import Judge, Trained, train
+from bench.quality_parts import Judge, Trained
 from worker.engine.numerics import exact, fingerprint
 from worker.jobs.pictures import encode_png, sheet
 
-SHEET: int = 64
+SHEET: Final = 64
 
 
 def run(name: str, case: Case, digits: Digits, out: Path) -> dict[str, Any]:
     """Train and measure one case; writes its sheets beside ``out``."""
     load = os.getloadavg()[0]
-    trained = train(case.spec, digits, device())
+    trained = case.train(case.spec, digits, device())
     began = time.perf_counter()
     figures = dict(case.measure(trained, Judge(digits)))
     measuring = time.perf_counter() - began
@@ -87,7 +88,7 @@ def main() -> None:
             case = CASES[name]
             if options.steps is not None:
                 shortened = case.spec.model_copy(update={"steps": options.steps, "warmup_steps": None})
-                case = Case(spec=shortened, measure=case.measure, asked=case.asked)
+                case = replace(case, spec=shortened)
             results[name] = run(name, case, digits, options.out)
             report = {"machine": machine(), "shortened": options.steps is not None, "cases": results}
             options.out.write_text(json.dumps(report, indent=2) + "\n")

@@ -1,7 +1,7 @@
 """The quality cases: what is trained, what is measured, what is asked of it.
 
-A case is a spec, a function that measures the trained model, and thresholds; one with several models brings its own
-``run``. Families add theirs below.
+A case is a spec, a function that measures the trained model, and thresholds; one whose training begins with another
+model, or needs several, brings its own ``train``. Families add theirs below.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -10,7 +10,8 @@ from typing import Any, Final, Literal
 
 import torch
 
-from bench.quality_parts import Judge, Measures, Trained, draw, linear_probe, losses
+from bench.digits import Digits
+from bench.quality_parts import Judge, Measures, Trained, draw, linear_probe, losses, train
 from shared.specs import VaeSpec
 from shared.specs.training import TrainSpec
 from worker.families.vae import Vae, grey_levels
@@ -51,6 +52,8 @@ class Case:
     measure: Measure
     """Figures of the trained model; images it leaves in ``Trained.samples`` become sheets."""
     asked: Sequence[Asked]
+    train: Callable[[TrainSpec, Digits, torch.device], Trained] = train
+    """Trains the model that is measured; ``Trained.seconds`` are those of all training it takes."""
 
 
 def fields(model: str, **fields: Any) -> dict[str, Any]:

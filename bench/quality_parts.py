@@ -1,7 +1,7 @@
 """What quality cases are put together from: a trained model, its samples, the judge between two calibrations."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -15,7 +15,7 @@ from worker.engine.order import BatchOrder
 from worker.engine.sampling import Tile, sample
 from worker.engine.training import Trainer, evaluate
 from worker.families import FAMILIES
-from worker.families.family import Batch, DataInfo, Draw
+from worker.families.family import Batch, DataInfo, Draw, Origin
 from worker.metrics import features
 from worker.metrics.distances import frechet_distance
 from worker.metrics.sets import pixel_noise
@@ -41,17 +41,21 @@ class Trained:
 
 
 def train(
-    spec: TrainSpec, digits: Digits, device: torch.device, *, begin: Callable[[Trainer[Any, Any]], None] | None = None
+    spec: TrainSpec,
+    digits: Digits,
+    device: torch.device,
+    *,
+    models: Mapping[str, Origin] = {},
+    begin: Callable[[Trainer[Any, Any]], None] = lambda trainer: None,
 ) -> Trained:
     """Train as a job does, with the engine's trainer and order of batches.
 
-    ``begin`` may fill the network before the first step.
+    ``models`` are those that the spec's fields name (``DataInfo.models``); ``begin`` fills in their weights.
     """
     family = FAMILIES[str(getattr(spec, "family", ""))]
-    data = DataInfo(shape=tuple(digits.train.images.shape[1:]), num_classes=NUM_CLASSES)
+    data = DataInfo(shape=tuple(digits.train.images.shape[1:]), num_classes=NUM_CLASSES, models=models)
     trainer: Trainer[Any, Any] = Trainer(family, spec, data, device)
-    if begin is not None:
-        begin(trainer)
+    begin(trainer)
     order = BatchOrder(len(digits.train), spec.batch_size, spec.seed)
     began = time.perf_counter()
     while trainer.step < spec.steps:
