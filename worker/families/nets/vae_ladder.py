@@ -10,8 +10,10 @@ latents, Z = latents of all groups.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import pairwise
 from math import prod
+from typing import Final
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +21,8 @@ from torch import Tensor, nn
 
 from worker.families.nets.halving import ResidualBlock, norm_silu
 
-BLOCKS_PER_RESOLUTION = 2
+BLOCKS_PER_RESOLUTION: Final = 2
+"""Groups of each resolution."""
 
 
 def sizes(shape: tuple[int, ...], halvings: int) -> list[tuple[int, int]]:
@@ -66,21 +69,51 @@ def zero_conv(channels_in: int, channels_out: int) -> nn.Conv2d:
     return conv
 
 
+def cell_norm_silu(channels: int) -> nn.Module:
+    """``norm_silu`` for maps of one cell, where a group of few channels would leave nothing of them."""
+    return nn.Sequential(nn.GroupNorm(1, channels), nn.SiLU())
+
+
+class CellBlock(nn.Module):
+    """``ResidualBlock`` for maps of one cell."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            cell_norm_silu(channels), nn.Conv2d(channels, channels, 1), nn.SiLU(), zero_conv(channels, channels)
+        )
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        return x_BCHW + self.body(x_BCHW)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layers:
+    """What a group is made of."""
+
+    norm_silu: Callable[[int], nn.Module]
+    residual: Callable[[int], nn.Module]
+
+
+CELL: Final = Layers(norm_silu=cell_norm_silu, residual=CellBlock)
+MAP: Final = Layers(norm_silu=norm_silu, residual=ResidualBlock)
+
+
 class TopDownBlock(nn.Module):
     """One group: its prior from what is above, its posterior from the image, too, and what it adds."""
 
-    def __init__(self, channels: int, latent_dim: int) -> None:
+    def __init__(self, channels: int, latent_dim: int, layers: Layers) -> None:
         super().__init__()
         # N(0, 1), both, so that the first KL is zero.
-        self.prior = nn.Sequential(norm_silu(channels), zero_conv(channels, 2 * latent_dim))
+        self.prior = nn.Sequential(layers.norm_silu(channels), zero_conv(channels, 2 * latent_dim))
         self.posterior = nn.Sequential(
             nn.Conv2d(2 * channels, channels, 1),
-            ResidualBlock(channels),
-            norm_silu(channels),
+            layers.residual(channels),
+            layers.norm_silu(channels),
             zero_conv(channels, 2 * latent_dim),
         )
         self.from_latent = nn.Conv2d(latent_dim, channels, 1)
-        self.residual = ResidualBlock(channels)
+        self.residual = layers.residual(channels)
 
     def infer(self, h_BFHW: Tensor, feature_BFHW: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log variance of the posterior in units of the prior."""
@@ -100,7 +133,10 @@ class TopDown(nn.Module):
         super().__init__()
         self.image_shape_CHW, self.group_shapes = shape, group_shapes(shape, halvings, latent_dim)
         self.sizes = sizes(shape, halvings)
-        self.blocks = nn.ModuleList(TopDownBlock(channels, latent_dim) for _ in self.group_shapes)
+        self.blocks = nn.ModuleList(
+            TopDownBlock(channels, latent_dim, MAP if place >= BLOCKS_PER_RESOLUTION else CELL)
+            for place in range(len(self.group_shapes))
+        )
         self.top = nn.Parameter(torch.zeros(channels, 1, 1))
         self.ups = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in pairwise(self.sizes))
         self.places = nn.ParameterList(torch.zeros(channels, *size) for size in self.sizes[1:])
