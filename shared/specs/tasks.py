@@ -80,7 +80,8 @@ class Generate(Sampling):
     num_samples: int = Field(default=16, ge=1, le=4096)
     """How many samples to draw."""
     temperature: float = Field(default=1.0, ge=0, le=2)
-    """Standard deviation of the prior that is drawn from; 1 is the model's own."""
+    """Standard deviation of the prior that is drawn from, or what the logits of codes are divided by; 1 is the model's
+    own."""
     eta: float = Field(default=0.0, ge=0, le=1)
     """Fresh noise of ``ddim`` in each step: 0 is none, 1 is as much as ``ddpm`` adds."""
 
@@ -176,7 +177,7 @@ class Interpolate(Sampling):
 
 
 class Encode(_WithInputs):
-    """Give the latents of images, as arrays: the mean of their posterior."""
+    """Give the latents of images, as arrays: the mean of their posterior, or their codes."""
 
     task: Literal["encode"]
 

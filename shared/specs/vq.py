@@ -19,6 +19,7 @@ class VqSpec(TrainSpec):
     tasks: ClassVar[Mapping[str, frozenset[str]]] = {
         "generate": frozenset({"labels", "temperature"}),
         "reconstruct": frozenset(),
+        "encode": frozenset(),
     }
 
     family: Literal["vq"]

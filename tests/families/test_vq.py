@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from shared.specs import VqSpec
-from shared.specs.tasks import Generate, Reconstruct
+from shared.specs.tasks import Encode, Generate, Reconstruct
 from worker.engine.sampling import Tile, sample
 from worker.engine.training import Trainer, build
 from worker.families.family import DataInfo, Draw
@@ -207,6 +207,22 @@ def test_a_reconstruction_is_decoded_from_its_codes() -> None:
     vectors = net.autoencoder.quantizer(net.autoencoder.latents(from_bytes(images(DIGITS)))).vector
     assert torch.allclose(state["x"], net.autoencoder.decode(vectors), atol=1e-5)
     assert sampler.finish(state).dtype == torch.uint8
+
+
+@pytest.mark.parametrize("quantizer", ["fsq", "ema"])
+def test_encoding_gives_the_map_of_codes_that_the_evaluation_counts(quantizer: str) -> None:
+    spec = spec_of(quantizer=quantizer)
+    net = network(spec)
+    request = Encode(task="encode", model="m", dataset=DATASET)
+    draws = [Draw(request=request, index=index, inputs={"image": image}) for index, image in enumerate(images(DIGITS))]
+    sampler = FAMILY.tasks["encode"](spec, DIGITS)
+
+    found = sampler.finish(sampler.step(net, sampler.start(draws, KEYED), KEYED))
+
+    score = FAMILY.scores["codebook"]
+    assert (found.shape, found.dtype) == ((6, 4, 4), torch.int32)
+    assert torch.equal(found.flatten(1).long(), score.values(spec, net, batch_of(), KEYED))
+    assert score.num_codes is not None and score.num_codes(spec) == net.autoencoder.quantizer.num_codes
 
 
 def test_every_task_of_the_spec_has_a_sampler() -> None:

@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from shared.specs.tasks import Generate, Reconstruct
+from shared.specs.tasks import Encode, Generate, Reconstruct
 from shared.specs.vq import VqSpec
-from worker.families.family import Batch, DataInfo, Draw, Family, Measured, SlotState
+from worker.families.family import Batch, DataInfo, Draw, Family, Measured, Score, SlotState
 from worker.families.nets.causal_transformer import CausalTransformer, TransformerLayout
 from worker.families.nets.halving import Doubling, Halving, map_shape
 from worker.families.nets.quantizers import EmaCodebook, Fsq, usage
@@ -101,6 +101,11 @@ class Vq(nn.Module):
         return self.autoencoder.quantizer.num_codes + label_B
 
 
+def code_map(spec: VqSpec, data: DataInfo) -> tuple[int, int]:
+    """Height and width of the map of codes."""
+    return map_shape(data.shape, spec.halvings, PRESETS[spec.preset].base_channels)[1:]
+
+
 def num_classes(spec: VqSpec, data: DataInfo) -> int:
     """Classes that the prior is told."""
     return data.num_classes if spec.class_conditional else 0
@@ -139,6 +144,19 @@ def prior_loss(_spec: VqSpec, net: Vq, batch: Batch, _noise: Noise) -> Measured:
     return Measured(loss=nats, values={"nats_per_code": nats, "bits_per_dim": bits_per_dim})
 
 
+# Scores ------------------------------------------------------------------------------------------
+
+
+def codes(_spec: VqSpec, net: Vq, batch: Batch, _noise: Noise) -> Tensor:
+    """Codes of images, int64 ``(B, T)``."""
+    return net.autoencoder.encode(from_bytes(batch["image"]))
+
+
+def num_codes(spec: VqSpec) -> int:
+    """Size of the codebook."""
+    return prod(spec.levels) if spec.quantizer == "fsq" else spec.codebook_size
+
+
 # Samplers ----------------------------------------------------------------------------------------
 
 
@@ -157,8 +175,7 @@ class FromPrior(Decoding):
 
     def __init__(self, spec: VqSpec, data: DataInfo) -> None:
         super().__init__(spec, data)
-        _, h, w = map_shape(data.shape, spec.halvings, PRESETS[spec.preset].base_channels)
-        self.num_codes = h * w
+        self.num_codes = prod(code_map(spec, data))
 
     def num_steps(self, request: object) -> int:
         return self.num_codes
@@ -209,7 +226,7 @@ class ThroughCodes(Decoding):
     def num_steps(self, request: object) -> int:
         return 1
 
-    def start(self, draws: Sequence[Draw[Reconstruct]], noise: Noise) -> SlotState:
+    def start(self, draws: Sequence[Draw[Encode | Reconstruct]], noise: Noise) -> SlotState:
         images = [draw.inputs["image"] for draw in draws if draw.inputs is not None]
         image_SCHW = torch.stack(images).to(noise.device)
         return {"image": image_SCHW, "x": from_bytes(image_SCHW)}
@@ -220,10 +237,28 @@ class ThroughCodes(Decoding):
         return state | {"x": net.autoencoder.decode(net.autoencoder.quantizer.vectors(code_ST))}
 
 
+class Codes(ThroughCodes):
+    """Encodes images to codes, which are the sample."""
+
+    def start(self, draws: Sequence[Draw[Encode | Reconstruct]], noise: Noise) -> SlotState:
+        h, w = code_map(self.spec, self.data)
+        code_Shw = torch.zeros(len(draws), h, w, dtype=torch.int64, device=noise.device)
+        return super().start(draws, noise) | {"code": code_Shw}
+
+    def step(self, net: Vq, state: SlotState, noise: Noise) -> SlotState:
+        code_ST = net.autoencoder.encode(from_bytes(state["image"]))
+        return state | {"code": code_ST.view_as(state["code"])}
+
+    def finish(self, state: SlotState) -> Tensor:
+        """int32 ``(S, h, w)``."""
+        return state["code"].to(torch.int32)
+
+
 FAMILY: Final = Family(
     spec=VqSpec,
     build=Vq,
     losses={"autoencoder": autoencoder_loss, "prior": prior_loss},
-    tasks={"generate": FromPrior, "reconstruct": ThroughCodes},
+    tasks={"generate": FromPrior, "reconstruct": ThroughCodes, "encode": Codes},
+    scores={"codebook": Score(values=codes, kind="codes", num_codes=num_codes)},
 )
 """Codes by quantisation, and a prior over them."""
