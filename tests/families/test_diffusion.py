@@ -293,6 +293,20 @@ def test_guidance_is_the_extrapolation_from_the_unlabelled_estimate() -> None:
     assert torch.allclose(estimate[1], (2.5 * known - 1.5 * unknown)[1])
 
 
+def test_the_noise_of_the_first_step_is_not_that_of_the_start() -> None:
+    request = Generate(task="generate", model="m", solver="ddpm", steps=9)
+    sampler, noise = FAMILY.tasks["generate"](spec_of(), TINY), Noise.of_step(Domain.SAMPLING, 0, 0, range(20), CPU)
+    state = sampler.start([Draw(request=request, index=index) for index in range(20)], noise)
+
+    after = sampler.step(Constant(torch.zeros_like(state["x"])), state, noise)["x"]
+
+    kept = state["table"][0, 0, 1]
+    fresh = after - kept * state["x"]
+    correlation = torch.corrcoef(torch.stack((fresh.flatten(), state["x"].flatten())))[0, 1]
+    assert fresh.std() > 1
+    assert abs(correlation.item()) < 0.15
+
+
 def test_classes_come_in_turn_unless_some_are_asked_for() -> None:
     sampler, noise = FAMILY.tasks["generate"](spec_of(), TINY), Noise.of_step(Domain.SAMPLING, 0, 0, range(5), CPU)
 
