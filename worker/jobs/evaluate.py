@@ -174,7 +174,8 @@ class _Evaluation:
         picture = encode_png(sheet(samples[:SHEET].numpy(), columns=8), recipe)
         self.run.publish("sheet", "sheet.png", picture, media_type="image/png")
         self.run.phase("measuring")
-        self._compare(samples)
+        if self.wanted & sets.SET_METRICS.keys():
+            self._compare(samples)
         if "memorisation" in self.wanted:
             self._memorisation(samples)
         if "classes" in self.wanted and self.features.classify is not None:
