@@ -23,6 +23,7 @@ from worker.families.vae import (
     latent_size,
     log_of_grey_level,
     loss,
+    negative_log_likelihood,
 )
 from worker.kernels.noise import Domain, Noise
 
@@ -58,6 +59,18 @@ def test_a_grey_level_has_the_mass_of_the_logistic_around_it() -> None:
     logs = log_of_grey_level(torch.full((256,), mean), levels.float(), torch.tensor(scale))
 
     assert torch.allclose(logs.exp().double(), below.diff(), atol=1e-6)
+
+
+def test_the_logistic_has_the_variance_that_the_model_learns() -> None:
+    spec, levels = spec_of(likelihood="logistic"), torch.arange(256) / 255
+    net = build(spec, DIGITS)
+    net.log_variance.data.fill_(np.log(0.05**2))
+
+    nats = torch.stack([
+        negative_log_likelihood(spec, net, torch.full((1, 1, 1, 1), 0.5), level.view(1, 1, 1, 1)) for level in levels
+    ])[:, 0]  # fmt: skip
+
+    assert ((-nats).exp() * (levels - 0.5) ** 2).sum().sqrt().item() == pytest.approx(0.05, rel=0.01)
 
 
 def test_the_loss_of_bytes_is_told_in_bits_per_dimension() -> None:

@@ -81,6 +81,20 @@ def test_an_untrained_prior_takes_all_codes_for_equally_likely() -> None:
     assert measured.values["bits_per_dim"].item() == pytest.approx(4 * 16 / 256, rel=1e-5)
 
 
+def test_the_prior_s_loss_is_the_cross_entropy_of_each_code_given_those_before_it() -> None:
+    spec = spec_of()
+    net, batch = network(spec), batch_of()
+    code = net.autoencoder.encode(from_bytes(batch["image"]))
+
+    nats = []
+    for place in range(code.shape[1]):
+        known = torch.cat((16 + batch["label"][:, None], code[:, :place]), dim=1)
+        logs = net.prior(known)[:, -1].log_softmax(1)
+        nats.append(-logs.gather(1, code[:, place, None]).mean())
+
+    assert prior_loss(spec, net, batch, KEYED).loss.item() == pytest.approx(torch.stack(nats).mean().item(), rel=1e-4)
+
+
 @pytest.mark.parametrize("quantizer", ["fsq", "ema"])
 def test_each_part_learns_from_its_own_loss_alone(quantizer: str) -> None:
     spec = spec_of(quantizer=quantizer)
