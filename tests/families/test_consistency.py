@@ -13,8 +13,8 @@ from shared.specs.tasks import Generate
 from tests.families.test_diffusion import BATCH, CPU, TINY, spec_of, trained
 from worker.engine.sampling import Tile, sample
 from worker.families.consistency import FAMILY, build, loss, nearer
-from worker.families.diffusion import Denoiser, centred
 from worker.families.family import DataInfo, Draw, Origin
+from worker.families.nets.denoiser import Denoiser, centred
 from worker.kernels.noise import Domain, Noise
 
 

@@ -78,9 +78,13 @@ def test_a_folder_of_ddpm_on_cifar10_loads_and_comes_out_again(tmp_path: Path) -
     assert difference(ours, UNet2DModel.from_pretrained(tmp_path / "ours").eval(), 1) <= 1e-5
 
 
-@pytest.mark.parametrize("preset", ["xs", "s"])
-def test_the_other_presets_are_understood_too(preset: str, tmp_path: Path) -> None:
-    ours = filled(UNet(UNETS[preset], 3, num_classes=4))
+def test_a_network_of_patches_is_not_exported(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="single pixels"):
+        write_folder(tmp_path, UNet(UNETS["xs"], 3), (3, 32, 32))
+
+
+def test_another_preset_is_understood_too(tmp_path: Path) -> None:
+    ours = filled(UNet(UNETS["s"], 3, num_classes=4))
     write_folder(tmp_path, ours, (3, 32, 32))
 
     assert difference(ours, UNet2DModel.from_pretrained(tmp_path).eval(), 3) <= 1e-5

@@ -13,8 +13,9 @@ from shared.specs.diffusion import DiffusionSpec
 from shared.specs.tasks import Generate, Interpolate, Reconstruct
 from worker.engine.numerics import exact
 from worker.engine.sampling import Tile, sample
-from worker.families.diffusion import FAMILY, Denoiser, build, loss, spread
+from worker.families.diffusion import FAMILY, build, loss
 from worker.families.family import DataInfo, Draw
+from worker.families.nets.denoiser import Denoiser, spread
 from worker.families.nets.dropout import Dropout
 from worker.families.nets.preconditioning import ddpm_log_sigmas
 from worker.kernels.noise import Domain, Noise

@@ -15,7 +15,7 @@ from diffusers.schedulers.scheduling_heun_discrete import HeunDiscreteScheduler
 from torch import Tensor, nn
 
 from shared.specs.tasks import Solver
-from worker.families.diffusion import Denoiser, spread
+from worker.families.nets.denoiser import Denoiser, spread
 from worker.families.nets.preconditioning import Edm, Flow, VariancePreserving, ddpm_log_sigmas
 from worker.families.nets.solvers import COLUMNS, SOLVERS, karras, num_evaluations, padded, table_of
 from worker.families.nets.unet import UNet, UNetLayout

@@ -14,10 +14,10 @@ from torch import Tensor
 from shared.errors import ModelLoadFailed
 from shared.specs.consistency import MOST_STEPS, ConsistencySpec
 from shared.specs.diffusion import DiffusionSpec
-from worker.families.diffusion import FIRST, LEVEL, Denoiser, FromNoise, centred, spread
-from worker.families.diffusion import build as build_denoiser
 from worker.families.family import Batch, DataInfo, Family, Measured
+from worker.families.nets.denoiser import Denoiser, centred, spread
 from worker.families.nets.solvers import renoising
+from worker.families.nets.solving import FIRST, LEVEL, FromNoise
 from worker.kernels.noise import Noise
 
 STEEPNESS: Final = 8.0
@@ -41,7 +41,7 @@ def build(spec: ConsistencySpec, data: DataInfo) -> Denoiser:  # noqa: ARG001 - 
     """
     if origin_of(data).objective == "x0":
         raise ModelLoadFailed("a model of the objective x0 cannot be tuned: it does not end in its input")
-    return build_denoiser(origin_of(data), data)
+    return data.models["init_from"].network()
 
 
 # Loss --------------------------------------------------------------------------------------------

@@ -51,7 +51,13 @@ def block_types(layout: UNetLayout, direction: str) -> list[str]:
 
 
 def config_of(net: UNet, shape: tuple[int, ...]) -> dict[str, Any]:
-    """The configuration of a network for images of ``shape`` ``(C, H, W)``."""
+    """The configuration of a network for images of ``shape`` ``(C, H, W)``.
+
+    Raises:
+        ValueError: it sees squares of pixels as one, which ``UNet2DModel`` has no word for.
+    """
+    if net.layout.patch_size > 1:
+        raise ValueError("UNet2DModel sees single pixels: this layout cannot be exported")
     channels, height, width = shape
     return {
         **FIXED,

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from worker.families.nets.attention import attend
 from worker.families.nets.dropout import Dropout
 from worker.families.nets.embeddings import Condition
 
@@ -98,7 +99,7 @@ class SelfAttention(nn.Module):
         q_BKNd, k_BKNd, v_BKNd = qkv_BNKd.transpose(1, 2).chunk(3, dim=1)
         q_BKNd = rotate(self.norm_q(q_BKNd.float()), cos_Nd, sin_Nd).to(v_BKNd.dtype)
         k_BKNd = rotate(self.norm_k(k_BKNd.float()), cos_Nd, sin_Nd).to(v_BKNd.dtype)
-        attended_BKNd = F.scaled_dot_product_attention(q_BKNd, k_BKNd, v_BKNd)
+        attended_BKNd = attend(q_BKNd, k_BKNd, v_BKNd)
         return self.to_out(attended_BKNd.transpose(1, 2).flatten(2))
 
 

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from worker.families.nets.attention import attend
 from worker.families.nets.dropout import Dropout
 from worker.families.nets.embeddings import Condition
 
@@ -29,6 +30,8 @@ class UNetLayout:
     attention_level: int
     """The level whose blocks are followed by attention, 0 being the finest; at the turn there always is some."""
     norm_num_groups: int = 32
+    patch_size: int = 1
+    """Pixels of a square that the network sees as one, side by side in its channels."""
 
     @property
     def num_levels(self) -> int:
@@ -37,11 +40,13 @@ class UNetLayout:
     @property
     def multiple(self) -> int:
         """Heights and widths are padded to a multiple of this."""
-        return 2 ** (self.num_levels - 1)
+        return self.patch_size * 2 ** (self.num_levels - 1)
 
 
 UNETS: Final[Mapping[str, UNetLayout]] = {
-    "xs": UNetLayout(block_out_channels=(32, 64, 96), layers_per_block=1, attention_level=2, norm_num_groups=8),
+    "xs": UNetLayout(
+        block_out_channels=(64, 128), layers_per_block=1, attention_level=1, norm_num_groups=8, patch_size=2
+    ),
     "s": UNetLayout(block_out_channels=(64, 128, 128), layers_per_block=2, attention_level=1),
     "b": UNetLayout(block_out_channels=(128, 256, 256, 256), layers_per_block=2, attention_level=1),
 }
@@ -84,7 +89,7 @@ class Attention(nn.Module):
     def forward(self, x_BCHW: Tensor) -> Tensor:
         pixels_BNC = self.group_norm(x_BCHW).flatten(2).transpose(1, 2)
         q_B1NC, k_B1NC, v_B1NC = (to(pixels_BNC)[:, None] for to in (self.to_q, self.to_k, self.to_v))
-        attended_BNC = F.scaled_dot_product_attention(q_B1NC, k_B1NC, v_B1NC)[:, 0]
+        attended_BNC = attend(q_B1NC, k_B1NC, v_B1NC)[:, 0]
         return x_BCHW + self.to_out(attended_BNC).transpose(1, 2).reshape(x_BCHW.shape)
 
 
@@ -190,6 +195,7 @@ class UNet(Condition):
         super().__init__(width, 4 * width, num_classes)
         self.layout = layout
         self.dropout = Dropout(dropout)
+        num_channels *= layout.patch_size**2
         self.conv_in = nn.Conv2d(num_channels, width, 3, padding=1)
         levels, rest = range(layout.num_levels), (4 * width, self.dropout)
         self.down_blocks = nn.ModuleList(DownBlock(layout, level, *rest) for level in levels)
@@ -204,12 +210,13 @@ class UNet(Condition):
         height, width = x_BCHW.shape[2:]
         condition_BE = F.silu(self.embed(t_B, label_B))
         # Zeros, as convolutions see beyond an edge anyway.
-        h_BCHW = self.conv_in(F.pad(x_BCHW, (0, -width % self.layout.multiple, 0, -height % self.layout.multiple)))
+        padded_BCHW = F.pad(x_BCHW, (0, -width % self.layout.multiple, 0, -height % self.layout.multiple))
+        h_BCHW = self.conv_in(F.pixel_unshuffle(padded_BCHW, self.layout.patch_size))
         skips = [h_BCHW]
         for down in self.down_blocks:
             h_BCHW = down(h_BCHW, condition_BE, skips)
         h_BCHW = self.mid_block(h_BCHW, condition_BE)
         for up in self.up_blocks:
             h_BCHW = up(h_BCHW, condition_BE, skips)
-        out_BCHW = self.conv_out(F.silu(self.conv_norm_out(h_BCHW)))
+        out_BCHW = F.pixel_shuffle(self.conv_out(F.silu(self.conv_norm_out(h_BCHW))), self.layout.patch_size)
         return out_BCHW[:, :, :height, :width].float()

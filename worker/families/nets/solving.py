@@ -1,0 +1,131 @@
+"""Samplers of a denoiser: each slot follows its own table, from noise to an image.
+
+Shape suffixes: S = slots, C = channels, H, W = height and width, R = rows of a solver's table, K = its columns.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from shared.specs.diffusion import DiffusionSpec
+from shared.specs.tasks import Generate, Interpolate, Sampling, Solver
+from worker.families.family import DataInfo, Draw, SlotState
+from worker.families.nets.denoiser import Denoiser, num_classes_of, objective_of, spread
+from worker.families.nets.solvers import COLUMNS, karras, num_evaluations, padded, table_of
+from worker.kernels.noise import Noise
+
+FIRST, FRESH, UNLABELLED, LEVEL = range(4)
+"""Streams of noise: the image's (in a sampler: the first one), a step's own, and what only training draws."""
+DEFAULT_SOLVER: Final[Solver] = "heun"
+DEFAULT_STEPS: Final[dict[Solver, int]] = {"euler": 50, "heun": 18, "ddim": 50, "ddpm": 250, "dpmpp_2m": 20}
+MOST_STEPS: Final = 1000
+EVERYWHERE: Final = (0.0, float("inf"))
+
+
+class Solve:
+    """What all samplers share: each slot follows its own table (``worker.families.nets.solvers``).
+
+    One step is one evaluation of the network for every slot. Images are float64 in the state, as rounding errors
+    would add up over a thousand steps; the network sees float32.
+    """
+
+    num_rows: int = num_evaluations("heun", MOST_STEPS)
+    """Of the tables of all slots, whatever they were asked for."""
+
+    def __init__(self, spec: DiffusionSpec, data: DataInfo) -> None:
+        self.shape_CHW, self.num_classes = data.shape, num_classes_of(spec, data)
+        self.objective = objective_of(spec)
+
+    def state(self, x_SCHW: Tensor, tables: Sequence[Tensor], draws: Sequence[Draw[Any]]) -> SlotState:
+        """Slots at the beginning of their tables."""
+        device = x_SCHW.device
+        options = [guidance_of(draw.request) for draw in draws]
+        return {
+            "x": x_SCHW,
+            "memory": torch.zeros_like(x_SCHW),
+            "table": torch.stack([padded(table_RK, self.num_rows) for table_RK in tables]).to(device),
+            "label": torch.tensor([self.label_of(draw) for draw in draws], device=device),
+            "guidance": torch.tensor(options, dtype=torch.float64, device=device),
+        }
+
+    def label_of(self, draw: Draw[Any]) -> int:
+        """The class asked for, or the next in turn."""
+        if not self.num_classes:
+            return 0
+        labels = draw.request.labels or range(self.num_classes)
+        return labels[draw.index % len(labels)]
+
+    def levels(self, steps: int) -> Tensor:
+        """Noise levels between which the model was trained."""
+        return karras(steps, self.objective.sigma_min, self.objective.sigma_max)
+
+    def step(self, net: Denoiser, state: SlotState, noise: Noise) -> SlotState:
+        """Evaluate the network once, for slots that are each at their own row."""
+        row_S = noise.step_B.clamp(max=self.num_rows - 1)
+        here_SK = state["table"][torch.arange(len(row_S), device=row_S.device), row_S]
+        at = dict(zip(COLUMNS, here_SK.unbind(1), strict=True))
+        x_SCHW, memory_SCHW = state["x"], state["memory"]
+        estimate_SCHW = self.estimate(net, state, at["sigma"])
+        # Not in place and never by addcmul: with one rounding less, some slots would differ in the last bit.
+        next_SCHW = (
+            spread(at["x_from_x"]) * x_SCHW
+            + spread(at["x_from_D"]) * estimate_SCHW
+            + spread(at["x_from_m"]) * memory_SCHW
+        )
+        if at["x_from_n"].any():
+            fresh_SCHW = spread(at["x_from_n"]) * noise.normal(*self.shape_CHW, stream=FRESH).double()
+            next_SCHW = torch.where(spread(at["x_from_n"]) > 0, next_SCHW + fresh_SCHW, next_SCHW)
+        memory_SCHW = spread(at["m_from_x"]) * x_SCHW + spread(at["m_from_D"]) * estimate_SCHW
+        return {"x": next_SCHW, "memory": memory_SCHW}
+
+    def estimate(self, net: Denoiser, state: SlotState, sigma_S: Tensor) -> Tensor:
+        """D(x; sigma) of every slot, guided where its request asks for it at this noise level.
+
+        Whatever a sample is known to satisfy is put into this estimate, here and nowhere else.
+        """
+        estimate_SCHW = net(state["x"], sigma_S, state["label"])
+        scale_S, low_S, high_S = state["guidance"].unbind(1)
+        is_guided_S = (scale_S != 1) & (sigma_S > low_S) & (sigma_S <= high_S)
+        if not is_guided_S.any():
+            return estimate_SCHW
+        # All slots once more, as the shape decides about the bits; those that are not guided ignore it.
+        unlabelled_SCHW = net(state["x"], sigma_S, torch.full_like(state["label"], net.num_classes))
+        guided_SCHW = unlabelled_SCHW + spread(scale_S) * (estimate_SCHW - unlabelled_SCHW)
+        return torch.where(spread(is_guided_S), guided_SCHW, estimate_SCHW)
+
+    def finish(self, state: SlotState) -> Tensor:
+        return ((state["x"].clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+
+
+def guidance_of(request: Sampling) -> tuple[float, float, float]:
+    """Scale of guidance, and the noise levels above and up to which it acts."""
+    return request.guidance_scale, *(request.guidance_interval or EVERYWHERE)
+
+
+def plan_of(request: Sampling) -> tuple[Solver, int]:
+    """The solver and its number of steps."""
+    solver = request.solver or DEFAULT_SOLVER
+    return solver, request.steps or DEFAULT_STEPS[solver]
+
+
+class FromNoise(Solve):
+    """Draws noise and solves down to an image."""
+
+    def num_steps(self, request: Generate | Interpolate) -> int:
+        return num_evaluations(*plan_of(request))
+
+    def start(self, draws: Sequence[Draw[Any]], noise: Noise) -> SlotState:
+        x_SCHW = self.first(draws, noise).double() * self.objective.sigma_max
+        return self.state(x_SCHW, [self.table(draw.request) for draw in draws], draws)
+
+    def first(self, draws: Sequence[Draw[Any]], noise: Noise) -> Tensor:
+        """Standard normal noise, one image for each draw."""
+        return noise.normal(*self.shape_CHW, stream=FIRST)
+
+    def table(self, request: Generate | Interpolate) -> Tensor:
+        """The rows ``(R, K)`` from noise to an image."""
+        solver, steps = plan_of(request)
+        eta = request.eta if isinstance(request, Generate) else 0.0
+        return table_of(solver, self.levels(steps), eta)
