@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Final, Literal
 from pydantic import Field
 
 from shared.specs.spec import Modality, wrong
-from shared.specs.tasks import Colourise, Generate, Interpolate, Request
+from shared.specs.tasks import Colourise, Generate, Interpolate, Request, Sampling
 from shared.specs.training import TrainSpec
 
 SAMPLING: Final = frozenset({"labels", "steps", "solver", "guidance_scale", "guidance_interval"})
@@ -64,9 +64,10 @@ class DiffusionSpec(TrainSpec):
             raise wrong("solver", "ddpm adds noise in each step, which no path between two samples survives")
         if isinstance(request, Colourise) and info["shape"][0] == 1:
             raise wrong("task", "the model's images have no colours")
-        self._check_guidance(request, info)
+        if isinstance(request, Sampling):
+            self._check_guidance(request, info)
 
-    def _check_guidance(self, request: Request, info: Mapping[str, Any]) -> None:
+    def _check_guidance(self, request: Sampling, info: Mapping[str, Any]) -> None:
         if request.guidance_scale == 1:
             if request.guidance_interval is not None:
                 raise wrong("guidance_interval", "without a guidance_scale there is no guidance")
