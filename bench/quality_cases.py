@@ -11,11 +11,27 @@ from typing import Any, Final, Literal
 import torch
 
 from bench.digits import Digits
-from bench.quality_parts import Judge, Measures, Trained, draw, linear_probe, losses, train
-from shared.specs import VaeSpec
+from bench.quality_parts import (
+    NUM_CLASSES,
+    Judge,
+    Measures,
+    Trained,
+    draw,
+    edit,
+    fill_by_components,
+    linear_probe,
+    losses,
+    psnr,
+    train,
+)
+from shared.specs import ConsistencySpec, DiffusionSpec, GanSpec, VaeSpec, VqSpec
 from shared.specs.training import TrainSpec
+from worker.engine.training import Trainer
+from worker.families.family import Origin
 from worker.families.vae import Vae, grey_levels
 
+EDITED: Final = 200
+"""Held-out digits that are edited."""
 LONGEST: Final = 240.0
 """Seconds of training on a quiet machine with two cores that a case may take."""
 
@@ -93,7 +109,169 @@ VAE_CONV: Final = Case(
 )  # fmt: skip
 
 
-CASES: Final[Mapping[str, Case]] = {"vae-mlp": VAE_MLP, "vae-conv": VAE_CONV}
+# GAN ---------------------------------------------------------------------------------------------
+
+
+def gan_figures(trained: Trained, judge: Judge) -> Measures:
+    """Samples without a class, so that all classes being there is the generator's own doing."""
+    trained.samples["samples"] = draw(trained)
+    return judge.measure(trained.samples["samples"])
+
+
+def gan(name: str, **recipe: Any) -> Case:
+    """Every class, none too often, and near the digits."""
+    return Case(
+        spec=GanSpec.model_validate({"family": "gan", "class_conditional": False, **recipe, **fields(name)}),
+        measure=gan_figures,
+        asked=[at_least("num_classes_seen", 10), at_most("largest_class", 0.20), at_most("way", 0.08)],
+    )
+
+
+DCGAN: Final = gan("dcgan", network="dcgan", steps=3000, batch_size=64, ema_decay=0.995)
+R3GAN: Final = gan("r3gan", network="r3gan", steps=1200, batch_size=64, learning_rate=1e-3, ema_decay=0.995)
+
+
+# Diffusion ---------------------------------------------------------------------------------------
+
+QUICK: Final[Mapping[str, Any]] = {"solver": "dpmpp_2m", "steps": 20, "num_samples": 1000}
+
+
+def diffusion_figures(trained: Trained, judge: Judge) -> Measures:
+    """Samples of all classes in turn; and with guidance, whether each is of the class that was asked for."""
+    trained.samples["samples"] = draw(trained, **QUICK)
+    trained.samples["guided"] = draw(trained, **QUICK, guidance_scale=2.0)
+    asked = torch.arange(QUICK["num_samples"]) % NUM_CLASSES
+    guided = judge.measure(trained.samples["guided"], asked)
+    return judge.measure(trained.samples["samples"]) | {
+        "guided_class_accuracy": guided["class_accuracy"],
+        "guided_way": guided["way"],
+    }
+
+
+def diffusion(name: str, *, way: float, accuracy: float, **recipe: Any) -> Case:
+    """Near the digits, and of the class that was asked for."""
+    common = {"family": "diffusion", "batch_size": 64, "learning_rate": 1e-3, "ema_decay": 0.995, "warmup_steps": 50}
+    return Case(
+        spec=DiffusionSpec.model_validate({**common, **recipe, **fields(name)}),
+        measure=diffusion_figures,
+        asked=[at_most("way", way), at_least("guided_class_accuracy", accuracy)],
+    )
+
+
+UNET: Final = diffusion("diffusion-unet", way=0.04, accuracy=0.97, network="unet", steps=900)
+DIT: Final = diffusion("diffusion-dit", way=0.08, accuracy=0.90, network="dit", steps=900)
+
+
+def editing_figures(trained: Trained, judge: Judge) -> Measures:
+    """Held-out digits half masked, and reduced to a quarter: against what needs no model."""
+    originals, labels = judge.digits.held_out.images[:EDITED], judge.digits.held_out.labels[:EDITED]
+    mask = torch.zeros(1, 28, 28, dtype=torch.uint8)
+    mask[:, 14:] = 1
+    filled = edit(trained, "inpaint", [{"image": image, "mask": mask} for image in originals], box=(0, 14, 28, 28))
+    small = torch.nn.functional.avg_pool2d(originals.double(), 4)
+    enlarged = edit(trained, "super_resolve", [{"image": image} for image in originals], factor=4)
+    cubic = torch.nn.functional.interpolate(small, size=(28, 28), mode="bicubic").clamp(0, 255)
+    trained.samples |= {"originals": originals, "inpainted": filled, "enlarged": enlarged}
+    baseline = fill_by_components(judge.digits.train.images, originals, mask)
+    return {
+        "inpainting_psnr": psnr(filled, originals),
+        "inpainting_gain": psnr(filled, originals) - psnr(baseline, originals),
+        "inpainted_class_accuracy": (judge.features.classes(filled) == labels).double().mean().item(),
+        "super_resolution_psnr": psnr(enlarged, originals),
+        "super_resolution_gain": psnr(enlarged, originals) - psnr(cubic, originals),
+    }
+
+
+EDITING: Final = Case(
+    spec=UNET.spec.model_copy(update={"model": "diffusion-editing"}),
+    measure=editing_figures,
+    asked=[
+        at_least("inpainting_gain", 2),
+        at_least("super_resolution_gain", 2),
+        at_least("inpainted_class_accuracy", 0.80),
+    ],
+)
+
+
+# Consistency -------------------------------------------------------------------------------------
+
+
+def tuned(spec: TrainSpec, digits: Digits, where: torch.device) -> Trained:
+    """A diffusion model, then its tuning; ``seconds`` are those of the tuning, as of any other case."""
+    teacher = train(UNET.spec, digits, where)
+    origin = Origin(family="diffusion", spec=UNET.spec.model_dump(mode="json"), data=teacher.trainer.data)
+
+    def begin(trainer: Trainer[Any, Any]) -> None:
+        for net in (trainer.net, trainer.average):
+            net.load_state_dict(teacher.trainer.average.state_dict())
+
+    student = train(spec, digits, where, models={"init_from": origin}, begin=begin)
+    student.samples["teacher"] = draw(teacher, num_samples=1000, solver="heun", steps=18)
+    return student
+
+
+def consistency_figures(trained: Trained, judge: Judge) -> Measures:
+    """Two steps against the 35 evaluations of the model that was tuned."""
+    trained.samples["samples"] = draw(trained, steps=2, num_samples=1000)
+    teacher = judge.measure(trained.samples["teacher"])
+    figures = judge.measure(trained.samples["samples"])
+    return figures | {"teacher_fd": teacher["fd"], "fd_over_teacher": figures["fd"] / teacher["fd"]}
+
+
+CONSISTENCY: Final = Case(
+    spec=ConsistencySpec(
+        family="consistency", init_from="teacher@1", steps=500, batch_size=64, ema_decay=0.99, **fields("consistency")
+    ),
+    measure=consistency_figures,
+    asked=[at_most("fd_over_teacher", 1.3)],
+    train=tuned,
+)
+
+
+# Codes -------------------------------------------------------------------------------------------
+
+
+def vq_figures(trained: Trained, judge: Judge) -> Measures:
+    """How many of the codes are used, and samples of the prior over them."""
+    trained.samples["samples"] = draw(trained, num_samples=1000)
+    figures = losses(trained)
+    num_codes = trained.trainer.net.autoencoder.quantizer.num_codes
+    return (
+        figures
+        | judge.measure(trained.samples["samples"])
+        | {"perplexity_share": figures["perplexity"] / num_codes, "num_codes": num_codes}
+    )
+
+
+def vq(name: str, asked: Sequence[Asked], **recipe: Any) -> Case:
+    """An autoencoder of codes and its prior."""
+    common = {"family": "vq", "batch_size": 64, "learning_rate": 2e-3, "ema_decay": 0.99}
+    return Case(
+        spec=VqSpec.model_validate({**common, **recipe, **fields(name)}),
+        measure=vq_figures,
+        asked=[*asked, at_most("way", 0.15)],
+    )
+
+
+FSQ: Final = vq("vq-fsq", [at_least("usage", 0.90)], levels=(8, 6, 5), steps=600)
+EMA: Final = vq(
+    "vq-ema", [at_least("perplexity_share", 0.50)], quantizer="ema", codebook_size=64, halvings=3, dead_below=0.3,
+    steps=600,
+)  # fmt: skip
+
+
+CASES: Final[Mapping[str, Case]] = {
+    "vae-mlp": VAE_MLP,
+    "vae-conv": VAE_CONV,
+    "dcgan": DCGAN,
+    "r3gan": R3GAN,
+    "diffusion-unet": UNET,
+    "diffusion-dit": DIT,
+    "diffusion-editing": EDITING,
+    "consistency": CONSISTENCY,
+    "vq-fsq": FSQ,
+    "vq-ema": EMA,
+}
 
 
 def device() -> torch.device:

@@ -1,15 +1,16 @@
 """What quality cases are put together from: a trained model, its samples, the judge between two calibrations."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 import torch
+from pydantic import TypeAdapter
 from torch import Tensor, nn
 
 from bench.digits import Digits, Split
-from shared.specs.tasks import Generate
+from shared.specs.tasks import Generate, GenerateSpec
 from shared.specs.training import TrainSpec
 from worker.engine.order import BatchOrder
 from worker.engine.sampling import Tile, sample
@@ -24,6 +25,7 @@ NUM_CLASSES: Final = 10
 NUM_SAMPLES: Final = 2000
 """Drawn where a case does not say otherwise: as many as are held out, since the distance depends on the number."""
 
+REQUEST: Final = TypeAdapter[Any](GenerateSpec)
 Measures = dict[str, Any]
 """Figures by name: numbers, or lists of them."""
 
@@ -80,6 +82,39 @@ def draw(trained: Trained, **options: Any) -> Tensor:
     tile = Tile(trainer.average, sampler, draws[0], trainer.device)
     images = {one.index: image for one, image in sample(tile, draws)}
     return torch.stack([images[index] for index in sorted(images)])
+
+
+def edit(trained: Trained, task: str, inputs: Sequence[Mapping[str, Tensor]], **options: Any) -> Tensor:
+    """What a task on images makes of each input, uint8 ``(N, 1, 28, 28)``."""
+    trainer = trained.trainer
+    given = {"task": task, "model": "quality", "dataset": "ds_" + "0" * 32} | options
+    request: Any = REQUEST.validate_python(given)
+    draws = [Draw(request=request, index=index, inputs=one) for index, one in enumerate(inputs)]
+    tile = Tile(trainer.average, trainer.family.tasks[task](trainer.spec, trainer.data), draws[0], trainer.device)
+    images = {one.index: image for one, image in sample(tile, draws)}
+    return torch.stack([images[index] for index in sorted(images)])
+
+
+def psnr(images: Tensor, originals: Tensor) -> float:
+    """Peak signal-to-noise ratio in dB of the mean square error over all images."""
+    error = ((images.double() - originals.double()) / 255).square().mean()
+    return -10 * error.log10().item()
+
+
+def fill_by_components(train: Tensor, images: Tensor, mask: Tensor, *, num_components: int = 50) -> Tensor:
+    """The masked pixels by the principal components of ``train`` that fit the others best (ridge regression)."""
+    flat, hidden = train.flatten(1).double(), mask.flatten().bool()
+    mean = flat.mean(0)
+    _, singular, basis = torch.linalg.svd(flat - mean, full_matrices=False)
+    scale = singular[:num_components] / len(flat) ** 0.5
+    basis = basis[:num_components] * scale[:, None]
+    seen = basis[:, ~hidden]
+    centred = images.flatten(1).double()[:, ~hidden] - mean[~hidden]
+    noise = 10.0**2
+    codes = torch.linalg.solve(seen @ seen.T + noise * torch.eye(num_components), seen @ centred.T).T
+    filled = images.flatten(1).double().clone()
+    filled[:, hidden] = (codes @ basis + mean)[:, hidden].clamp(0, 255)
+    return filled.view_as(images)
 
 
 class Judge:
