@@ -45,7 +45,7 @@ def edited(body: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
 WRONG_FIELDS = [
     ("/type", "paint", "/type"),
     ("/type", ..., "/type"),
-    ("/spec/family", "gan", "/spec/family"),
+    ("/spec/family", "nobody", "/spec/family"),
     ("/spec/stepz", 5, "/spec/stepz"),
     ("/priority", "urgent", "/priority"),
     ("/colour", "red", "/colour"),

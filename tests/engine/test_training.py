@@ -217,7 +217,7 @@ def test_the_layout_is_the_one_asked_for(channels_last: bool) -> None:
     trainer = trainer_of(channels_last=channels_last)
 
     # A kernel with one input channel looks alike in both layouts.
-    weight = trainer.net.get_parameter("encoder.body.1.conv1.weight")
+    weight = trainer.net.get_parameter("encoder.map.body.1.conv1.weight")
     assert weight.is_contiguous(memory_format=torch.channels_last) == channels_last
 
 

@@ -34,7 +34,7 @@ class Line:
         made: list[UUID] = []
         for _ in range(count):
             job = Job(
-                tenant_id=tenant_id, type=JobType.EVALUATE, queue="generate", spec={}, inputs={}, summary="a job",
+                tenant_id=tenant_id, type=JobType.EXPORT, queue="generate", spec={}, inputs={}, summary="a job",
                 max_attempts=3, priority=priority.rank,
             )  # fmt: skip
             self.session.add(job)

@@ -31,7 +31,7 @@ def make_job(session: Session, state: JobState = JobState.QUEUED, **columns: obj
     failed = {"error_code": "internal", "error_message": "x"} if state == JobState.FAILED else {}
     job = Job(
         tenant_id=tenant.id, queue="generate", spec={}, inputs={}, summary="test", state=state,
-        **{"type": JobType.EVALUATE, "max_attempts": 3, "fence": 0 if state == JobState.QUEUED else 1}
+        **{"type": JobType.EXPORT, "max_attempts": 3, "fence": 0 if state == JobState.QUEUED else 1}
         | held | final | failed | columns,
     )  # fmt: skip
     session.add(job)
@@ -140,7 +140,7 @@ def test_no_write_of_an_older_attempt_is_accepted(session: Session, write: str) 
 def claim_of(session: Session, job_id: UUID, fence: int) -> attempts.Claim:
     tenant_id = session.get_one(Job, job_id).tenant_id
     return attempts.Claim(
-        job_id=job_id, fence=fence, tenant_id=tenant_id, type=JobType.EVALUATE, spec={}, inputs={}, timeout=None
+        job_id=job_id, fence=fence, tenant_id=tenant_id, type=JobType.EXPORT, spec={}, inputs={}, timeout=None
     )
 
 

@@ -63,7 +63,7 @@ class House:
         (found,) = (each for each in chores(settings, self.storage, self.transact) if each.name == name)
         return found
 
-    def job(self, kind: JobType = JobType.EVALUATE, **columns: Any) -> UUID:
+    def job(self, kind: JobType = JobType.EXPORT, **columns: Any) -> UUID:
         row = Job(
             id=uuid7(), tenant_id=self.tenant_id, type=kind, queue=QUEUES[kind], summary="test",
             **{"spec": {}, "inputs": {}, "state": JobState.QUEUED, "event_seq": 1, "max_attempts": 5} | columns,

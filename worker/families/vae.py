@@ -4,6 +4,7 @@ samplers.
 Shape suffixes: B = batch, S = slots, C = channels, H, W = height and width of an image, Z = latent dimensions.
 """
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from math import log, pi, prod
 from typing import Final
@@ -65,14 +66,14 @@ def conv_encoder(spec: VaeSpec, data: DataInfo) -> nn.Module:
     """Halvings, then one linear layer to the posterior's mean and log variance."""
     coder = (data.shape, num_halvings(data.shape), spec.base_channels)
     head = nn.Linear(prod(map_shape(*coder)), 2 * spec.latent_dim)
-    return nn.Sequential(Halving(*coder), nn.Flatten(), head)
+    return nn.Sequential(OrderedDict(map=Halving(*coder), flat=nn.Flatten(), head=head))
 
 
 def conv_decoder(spec: VaeSpec, data: DataInfo) -> nn.Module:
     """The encoder's mirror: a linear layer, then doublings."""
     coder = (data.shape, num_halvings(data.shape), spec.base_channels)
     head = nn.Linear(spec.latent_dim, prod(map_shape(*coder)))
-    return nn.Sequential(head, nn.Unflatten(1, map_shape(*coder)), Doubling(*coder))
+    return nn.Sequential(OrderedDict(head=head, map=nn.Unflatten(1, map_shape(*coder)), image=Doubling(*coder)))
 
 
 class Vae(nn.Module):

@@ -10,6 +10,7 @@ from typing import Any, Final, Literal
 
 import numpy as np
 import torch
+from pydantic_core import PydanticCustomError
 
 from shared.errors import NanLoss
 from shared.specs import FAMILIES as SPECS
@@ -34,7 +35,10 @@ MOST_MILESTONES: Final = 50
 MOST_EVALUATED: Final = 2048
 """Samples of each split that an evaluation looks at."""
 SHEET_PIXELS: Final = 64 * 32 * 32
-"""A preview has 64 samples up to 32 x 32 pixels and fewer larger ones, but at least 16."""
+"""A preview has 64 samples up to 32 x 32 pixels and fewer larger ones, but at least ``FEWEST_SHOWN``."""
+FEWEST_SHOWN: Final = 16
+QUICK_STEPS: Final = 8
+"""A preview of a sampler with more steps than these has ``FEWEST_SHOWN`` samples."""
 
 Split = Literal["train", "held_out"]
 
@@ -253,25 +257,40 @@ def milestone_interval(steps: int, steps_per_epoch: int) -> int:
 
 
 class Previewer:
-    """Draws the same latents again and again, so that its sheets show one grid learning."""
+    """Draws the same samples again and again, so that its sheets show one grid learning."""
 
     def __init__(self, trainer: Trainer[Any, Any]) -> None:
         self.trainer = trainer
         self._tile: Tile[Generate] | None = None
 
     def picture(self) -> bytes | None:
-        """A PNG sheet of the averaged weights' samples; None for a family that does not generate images."""
+        """A PNG sheet of the averaged weights' samples; None for a model that does not generate images."""
         trainer = self.trainer
-        if "generate" not in trainer.family.tasks or len(trainer.data.shape) != 3:
+        asked = Generate(task="generate", model="preview", seed=trainer.spec.seed)
+        if len(trainer.data.shape) != 3 or not is_understood(asked, trainer):
             return None
-        num_samples = min(64, max(16, SHEET_PIXELS // int(np.prod(trainer.data.shape[1:]))))
-        request = Generate(task="generate", model="preview", seed=trainer.spec.seed, num_samples=num_samples)
-        draws = [Draw(request=request, index=index) for index in range(num_samples)]
+        sampler = trainer.family.tasks["generate"](trainer.spec, trainer.data)
+        draws = [Draw(request=asked, index=index) for index in range(self._num_samples(sampler.num_steps(asked)))]
         if self._tile is None:
-            sampler = trainer.family.tasks["generate"](trainer.spec, trainer.data)
             self._tile = Tile(trainer.average, sampler, draws[0], trainer.device)
         images = torch.stack([image for _, image in sample(self._tile, draws)])
         return encode_png(sheet(images.numpy()), {"step": trainer.step, "seed": trainer.spec.seed})
+
+    def _num_samples(self, steps: int) -> int:
+        """As many as are seen well and drawn soon."""
+        pixels = int(np.prod(self.trainer.data.shape[1:]))
+        return FEWEST_SHOWN if steps > QUICK_STEPS else min(64, max(FEWEST_SHOWN, SHEET_PIXELS // pixels))
+
+
+def is_understood(request: Generate, trainer: Trainer[Any, Any]) -> bool:
+    """Whether the model that is trained can be asked this."""
+    if request.task not in trainer.family.tasks:
+        return False
+    try:
+        trainer.spec.check_task(request, trainer.data.as_json())
+    except PydanticCustomError:
+        return False
+    return True
 
 
 def publish_weights(run: Run, trainer: Trainer[Any, Any], description: Mapping[str, Any]) -> StoredObject:
