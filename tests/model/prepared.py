@@ -13,14 +13,15 @@ from tests.model.database import INSTALL
 from tests.model.operations import prepare
 
 
-def tuned(url: str, **how: Any) -> Engine:
+def tuned(url: str, *, keeps_plans: bool = True, **how: Any) -> Engine:
     """An engine for many small statements, of which each is sent many times."""
     engine = create_engine(url, **how)
 
     def tune(raw: Any, record: object) -> None:
-        # Else each rollback makes it forget what PostgreSQL has planned already.
-        raw._prepared.clear = lambda: False
-        raw.prepare_threshold, raw.prepared_max = 1, 1_000
+        if keeps_plans:
+            # Else each rollback makes it forget what PostgreSQL has planned already.
+            raw._prepared.clear = lambda: False
+            raw.prepare_threshold, raw.prepared_max = 1, 1_000
         raw.execute("SET jit = off")
         raw.execute("SET plan_cache_mode = force_generic_plan")
         raw.commit()
@@ -30,9 +31,9 @@ def tuned(url: str, **how: Any) -> Engine:
 
 
 @contextmanager
-def prepared(url: str) -> Iterator[Connection]:
+def prepared(url: str, *, keeps_plans: bool = True) -> Iterator[Connection]:
     """A connection to the migrated and empty database at ``url``, tuned for many small statements."""
-    engine = tuned(url)
+    engine = tuned(url, keeps_plans=keeps_plans)
     with pytest.MonkeyPatch.context() as patch, engine.connect() as connection:
         # Else it reads each longer statement anew, to find its parameters.
         patch.setattr(psycopg._queries, "MAX_CACHED_STATEMENT_LENGTH", 100_000)

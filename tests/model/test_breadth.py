@@ -5,7 +5,7 @@ in it, undone if it raises.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Final, TypeVar, cast
 from uuid import UUID
 
@@ -28,6 +28,7 @@ from tests.model import invariants, replay
 from tests.model.canonical import JUMP, LEASE
 from tests.model.database import Rows
 from tests.model.operations import WEIGHTS, Stepped, content_of, done, request_for
+from tests.model.prepared import prepared
 
 T = TypeVar("T")
 
@@ -206,13 +207,33 @@ def of_job(rows: Rows, job_id: str) -> Rows:
     return own | {"jobs": [job for job in rows["jobs"] if job["id"] == job_id], "shares": shares}
 
 
+@pytest.fixture(scope="module")
+def connection(module_database: str) -> Iterator[Connection]:
+    """One whose driver forgets its plans when a transaction is rolled back, as the product's does."""
+    with prepared(module_database, keeps_plans=False) as connection:
+        yield connection
+
+
 @pytest.mark.timeout(300)
 def test_many_jobs_of_many_tenants(connection: Connection) -> None:
+    """The same examples each time."""
+    meet(connection, max_examples=20, derandomize=True)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+def test_many_more_jobs_of_many_tenants(connection: Connection) -> None:
+    """Other examples each time."""
+    meet(connection, max_examples=500, derandomize=False)
+
+
+def meet(connection: Connection, *, max_examples: int, derandomize: bool) -> None:
     Crowd.connection = connection
     run_state_machine_as_test(
         Crowd,
         settings=settings(
-            max_examples=20,
+            max_examples=max_examples,
+            derandomize=derandomize,
             stateful_step_count=30,
             deadline=None,
             database=None,
