@@ -19,7 +19,7 @@ def training(desk: Desk) -> Claim:
 def wait(desk: Desk, priority: Priority = Priority.HIGH) -> None:
     """Have a job wait that is not a training."""
     job = desk.submit(priority="normal")
-    desk.force(job.id, type="evaluate", queue="generate", priority=priority.rank)
+    desk.force(job.id, type="export", queue="generate", priority=priority.rank)
 
 
 def test_a_training_gives_way_to_an_urgent_job_that_nobody_else_can_take(desk: Desk, training: Claim) -> None:
