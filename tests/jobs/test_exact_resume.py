@@ -87,11 +87,11 @@ def story(mortal: subprocess.Popen[str], tmp_path: Path) -> Callable[[str, dict[
 
 
 def cases() -> list[Any]:
-    """Each choice at full precision, and each precision of the default, always; the rest where there is time."""
+    """Each choice at full precision, and each precision of the default, always; the rest in the long form."""
     marked = []
     for name, spec in variants():
-        slow = spec["precision"] != "fp32" and name != f"{spec['family']}-{spec['precision']}"
-        marked.append(pytest.param(name, spec, id=name, marks=[pytest.mark.slow] if slow else []))
+        is_rest = spec["precision"] != "fp32" and name != f"{spec['family']}-{spec['precision']}"
+        marked.append(pytest.param(name, spec, id=name, marks=[pytest.mark.long] if is_rest else []))
     return marked
 
 
