@@ -200,9 +200,11 @@ class Postgres:
         """Clear away what an earlier server left: itself, children that outlived it, its pid file."""
         if postmaster := recorded_postmaster(self.data):
             stop(postmaster, first=self.stop_signal, grace=self.grace)
-        for orphan in _working_in(self.data):
-            # It cannot lose anything: what it had not committed, recovery takes back.
-            stop(orphan, first=signal.SIGQUIT, grace=timedelta(seconds=2))
+        # Looked at again, for one may have been starting another while it was looked at.
+        while orphans := _working_in(self.data):
+            for orphan in orphans:
+                # It cannot lose anything: what it had not committed, recovery takes back.
+                stop(orphan, first=signal.SIGQUIT, grace=timedelta(seconds=2))
         # A reused pid would make PostgreSQL believe that it is already running.
         (self.data / "postmaster.pid").unlink(missing_ok=True)
 
