@@ -1,6 +1,7 @@
 """Requests whose references have been looked up in SQL: what they name exists, fits, and is pinned to one version."""
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
@@ -74,13 +75,10 @@ async def _generate(session: AsyncSession, tenant_id: UUID, spec: Request) -> Dr
         known = ", ".join(sorted(family.tasks))
         raise InvalidSpec(f"a {version.family} model cannot {spec.task}; it can {known}", pointer="/spec/task")
     inputs = {"version_id": str(version.id)}
-    try:
+    with _pointing_at_its_field():
         family.model_validate(version.spec).check_task(spec, version.info)
         if isinstance(spec, WithInputs):
             inputs |= await _inputs(session, tenant_id, spec, version)
-    except PydanticCustomError as error:
-        refused = error.context or {}
-        raise InvalidSpec(refused["message"], pointer=f"/spec/{refused['field']}") from error
     ref = f"{model.name}@{version.version}"
     # The spec names the version that was the newest at submission, so that it means the same for ever.
     return Draft(
@@ -97,13 +95,10 @@ async def _evaluate(session: AsyncSession, tenant_id: UUID, spec: EvaluateSpec) 
     dataset = await _dataset(session, tenant_id, spec.dataset, family.modality)
     _require_same_shape(dataset, version, pointer="/spec/dataset")
     trained = family.model_validate(version.spec)
-    try:
+    with _pointing_at_its_field():
         wanted = spec.wanted(_able(trained, version))
         if wanted & OF_SAMPLES:
             trained.check_task(spec, version.info)
-    except PydanticCustomError as error:
-        refused = error.context or {}
-        raise InvalidSpec(refused["message"], pointer=f"/spec/{refused['field']}") from error
     ref = f"{model.name}@{version.version}"
     return Draft(
         type=JobType.EVALUATE,
@@ -111,6 +106,16 @@ async def _evaluate(session: AsyncSession, tenant_id: UUID, spec: EvaluateSpec) 
         summary=f"evaluate {ref}",
         inputs={"version_id": str(version.id), "dataset_id": str(dataset.id)},
     )
+
+
+@contextmanager
+def _pointing_at_its_field() -> Generator[None, None, None]:
+    """What a spec refuses (``wrong``), as the refusal of a request."""
+    try:
+        yield
+    except PydanticCustomError as error:
+        refused = error.context or {}
+        raise InvalidSpec(refused["message"], pointer=f"/spec/{refused['field']}") from error
 
 
 def _able(trained: TrainSpec, version: ModelVersion) -> set[str]:

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from worker.families.nets.rotary import rotate
+
 LONGEST_PERIOD: Final = 10_000
 """Of the slowest rotation, in tokens over 2 pi."""
 NORM_EPS: Final = 1e-6
@@ -59,12 +61,6 @@ def rotations(num_tokens: int, head_dim: int) -> tuple[Tensor, Tensor]:
     frequencies = LONGEST_PERIOD ** -(torch.arange(num_pairs, dtype=torch.float64) / num_pairs)
     angles = torch.arange(num_tokens)[:, None] * frequencies
     return angles.cos().float(), angles.sin().float()
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn each pair ``(x[i], x[i + d/2])`` by its angle."""
-    a, b = x.chunk(2, dim=-1)
-    return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
 
 
 class CausalAttention(nn.Module):

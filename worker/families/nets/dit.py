@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from worker.families.nets.attention import attend
 from worker.families.nets.dropout import Dropout
 from worker.families.nets.embeddings import Condition
+from worker.families.nets.rotary import rotate
 
 WAVES_DIM: Final = 256
 LONGEST_PERIOD: Final = 100
@@ -57,12 +58,6 @@ def rotations(rows: int, columns: int, head_dim: int) -> tuple[Tensor, Tensor]:
     row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
     angles = torch.cat((row.reshape(-1, 1) * frequencies, column.reshape(-1, 1) * frequencies), dim=1)
     return angles.cos().float(), angles.sin().float()
-
-
-def rotate(x_BKNd: Tensor, cos_Nd: Tensor, sin_Nd: Tensor) -> Tensor:
-    """Turn each pair ``(x[i], x[i + d/2])`` by its angle."""
-    a, b = x_BKNd.chunk(2, dim=-1)
-    return torch.cat((a * cos_Nd - b * sin_Nd, b * cos_Nd + a * sin_Nd), dim=-1)
 
 
 def rms_normed(x: Tensor) -> Tensor:
