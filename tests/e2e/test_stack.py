@@ -136,8 +136,8 @@ def test_a_job_whose_bell_was_flushed_from_the_broker_runs(client: Client, addre
     assert client.wait(job.id, 30).state == "succeeded"
 
 
-def test_a_job_runs_while_the_broker_is_down(client: Client, stack: Stack, addresses: dict, model: str) -> None:
-    os.kill(addresses["pids"]["valkey"], signal.SIGKILL)
+def test_a_job_runs_while_the_broker_is_down(client: Client, stack: Stack, model: str) -> None:
+    os.kill(stack.up()["pids"]["valkey"], signal.SIGKILL)
 
     asked = time.monotonic()
     job = client.generate(model=model, num_samples=1, seed=0)
