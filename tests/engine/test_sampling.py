@@ -40,7 +40,7 @@ class Exposed:
     def __init__(self, inner: Any) -> None:
         self.num_steps, self.start, self.step = inner.num_steps, inner.start, inner.step
 
-    def finish(self, state: dict[str, torch.Tensor]) -> torch.Tensor:
+    def finish(self, net: nn.Module, state: dict[str, torch.Tensor]) -> torch.Tensor:
         return state["x"]
 
 
@@ -134,7 +134,7 @@ def test_the_tile_is_the_plain_loop(toy_net: nn.Module) -> None:
     [(_, sampled)] = sample(toy_tile(toy_net), [draw])
 
     # A tile is wider, and other shapes have other kernels.
-    assert torch.allclose(sampled, sampler.finish(state)[0], atol=1e-5)
+    assert torch.allclose(sampled, sampler.finish(toy_net, state)[0], atol=1e-5)
 
 
 def test_an_evicted_sample_frees_its_slot_for_another(toy_net: nn.Module) -> None:

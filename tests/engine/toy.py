@@ -1,7 +1,7 @@
 """Two families that the registry does not know: what the engine must do for any family, it must do for these."""
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -74,7 +74,7 @@ class Walker:
         pull = net.generator(state["x"].flatten(1)[:, :2]).tanh()
         return {"x": 0.7 * state["x"] + 0.2 * pull.view_as(state["x"]) + noise.normal(*self.shape, stream=1)}
 
-    def finish(self, state: SlotState) -> Tensor:
+    def finish(self, net: Any, state: SlotState) -> Tensor:
         return state["x"]
 
 

@@ -249,7 +249,7 @@ class Exposed:
     def __init__(self, inner: Any) -> None:
         self.num_steps, self.start, self.step = inner.num_steps, inner.start, inner.step
 
-    def finish(self, state: dict[str, Tensor]) -> Tensor:
+    def finish(self, net: nn.Module, state: dict[str, Tensor]) -> Tensor:
         return state["x"]
 
 
@@ -343,14 +343,14 @@ def test_an_image_survives_the_way_to_noise_and_back() -> None:
         state = state | sampler.step(Mixture(), state, Noise.of_step(Domain.SAMPLING, 0, step, range(2), CPU))
         farthest = max(farthest, state["x"].abs().max().item())
 
-    assert (sampler.finish(state).int() - images.int()).abs().max() <= 1
+    assert (sampler.finish(Mixture(), state).int() - images.int()).abs().max() <= 1
     assert farthest > 20
 
 
 def test_samples_are_bytes_of_minus_one_to_one() -> None:
     state = {"x": torch.tensor([-2.0, -1.0, 0.0, 0.5, 1.0, 3.0]).view(6, 1, 1, 1).double()}
 
-    finished = FAMILY.tasks["generate"](spec_of(), TINY).finish(state)
+    finished = FAMILY.tasks["generate"](spec_of(), TINY).finish(build(spec_of(), TINY), state)
 
     assert finished.dtype == torch.uint8
     assert finished.flatten().tolist() == [0, 0, 128, 191, 255, 255]

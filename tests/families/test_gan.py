@@ -190,7 +190,7 @@ class Exposed:
     def __init__(self, inner: Any) -> None:
         self.num_steps, self.start, self.step = inner.num_steps, inner.start, inner.step
 
-    def finish(self, state: dict[str, Tensor]) -> Tensor:
+    def finish(self, net: nn.Module, state: dict[str, Tensor]) -> Tensor:
         return state["x"]
 
 

@@ -203,7 +203,7 @@ def test_samples_are_the_mean_of_the_likelihood_as_bytes(likelihood: str, grey: 
     sampler = FAMILY.tasks["generate"](spec, DIGITS)
     draws = [Draw(request=Generate(task="generate", model="m"), index=0)]
 
-    finished = sampler.finish(sampler.step(net, sampler.start(draws, noise_of(0)), noise_of(0)))
+    finished = sampler.finish(net, sampler.step(net, sampler.start(draws, noise_of(0)), noise_of(0)))
 
     assert finished.dtype == torch.uint8
     assert finished.unique().tolist() == [grey]

@@ -221,7 +221,7 @@ def test_what_is_encoded_decodes_to_the_reconstruction(network: str) -> None:
         request = kind(task=task, model="m", dataset=DATASET)
         draws = [Draw(request=request, index=index, inputs={"image": x}) for index, x in enumerate(images(SMALL))]
         sampler = FAMILY.tasks[task](spec, SMALL)
-        results[task] = sampler.finish(sampler.step(net, sampler.start(draws, noise), noise))
+        results[task] = sampler.finish(net, sampler.step(net, sampler.start(draws, noise), noise))
 
     decoded = (net.decode(results["encode"]).sigmoid() * 255).round().to(torch.uint8)
 

@@ -220,7 +220,7 @@ def test_a_reconstruction_is_decoded_from_its_codes() -> None:
 
     vectors = net.autoencoder.quantizer(net.autoencoder.latents(from_bytes(images(DIGITS)))).vector
     assert torch.allclose(state["x"], net.autoencoder.decode(vectors), atol=1e-5)
-    assert sampler.finish(state).dtype == torch.uint8
+    assert sampler.finish(net, state).dtype == torch.uint8
 
 
 @pytest.mark.parametrize("quantizer", ["fsq", "ema"])
@@ -231,7 +231,7 @@ def test_encoding_gives_the_map_of_codes_that_the_evaluation_counts(quantizer: s
     draws = [Draw(request=request, index=index, inputs={"image": image}) for index, image in enumerate(images(DIGITS))]
     sampler = FAMILY.tasks["encode"](spec, DIGITS)
 
-    found = sampler.finish(sampler.step(net, sampler.start(draws, KEYED), KEYED))
+    found = sampler.finish(net, sampler.step(net, sampler.start(draws, KEYED), KEYED))
 
     score = FAMILY.scores["codebook"]
     assert (found.shape, found.dtype) == ((6, 4, 4), torch.int32)

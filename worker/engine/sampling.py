@@ -125,7 +125,7 @@ class Tile(Generic[RequestT]):
     @torch.no_grad()
     def _finish(self, slot: int) -> Tensor:
         row = {name: tensor[slot : slot + 1].clone() for name, tensor in self._state.items()}
-        return self.sampler.finish(row)[0].cpu()
+        return self.sampler.finish(self.net, row)[0].cpu()
 
 
 def _noise(state: SlotState) -> Noise:

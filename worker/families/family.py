@@ -111,8 +111,11 @@ class Sampler(Protocol):
         """One step for all slots, each at its own place; ``noise`` is keyed by the step each slot is at."""
         ...
 
-    def finish(self, state: SlotState) -> Tensor:
-        """The samples in canonical form, slot axis first: uint8 ``(S, C, H, W)`` for images."""
+    def finish(self, net: Any, state: SlotState) -> Tensor:
+        """The samples in canonical form, slot axis first: uint8 ``(S, C, H, W)`` for images.
+
+        The engine finishes each row alone, so that this need not be even across a tile.
+        """
         ...
 
 

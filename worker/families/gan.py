@@ -234,7 +234,7 @@ class FromLatent:
         """Draw the images."""
         return state | {"x": net.generator(state["z"], state["label"])}
 
-    def finish(self, state: SlotState) -> Tensor:
+    def finish(self, net: Gan, state: SlotState) -> Tensor:
         return ((state["x"].clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
 

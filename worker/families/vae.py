@@ -262,7 +262,7 @@ class Decode:
         x_SCHW = decoded_SCHW.sigmoid() if self.spec.likelihood == "bernoulli" else decoded_SCHW
         return state | {"x": x_SCHW}
 
-    def finish(self, state: SlotState) -> Tensor:
+    def finish(self, net: Vae, state: SlotState) -> Tensor:
         return (state["x"].clamp(0, 1) * 255).round().to(torch.uint8)
 
 
@@ -319,7 +319,7 @@ class Latents(FromPosterior):
     def step(self, net: Vae, state: SlotState, noise: Noise) -> SlotState:
         return state | {"z": net.encode(grey_levels(state["image"]))[0]}
 
-    def finish(self, state: SlotState) -> Tensor:
+    def finish(self, net: Vae, state: SlotState) -> Tensor:
         """float32 ``(S, Z)``."""
         return state["z"]
 

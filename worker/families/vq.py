@@ -166,7 +166,7 @@ class Decoding:
     def __init__(self, spec: VqSpec, data: DataInfo) -> None:
         self.spec, self.data = spec, data
 
-    def finish(self, state: SlotState) -> Tensor:
+    def finish(self, net: Vq, state: SlotState) -> Tensor:
         return ((state["x"].clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
 
@@ -249,7 +249,7 @@ class Codes(ThroughCodes):
         code_ST = net.autoencoder.encode(from_bytes(state["image"]))
         return state | {"code": code_ST.view_as(state["code"])}
 
-    def finish(self, state: SlotState) -> Tensor:
+    def finish(self, net: Vq, state: SlotState) -> Tensor:
         """int32 ``(S, h, w)``."""
         return state["code"].to(torch.int32)
 

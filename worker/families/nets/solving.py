@@ -95,7 +95,7 @@ class Solve:
         guided_SCHW = unlabelled_SCHW + spread(scale_S) * (estimate_SCHW - unlabelled_SCHW)
         return torch.where(spread(is_guided_S), guided_SCHW, estimate_SCHW)
 
-    def finish(self, state: SlotState) -> Tensor:
+    def finish(self, net: Denoiser, state: SlotState) -> Tensor:
         return ((state["x"].clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
 
