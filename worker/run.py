@@ -54,7 +54,7 @@ class Assignment:
 
     * ingest: ``source`` {key, sha256, size_bytes, filename}
     * train: ``dataset`` {id, modality, info, files: [{name, key, sha256, size_bytes}]},
-      ``models`` {field of the spec: model as below} and
+      ``further_datasets`` {field of the spec: dataset likewise}, ``models`` {field of the spec: model as below} and
       ``resume`` [{key, sha256, size_bytes, step}], the best first: the first that is intact is used
     * generate: ``model`` {id, name, version, family, spec, info, weights: {key, sha256, size_bytes}}
       and, for tasks that read images, ``dataset`` as above or ``images`` [{key, sha256, size_bytes}]; the mask of

@@ -52,6 +52,7 @@ async def draft(session: AsyncSession, tenant_id: UUID, request: AnyJobRequest) 
 async def _train(session: AsyncSession, tenant_id: UUID, spec: TrainSpec) -> Draft:
     dataset = await _dataset(session, tenant_id, spec.dataset, spec.modality)
     family = str(getattr(spec, "family", ""))
+    further = {field: await _further_dataset(session, spec, field, beside=dataset) for field in spec.further_datasets}
     pinned, models = dict[str, str](), dict[str, str]()
     for field, (ref, families) in spec.references().items():
         model, version = await find_version(session, tenant_id, ref, pointer=f"/spec/{field}")
@@ -64,8 +65,16 @@ async def _train(session: AsyncSession, tenant_id: UUID, spec: TrainSpec) -> Dra
         type=JobType.TRAIN,
         spec=spec.model_dump(mode="json") | pinned,
         summary=f"train {family} {spec.model}",
-        inputs={"dataset_id": str(dataset.id), "models": models},
+        inputs={"dataset_id": str(dataset.id), "further_dataset_ids": further, "models": models},
     )
+
+
+async def _further_dataset(session: AsyncSession, spec: TrainSpec, field: str, *, beside: Dataset) -> str:
+    """The id of the dataset that ``field`` names, whose samples are shaped as those that it stands ``beside``."""
+    pointer = f"/spec/{field}"
+    dataset = await _dataset(session, beside.tenant_id, getattr(spec, field), spec.modality, pointer=pointer)
+    _require_shape(dataset, [tuple(beside.info.get("shape", ()))], pointer=pointer)
+    return str(dataset.id)
 
 
 async def _generate(session: AsyncSession, tenant_id: UUID, spec: Request) -> Draft:

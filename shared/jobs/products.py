@@ -27,6 +27,10 @@ def resolve(session: Session, job_id: UUID, kind: JobType, inputs: Mapping[str, 
         case JobType.TRAIN:
             return {
                 "dataset": _dataset_input(session, inputs),
+                "further_datasets": {
+                    field: _dataset_input(session, {"dataset_id": one})
+                    for field, one in inputs.get("further_dataset_ids", {}).items()
+                },
                 "models": {field: _model_input(session, one) for field, one in inputs.get("models", {}).items()},
                 "resume": _checkpoints(session, job_id, inputs),
             }

@@ -26,6 +26,9 @@ class TrainSpec(Spec):
     built_on: ClassVar[Mapping[str, frozenset[str]]] = {}
     """Fields that name a trained model which becomes a frozen part of the network, each with the families it may be
     of. The part is the submodule of the field's name."""
+    further_datasets: ClassVar[tuple[str, ...]] = ()
+    """Fields that name a dataset beside ``dataset``, of its modality and shape. A batch has as many samples of it,
+    under the field's name, in an order of their own."""
 
     dataset: DatasetId
     """The dataset to learn from; it must be ready and of the family's modality."""

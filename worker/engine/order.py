@@ -10,14 +10,17 @@ from worker.kernels.noise import permutation
 class BatchOrder:
     """Endless epochs over ``num_samples``, each in an order of its own, cut into full batches.
 
-    A batch may straddle epochs; every sample is seen once before any is seen again.
+    A batch may straddle epochs; every sample is seen once before any is seen again. Orders of other ``series`` are
+    unrelated, so that two sets of equally many samples are not read in pairs.
     """
 
-    def __init__(self, num_samples: int, batch_size: int, seed: int) -> None:
+    def __init__(self, num_samples: int, batch_size: int, seed: int, *, series: int = 0) -> None:
         self.num_samples = num_samples
         self.batch_size = batch_size
         # Two, because a batch across the border needs both.
-        self._epoch_order = lru_cache(maxsize=2)(lambda epoch: permutation(num_samples, seed=seed, epoch=epoch).numpy())
+        self._epoch_order = lru_cache(maxsize=2)(
+            lambda epoch: permutation(num_samples, seed=seed, epoch=epoch, series=series).numpy()
+        )
 
     def at(self, step: int) -> np.ndarray:
         """Positions in ``range(num_samples)`` of the batch of ``step``, counted from 0."""

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from math import ceil, isfinite
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -16,15 +16,14 @@ from shared.errors import NanLoss
 from shared.specs import FAMILIES as SPECS
 from shared.specs.tasks import Generate
 from shared.specs.training import TrainSpec
-from worker.data.dataset import ImageDataset
 from worker.engine.checkpoint import Checkpoint, write_weights
 from worker.engine.models import MODELS
 from worker.engine.numerics import exact, fingerprint
-from worker.engine.order import BatchOrder
 from worker.engine.sampling import BY_CHANCE, REPRODUCIBILITY, Tile, sample
 from worker.engine.training import Trainer, evaluate
 from worker.families import FAMILIES
 from worker.families.family import Batch, DataInfo, Draw, Origin
+from worker.jobs.batches import Batches, Split
 from worker.jobs.checkpoints import Checkpoints
 from worker.jobs.inputs import fetch_images, stored
 from worker.jobs.pictures import encode_png, sheet
@@ -40,8 +39,6 @@ FEWEST_SHOWN: Final = 16
 QUICK_STEPS: Final = 8
 """A preview of a sampler with more steps than these has ``FEWEST_SHOWN`` samples."""
 
-Split = Literal["train", "held_out"]
-
 
 def train(run: Run) -> dict[str, Any]:
     """Train a model to the end, or from where the best intact one of ``inputs.resume`` left it.
@@ -55,11 +52,13 @@ def train(run: Run) -> dict[str, Any]:
     """
     run.phase("loading_data")
     spec = SPECS[run.assignment.spec["family"]].model_validate(run.assignment.spec)
-    dataset = fetch_images(run, run.assignment.inputs["dataset"])
+    further = {field: run.assignment.inputs["further_datasets"][field] for field in spec.further_datasets}
+    datasets = {"image": run.assignment.inputs["dataset"], **further}
+    batches = Batches({name: fetch_images(run, one) for name, one in datasets.items()}, spec)
     # A training has the device for itself: what fits must not depend on what was sampled before.
     MODELS.clear()
     with exact():
-        return _Training(run, spec, dataset).execute()
+        return _Training(run, spec, batches).execute()
 
 
 @dataclass(kw_only=True)
@@ -79,14 +78,13 @@ class Notes:
 class _Training:
     """One attempt at one training."""
 
-    def __init__(self, run: Run, spec: TrainSpec, dataset: ImageDataset) -> None:
-        self.run, self.spec, self.dataset = run, spec, dataset
+    def __init__(self, run: Run, spec: TrainSpec, batches: Batches) -> None:
+        self.run, self.spec, self.batches = run, spec, batches
         self.models: Mapping[str, Mapping[str, Any]] = run.assignment.inputs.get("models", {})
         origins = {field: Origin.from_json(model) for field, model in self.models.items()}
-        self.data = DataInfo(shape=dataset.shape, num_classes=dataset.num_classes, models=origins)
+        self.data = DataInfo(shape=batches.shape, num_classes=batches.num_classes, models=origins)
         self.family, self.device = FAMILIES[run.assignment.spec["family"]], torch.device(run.device)
-        self.order = BatchOrder(len(dataset.train_indices), spec.batch_size, spec.seed)
-        self.milestone_every = spec.preview_every or milestone_interval(spec.steps, self.order.steps_per_epoch)
+        self.milestone_every = spec.preview_every or milestone_interval(spec.steps, batches.steps_per_epoch)
         self.checkpoints = Checkpoints(run, keep=spec.keep_checkpoints)
         self.notes = self._begin()
         if self.trainer.step:
@@ -140,7 +138,7 @@ class _Training:
 
     def _advance(self) -> dict[str, float] | None:
         """Do one step and return its figures; None if the training went back instead."""
-        batch = self._batch(self.dataset.train_indices[self.order.at(self.trainer.step)])
+        batch = self.batches.at(self.trainer.step)
         micro_batch = self.trainer.micro_batch
         try:
             values = self.trainer.advance(batch)
@@ -191,24 +189,12 @@ class _Training:
     def _checkpoint(self) -> Checkpoint:
         return self.trainer.checkpoint(asdict(self.notes))
 
-    def _batch(self, indices: np.ndarray) -> Batch:
-        batch = {"image": torch.from_numpy(self.dataset.gather(indices))}
-        if self.dataset.labels is not None:
-            batch["label"] = torch.from_numpy(self.dataset.labels[indices])
-        return batch
-
     def _measure(self) -> dict[Split, dict[str, float]]:
         """Evaluate the averaged weights on equally many samples of both splits, and record it."""
-        splits: Mapping[Split, np.ndarray] = {
-            "train": self.dataset.train_indices,
-            "held_out": self.dataset.held_out_indices,
-        }
-        num_samples = min(MOST_EVALUATED, *(len(indices) or MOST_EVALUATED for indices in splits.values()))
         metrics: dict[Split, dict[str, float]] = {}
-        for split, indices in splits.items():
-            if len(indices):
-                figures = evaluate(self.trainer, self._batches(indices[:num_samples]))
-                metrics[split] = {name: value for name, value in figures.items() if isfinite(value)}
+        for split in (measured := self.batches.measured(MOST_EVALUATED)):
+            figures = evaluate(self.trainer, self._batches(split, measured[split]))
+            metrics[split] = {name: value for name, value in figures.items() if isfinite(value)}
         # Together, so that a stop in between does not leave one of them to be recorded twice.
         for split, figures in metrics.items():
             self.run.metrics(self.trainer.step, split, figures)
@@ -216,10 +202,9 @@ class _Training:
         self.notes.score = metrics.get("held_out", {}).get("loss")
         return metrics
 
-    def _batches(self, indices: np.ndarray) -> Iterator[Batch]:
-        size = min(self.trainer.micro_batch, 256)
-        for start in range(0, len(indices), size):
-            yield self._batch(indices[start : start + size])
+    def _batches(self, split: Split, num_samples: int) -> Iterator[Batch]:
+        for batch in self.batches.of(split, num_samples, min(self.trainer.micro_batch, 256)):
+            yield batch
             # Measuring may take long, and a cancel must not wait for it.
             self.run.step(self.trainer.step, self.spec.steps)
 

@@ -109,9 +109,9 @@ class Noise:
         return pairs.flatten(1)[:, :num_elements].float().reshape(-1, *shape)
 
 
-def permutation(num_elements: int, *, seed: int, epoch: int) -> Tensor:
-    """The order of ``num_elements`` things in one epoch: argsort of their keyed random words."""
-    everything = Noise.of_step(Domain.ORDER, seed, epoch, range(1), torch.device("cpu"))
+def permutation(num_elements: int, *, seed: int, epoch: int, series: int = 0) -> Tensor:
+    """The order of ``num_elements`` things in one epoch of a series: argsort of their keyed random words."""
+    everything = Noise.of_step(Domain.ORDER, seed, epoch, range(series, series + 1), torch.device("cpu"))
     words = everything.bits(2 * num_elements).view(num_elements, 2)
     # 63 bits are enough to make a tie a curiosity, and the stable sort settles it all the same.
     return ((words[:, 0] >> 1) << 32 | words[:, 1]).argsort(stable=True)

@@ -1,0 +1,75 @@
+"""What a training reads of its datasets, as a function of the step. Knows no network and no job."""
+
+from collections.abc import Iterator, Mapping
+from itertools import chain
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from shared.errors import DatasetInvalid
+from shared.specs.training import TrainSpec
+from worker.data.dataset import ImageDataset
+from worker.engine.order import BatchOrder
+from worker.families.family import Batch
+
+Split = Literal["train", "held_out"]
+
+
+class Batches:
+    """The batches of one dataset, or of several side by side: of each as many samples, in an order of its own."""
+
+    def __init__(self, datasets: Mapping[str, ImageDataset], spec: TrainSpec) -> None:
+        """``datasets`` by the name that their samples have in a batch; the first one's labels come with them.
+
+        Raises:
+            DatasetInvalid: they differ in shape.
+        """
+        self.datasets = datasets
+        self.shape, self.num_classes = self._first.shape, self._first.num_classes
+        for name, dataset in datasets.items():
+            if dataset.shape != self.shape:
+                raise DatasetInvalid(f"{name} has samples of {list(dataset.shape)}, and {list(self.shape)} is needed")
+        self.orders = {
+            name: BatchOrder(len(dataset.train_indices), spec.batch_size, spec.seed, series=series)
+            for series, (name, dataset) in enumerate(datasets.items())
+        }
+        self.steps_per_epoch = next(iter(self.orders.values())).steps_per_epoch
+        """Of the first dataset."""
+
+    @property
+    def _first(self) -> ImageDataset:
+        return next(iter(self.datasets.values()))
+
+    def at(self, step: int) -> Batch:
+        """The batch that ``step``, counted from 0, trains on."""
+        orders = self.orders
+        return self._gathered({name: one.train_indices[orders[name].at(step)] for name, one in self.datasets.items()})
+
+    def measured(self, most: int) -> dict[Split, int]:
+        """The splits that every dataset has samples in, and of how many of them all figures are: at most ``most``."""
+        splits: tuple[Split, ...] = ("train", "held_out")
+        lengths: dict[Split, list[int]] = {
+            split: [len(indices_of(one, split)) for one in self.datasets.values()] for split in splits
+        }
+        whole: dict[Split, list[int]] = {split: found for split, found in lengths.items() if min(found)}
+        num_samples = min([most, *chain.from_iterable(whole.values())])
+        return dict.fromkeys(whole, num_samples)
+
+    def of(self, split: Split, num_samples: int, batch_size: int) -> Iterator[Batch]:
+        """The first samples of a split in order, in batches of at most ``batch_size``."""
+        for start in range(0, num_samples, batch_size):
+            rows = slice(start, min(start + batch_size, num_samples))
+            yield self._gathered({name: indices_of(one, split)[rows] for name, one in self.datasets.items()})
+
+    def _gathered(self, indices: Mapping[str, NDArray[np.int64]]) -> Batch:
+        batch = {name: torch.from_numpy(one.gather(indices[name])) for name, one in self.datasets.items()}
+        if self._first.labels is not None:
+            batch["label"] = torch.from_numpy(self._first.labels[next(iter(indices.values()))])
+        return batch
+
+
+def indices_of(dataset: ImageDataset, split: Split) -> NDArray[np.int64]:
+    """The samples of one part of a dataset, ascending."""
+    return dataset.train_indices if split == "train" else dataset.held_out_indices
