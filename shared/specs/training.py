@@ -50,8 +50,14 @@ class TrainSpec(Spec):
     """Decoupled weight decay."""
     grad_clip: float = Field(default=1.0, gt=0, le=1e6)
     """Largest global gradient norm."""
+    ema: Literal["exponential", "power"] = "exponential"
+    """How the weights are averaged. With ``power`` (Karras et al., 2024) the length of the average is a tenth of the
+    training, and a ``reaverage`` job makes of it any other from a twentieth to a quarter."""
     ema_decay: float = Field(default=0.999, ge=0, lt=1)
-    """Decay of the exponential moving average of the weights; 0 keeps the raw weights."""
+    """Decay of the moving average of the weights; 0 keeps the raw weights (``exponential`` only)."""
+    ema_snapshots: int = Field(default=8, ge=2, le=64)
+    """How often, at equal intervals, two averages are copied for a ``reaverage`` job; each checkpoint holds all copies
+    made so far, eight bytes a weight and copy (``power`` only)."""
     precision: Precision = "auto"
     """Arithmetic of the forward and backward pass. ``auto`` is bf16 where the device multiplies it in
     hardware and fp32 elsewhere; ``fp16`` scales the loss. A resumed training keeps what it began with."""

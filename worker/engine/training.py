@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from shared.errors import ModelLoadFailed, NanLoss, OutOfMemory
 from shared.specs.training import TrainSpec
+from worker.engine.averages import LENGTHS, PowerAverages, power_decay
 from worker.engine.checkpoint import Checkpoint, detached_copy, fill, load_weights, tensors_of
 from worker.engine.memory import is_out_of_memory, release
 from worker.engine.numerics import Numerics
@@ -55,13 +56,20 @@ class Trainer(Generic[SpecT, NetT]):
         """Steps done, which is also the number of the step that comes next."""
         self.net: NetT = self.numerics.place_network(build(family, spec, data), device)
         self.average: NetT = deepcopy(self.net).requires_grad_(requires_grad=False).eval()
-        """Exponential moving average of the weights: what is evaluated, sampled and published."""
+        """Moving average of the weights: what is evaluated, sampled and published."""
+        self.averages = self._averages()
+        """What lets the length of the average be chosen afterwards, where the spec asks for that."""
         self.parts = {name: self._part(name) for name in family.losses}
 
     def _part(self, name: str) -> Part:
         module = self.net if len(self.family.losses) == 1 else self.net.get_submodule(name)
         trained = {key: tensor for key, tensor in module.named_parameters() if tensor.requires_grad}
         return Part(trained, self.spec, scale_loss=self.numerics.precision == "fp16")
+
+    def _averages(self) -> PowerAverages | None:
+        if self.spec.ema != "power":
+            return None
+        return PowerAverages(self.net, self.average, steps=self.spec.steps, num_snapshots=self.spec.ema_snapshots)
 
     def begin_with(self, field: str, weights: Path) -> None:
         """Take over a trained model: all of the network for ``init_from``, else the part that ``field`` names.
@@ -170,12 +178,15 @@ class Trainer(Generic[SpecT, NetT]):
 
     @torch.no_grad()
     def _average_weights(self) -> None:
-        weight = 1 - ema_decay(self.step, longest=self.spec.ema_decay)
+        is_power = self.averages is not None
+        decay = power_decay(self.step, LENGTHS[0]) if is_power else ema_decay(self.step, longest=self.spec.ema_decay)
         torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage]
-            list(self.average.parameters()), list(self.net.parameters()), weight
+            list(self.average.parameters()), list(self.net.parameters()), 1 - decay
         )
         for averaged, buffer in zip(self.average.buffers(), self.net.buffers(), strict=True):
             averaged.copy_(buffer)
+        if self.averages is not None:
+            self.averages.follow(self.step)
 
     def _checked(self, values: Mapping[str, Tensor]) -> dict[str, float]:
         # One transfer, so that a GPU is waited for once.
@@ -195,7 +206,7 @@ class Trainer(Generic[SpecT, NetT]):
             spec=self.spec.model_dump(mode="json"),
             data=self.data.as_json(),
             numerics=self.numerics.as_json(),
-            tensors={name: detached_copy(tensor) for name, tensor in self._tensors()},
+            tensors={name: detached_copy(tensor) for name, tensor in self._tensors()} | self._snapshots(),
             notes=notes or {},
         )
 
@@ -228,7 +239,16 @@ class Trainer(Generic[SpecT, NetT]):
                 part.load(_under(f"part.{name}", checkpoint.tensors))
             except (KeyError, RuntimeError) as error:
                 raise ModelLoadFailed(f"the checkpoint does not fit part {name}: {error}") from error
+        if self.averages is not None:
+            try:
+                self.averages.load(_under("averages", checkpoint.tensors), checkpoint.step)
+            except (KeyError, RuntimeError) as error:
+                raise ModelLoadFailed(f"the checkpoint's averages do not fit: {error}") from error
         self.step = checkpoint.step
+
+    def _snapshots(self) -> dict[str, Tensor]:
+        tensors = {} if self.averages is None else self.averages.tensors()
+        return {f"averages.{name}": tensor for name, tensor in tensors.items()}
 
     def _tensors(self) -> Iterator[tuple[str, Tensor]]:
         for prefix, net in (("net", self.net), ("average", self.average)):
