@@ -122,6 +122,27 @@ def test_samples_of_different_lengths_share_a_tile(toy_net: nn.Module) -> None:
         assert torch.equal(together[draw.request.seed], alone)
 
 
+def test_each_step_of_the_tile_is_told_with_all_that_is_done(toy_net: nn.Module) -> None:
+    """Twelve samples in eight slots: the last step of a sample is counted by who takes it."""
+    lengths, told, taken = [1, 5, 2, 9, 3, 3, 7, 1, 4, 6, 2, 8], list[int](), list[int]()
+
+    for _ in sample(toy_tile(toy_net), walks(*lengths), told.append):
+        taken.append(len(told))
+
+    assert told[:2] == [6, 13]
+    assert told == sorted(told)
+    assert (len(told), told[-1]) == (taken[-1], sum(lengths) - len(lengths))
+
+
+def test_what_a_step_raises_when_told_ends_the_drawing(toy_net: nn.Module) -> None:
+    def stop(done: int) -> None:
+        if done >= 3:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        list(sample(toy_tile(toy_net), walks(9), stop))
+
+
 def test_the_tile_is_the_plain_loop(toy_net: nn.Module) -> None:
     """Start, four steps with the noise of (seed, step, index), finish."""
     draw = Draw(request=Walk(seed=5, steps=4), index=3)

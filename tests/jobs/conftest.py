@@ -25,6 +25,16 @@ SPEC = {
     "warmup_steps": 2,
     "checkpoint_every": 5,
 }
+DIFFUSION = {
+    "family": "diffusion",
+    "dataset": DATASET_ID,
+    "model": "drawn",
+    "steps": 1,
+    "batch_size": 16,
+    "network": "dit",
+    "warmup_steps": 0,
+}
+"""Samples of this one take many steps."""
 _serial = itertools.count(1)
 
 
@@ -53,11 +63,23 @@ def dataset(tmp_path: Path) -> dict[str, Any]:
 def train_run(tmp_path: Path, dataset: dict[str, Any]) -> Callable[..., FolderRun]:
     """A run of a train job; fields of the spec by keyword, ``resume`` the runs whose checkpoints it may go on from."""
 
-    def make(*, resume: Sequence[FolderRun] = (), **spec: Any) -> FolderRun:
+    def make(
+        *,
+        base: Mapping[str, Any] = SPEC,
+        resume: Sequence[FolderRun] = (),
+        models: Mapping[str, Any] = {},
+        **spec: Any,
+    ) -> FolderRun:
         found = [checkpoint for run in resume for checkpoint in run.checkpoints()]
         inputs = {"dataset": dataset, "resume": sorted(found, key=lambda checkpoint: -checkpoint["step"])}
         serial = next(_serial)
-        assignment = Assignment(job_id=f"job_{serial}", fence=serial, type="train", spec=SPEC | spec, inputs=inputs)
+        assignment = Assignment(
+            job_id=f"job_{serial}",
+            fence=serial,
+            type="train",
+            spec={**base, **spec},
+            inputs=inputs | {"models": models},
+        )
         return FolderRun(folder=tmp_path, assignment=assignment)
 
     return make
@@ -70,12 +92,13 @@ def generate_run(tmp_path: Path, dataset: dict[str, Any]) -> Callable[..., Folde
     def make(
         result: dict[str, Any],
         *,
+        base: Mapping[str, Any] = SPEC,
         model_spec: dict[str, Any] | None = None,
         inputs: Mapping[str, Any] = {},
         **spec: Any,
     ) -> FolderRun:
-        trained = SPEC | (model_spec or {})
-        model = {"id": "mdl_1", "name": "bars", "version": 1, "family": "vae", "spec": trained}
+        trained = {**base, **(model_spec or {})}
+        model = {"id": "mdl_1", "name": "bars", "version": 1, "family": trained["family"], "spec": trained}
         read = {"model": model | {"info": result["info"], "weights": result["weights"]}, "dataset": dataset, **inputs}
         task = {"model": "bars@1", "task": "generate"} | spec
         serial = next(_serial)

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from shared.errors import DatasetInvalid, ModelLoadFailed
-from tests.jobs.conftest import DATASET_ID, bars
+from tests.jobs.conftest import DATASET_ID, DIFFUSION, bars
 from tests.jobs.folder_run import FolderRun, put, store_array
 from worker.jobs.generate import generate
 from worker.jobs.pictures import encode_png, sheet
@@ -177,7 +177,31 @@ def test_progress_ends_at_its_total(generate_run: MakeRun, trained: dict[str, An
 
     generate(run)
 
-    assert [step[:2] for step in run.steps] == [(done, 11) for done in range(1, 12)]
+    assert {steps for _, steps, _ in run.steps} == {11}
+    done = [step for step, _, _ in run.steps]
+    assert done == sorted(done)
+    assert set(done) == set(range(12))
+
+
+def test_a_sample_of_many_steps_tells_of_each_and_is_stopped_within(train_run: MakeRun, generate_run: MakeRun) -> None:
+    """It may take longer than a job may be silent."""
+    trained = train(train_run(base=DIFFUSION))
+    run = generate_run(trained, base=DIFFUSION, num_samples=10, solver="euler", steps=30)
+    run.stop_at = (100, "cancel")
+
+    with pytest.raises(Stopped):
+        generate(run)
+
+    assert [step[:2] for step in run.steps] == [(8 * done, 300) for done in range(1, 14)]
+    assert samples_of(run) == {}
+
+
+def test_a_preview_of_many_steps_tells_that_it_goes_on(train_run: MakeRun) -> None:
+    run = train_run(base=DIFFUSION, steps=2, preview_every=1)
+
+    train(run)
+
+    assert len([step for step, _, values in run.steps if step == 1 and not values]) > 35
 
 
 def test_the_result_says_what_its_bytes_depend_on(generate_run: MakeRun, trained: dict[str, Any]) -> None:

@@ -65,6 +65,12 @@ class Tile(Generic[RequestT]):
     def is_empty(self) -> bool:
         return self.num_free == self.width
 
+    @property
+    def steps_done(self) -> int:
+        """Steps that the samples in its slots have behind them."""
+        taken = [occupant for occupant in self._slots if occupant is not None]
+        return sum(self.sampler.num_steps(occupant.draw.request) - occupant.steps_left for occupant in taken)
+
     def admit(self, draws: Sequence[Draw[RequestT]]) -> None:
         """Put draws into free slots; ValueError if there are too many."""
         free = [slot for slot, occupant in enumerate(self._slots) if occupant is None]
@@ -136,23 +142,31 @@ def _repeat(row: SlotState, width: int) -> SlotState:
     return {name: tensor.expand(width, *tensor.shape[1:]).clone() for name, tensor in row.items()}
 
 
-def sample(tile: Tile[RequestT], draws: Iterable[Draw[RequestT]]) -> Iterator[tuple[Draw[RequestT], Tensor]]:
+def sample(
+    tile: Tile[RequestT], draws: Iterable[Draw[RequestT]], on_step: Callable[[int], None] = lambda done: None
+) -> Iterator[tuple[Draw[RequestT], Tensor]]:
     """Draw all of ``draws``, yielding each sample as soon as it is done.
 
     Samples of equally many steps come in the order they were asked for. Where a step does not fit into memory the
     tile gets narrower, and what is not done by then begins again: see ``tile.width`` for what it came to.
 
+    ``on_step`` is called after each step of the tile with the steps that all samples have behind them, but for the
+    last one of each: that is counted by who takes the sample. What it raises ends the drawing.
+
     Raises:
         OutOfMemory: not even one sample fits.
     """
     waiting = deque(draws)
+    left_behind = 0
     while waiting or not tile.is_empty:
         tile.admit([waiting.popleft() for _ in range(min(tile.num_free, len(waiting)))])
         done = _stepped(tile)
         if done is None:
             waiting.extendleft(reversed(tile.narrow()))
-        else:
-            yield from done
+            done = []
+        left_behind += sum(tile.sampler.num_steps(draw.request) - 1 for draw, _ in done)
+        on_step(left_behind + tile.steps_done)
+        yield from done
 
 
 def _stepped(tile: Tile[RequestT]) -> list[tuple[Draw[RequestT], Tensor]] | None:

@@ -98,9 +98,9 @@ class _Evaluation:
         self.run.phase("uploading")
         return self._publish()
 
-    def _step(self) -> None:
-        """Say that something was done, which is also where a stop is noticed."""
-        self.done += 1
+    def _step(self, num: int = 1) -> None:
+        """Say that so much was done, which is also where a stop is noticed."""
+        self.done += num
         self.run.step(self.done, max(self.done, self.steps))
 
     def _evenly(self, indices: Any, most: int) -> Tensor:
@@ -158,10 +158,17 @@ class _Evaluation:
         """What became of the draws, by index."""
         images: dict[int, Tensor] = {}
         tile = Tile(self.model.net, self.model.sampler(task), draws[0], self.device)
-        width = tile.width
-        for draw, image in sample(tile, draws):
+        width, begun = tile.width, self.done
+        steps, stepped = tile.sampler.num_steps(draws[0].request), 0
+
+        def tell(done: int) -> None:
+            nonlocal stepped
+            stepped = done
+            self._step(begun + (stepped + len(images)) // steps - self.done)
+
+        for draw, image in sample(tile, draws, on_step=tell):
             images[draw.index] = image
-            self._step()
+            tell(stepped)
         self.tiles[task] = tile.width
         self.by_chance |= tile.width < width
         return torch.stack([images[index] for index in range(len(draws))])

@@ -127,14 +127,22 @@ def _publish_samples(
     images: dict[int, Tensor] = {}
     digests: dict[int, str] = {}
     width, reproducibility = tile.width, REPRODUCIBILITY
-    for draw, image in sample(tile, draws):
+    steps, stepped = sum(tile.sampler.num_steps(draw.request) for draw in draws), 0
+
+    def tell(done: int) -> None:
+        # With each step, as one sample of many may take longer than a job is believed to be alive.
+        nonlocal stepped
+        stepped = done
+        run.step(stepped + len(digests), steps)
+
+    for draw, image in sample(tile, draws, on_step=tell):
         if tile.width < width:
             run.log(f"Memory ran out: drawing {tile.width} at a time from here on, not {width}.")
             width, reproducibility = tile.width, BY_CHANCE if digests else reproducibility
         digests[draw.index] = _publish_sample(run, model, draw, image).sha256
         if draw.index < MOST_IN_SHEET:
             images[draw.index] = image
-        run.step(len(digests), len(draws))
+        tell(stepped)
     in_order = [images[index] for index in sorted(images)], [digests[index] for index in sorted(digests)]
     return *in_order, reproducibility
 

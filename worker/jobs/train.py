@@ -2,7 +2,7 @@
 
 import json
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from math import ceil, isfinite
 from pathlib import Path
@@ -209,8 +209,9 @@ class _Training:
             self.run.step(self.trainer.step, self.spec.steps)
 
     def _publish_preview(self) -> None:
-        if (picture := self.previewer.picture()) is not None:
-            step = self.trainer.step
+        step = self.trainer.step
+        # Drawing may take long, too.
+        if (picture := self.previewer.picture(lambda _done: self.run.step(step, self.spec.steps))) is not None:
             name = f"preview-{step:08d}.png"
             self.run.publish("preview", name, picture, media_type="image/png", metadata={"step": step})
 
@@ -248,7 +249,7 @@ class Previewer:
         self.trainer = trainer
         self._tile: Tile[Generate] | None = None
 
-    def picture(self) -> bytes | None:
+    def picture(self, on_step: Callable[[int], None]) -> bytes | None:
         """A PNG sheet of the averaged weights' samples; None for a model that does not generate images."""
         trainer = self.trainer
         asked = Generate(task="generate", model="preview", seed=trainer.spec.seed)
@@ -258,7 +259,7 @@ class Previewer:
         draws = [Draw(request=asked, index=index) for index in range(self._num_samples(sampler.num_steps(asked)))]
         if self._tile is None:
             self._tile = Tile(trainer.average, sampler, draws[0], trainer.device)
-        images = torch.stack([image for _, image in sample(self._tile, draws)])
+        images = torch.stack([image for _, image in sample(self._tile, draws, on_step)])
         return encode_png(sheet(images.numpy()), {"step": trainer.step, "seed": trainer.spec.seed})
 
     def _num_samples(self, steps: int) -> int:
