@@ -2,7 +2,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint types imports test-fast test-slow chaos fix up down clean
+.PHONY: help demo test check lint types imports test-fast test-failed test-slow chaos fix up down clean
 
 BIN := .venv/bin
 DATA_DIR ?= .noisemill
@@ -35,6 +35,13 @@ imports: .venv/dev-installed ## who may import whom (import-linter)
 
 test-fast: .venv/dev-installed ## the tests that take seconds at most
 	$(BIN)/python -m pytest -q -m "not slow and not long"
+
+MOST_FAILED := 5
+FAILED := import json, sys; failed = json.load(open(".pytest_cache/v/cache/lastfailed")); \
+	print("once more:", *failed, sep="\n  "); sys.exit(not 0 < len(failed) <= $(MOST_FAILED))
+test-failed: .venv/dev-installed ## once more, alone, the tests that failed in the last run, if they are few
+	$(BIN)/python -c '$(FAILED)'
+	$(BIN)/python -m pytest -m "not long" --last-failed --last-failed-no-failures none
 
 test-slow: .venv/dev-installed ## the long forms: drills, and a wider search of what can happen to a job
 	$(BIN)/python -m pytest -m long

@@ -35,7 +35,11 @@ def run(name: str, case: Case, digits: Digits, out: Path) -> dict[str, Any]:
     figures = dict(case.measure(trained, Judge(digits)))
     measuring = time.perf_counter() - began
     return {
-        "seconds": {"training": round(trained.seconds, 1), "measuring": round(measuring, 1)},
+        "seconds": {
+            "training": round(trained.seconds, 1),
+            "training_cpu": round(trained.cpu_seconds, 1),
+            "measuring": round(measuring, 1),
+        },
         "within_time": trained.seconds <= LONGEST,
         "load": {"before": round(load, 2), "after": round(os.getloadavg()[0], 2)},
         "num_parameters": trained.trainer.num_parameters,

@@ -38,6 +38,8 @@ class Trained:
     digits: Digits
     seconds: float
     """Of training alone."""
+    cpu_seconds: float
+    """Of all threads meanwhile: what remains of ``seconds`` on a machine with other work to do."""
     samples: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
     """Images that were drawn, uint8 ``(N, 1, 28, 28)``, by what they are; the first 64 of each make a sheet."""
 
@@ -59,11 +61,16 @@ def train(
     trainer: Trainer[Any, Any] = Trainer(family, spec, data, device)
     begin(trainer)
     order = BatchOrder(len(digits.train), spec.batch_size, spec.seed)
-    began = time.perf_counter()
+    began, cpu_began = time.perf_counter(), time.process_time()
     while trainer.step < spec.steps:
         rows = torch.from_numpy(order.at(trainer.step))
         trainer.advance({"image": digits.train.images[rows], "label": digits.train.labels[rows]})
-    return Trained(trainer=trainer, digits=digits, seconds=time.perf_counter() - began)
+    return Trained(
+        trainer=trainer,
+        digits=digits,
+        seconds=time.perf_counter() - began,
+        cpu_seconds=time.process_time() - cpu_began,
+    )
 
 
 def batches(split: Split, *, size: int = 250) -> Iterator[Batch]:
