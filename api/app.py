@@ -21,12 +21,12 @@ from api.news import News
 from api.parts import Parts
 from api.probe import StorageProbe
 from api.relay import RelayThread
-from api.routes import actions, artifacts, datasets, events, health, jobs, meta, models, pages, workers
+from api.routes import actions, aliases, artifacts, datasets, events, health, jobs, meta, models, pages, workers
 from shared.database import make_async_engine, make_engine
 from shared.settings import Settings
 
 ROUTERS = (
-    *(jobs.router, actions.router, events.router, artifacts.router, datasets.router, models.router),
+    *(jobs.router, actions.router, events.router, artifacts.router, datasets.router, models.router, aliases.router),
     *(workers.router, meta.router, health.router, pages.router),
 )
 

@@ -18,7 +18,7 @@ from api.parts import Parts
 from shared.errors import Forbidden, Unauthorized
 from shared.jobs.rows import ApiKey
 
-SCOPES: Final = ("jobs:read", "jobs:write", "datasets:read", "datasets:write", "models:read")
+SCOPES: Final = ("jobs:read", "jobs:write", "datasets:read", "datasets:write", "models:read", "models:write")
 
 _BEARER = HTTPBearer(auto_error=False, scheme_name="key", description="An API key, as `Authorization: Bearer <key>`.")
 
@@ -28,6 +28,7 @@ class Caller:
     """An authenticated client."""
 
     tenant_id: UUID
+    key_id: UUID
     scopes: frozenset[str]
 
 
@@ -81,4 +82,4 @@ async def _find(parts: Parts, wanted: bytes) -> Caller | None:
         row = (await session.execute(statement)).one_or_none()
     if row is None or row[1] or not hmac.compare_digest(row[0].digest, wanted):
         return None
-    return Caller(tenant_id=row[0].tenant_id, scopes=frozenset(row[0].scopes))
+    return Caller(tenant_id=row[0].tenant_id, key_id=row[0].id, scopes=frozenset(row[0].scopes))

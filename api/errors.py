@@ -17,6 +17,7 @@ from api.room import seconds_until_room
 from shared import errors
 from shared.database import AWAY
 from shared.errors import RequestRefused
+from shared.specs.gate import Check
 from shared.wire import FieldError, Problem
 
 PROBLEM_TYPE: Final = "application/problem+json"
@@ -51,6 +52,8 @@ STATUS: Final[Mapping[type[RequestRefused], HTTPStatus]] = {
     errors.QueueFull: HTTPStatus.TOO_MANY_REQUESTS,
     errors.IdempotencyInProgress: HTTPStatus.CONFLICT,
     errors.IdempotencyMismatch: HTTPStatus.UNPROCESSABLE_ENTITY,
+    errors.GateFailed: HTTPStatus.CONFLICT,
+    errors.PreconditionFailed: HTTPStatus.PRECONDITION_FAILED,
     errors.InvalidSpec: HTTPStatus.UNPROCESSABLE_ENTITY,
     FieldsRefused: HTTPStatus.UNPROCESSABLE_ENTITY,
     errors.TooLarge: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
@@ -75,8 +78,9 @@ def problem(
     detail: str,
     fields: Sequence[FieldError] = (),
     headers: Mapping[str, str] | None = None,
+    **extension: Any,
 ) -> Response:
-    """The answer that an error becomes."""
+    """The answer that an error becomes; ``extension`` is what this kind of problem tells besides."""
     body = Problem(
         title=HTTPStatus(status).phrase,
         status=status,
@@ -85,6 +89,7 @@ def problem(
         code=code,
         errors=list(fields),
         request_id=getattr(request.state, "request_id", None),
+        **extension,
     )
     content = body.model_dump_json(exclude_none=True)
     return Response(content, status, headers=dict(headers or {}), media_type=PROBLEM_TYPE)
@@ -104,6 +109,12 @@ async def _refused(request: Request, error: Any) -> Response:
         fields = [FieldError(pointer=error.pointer, detail=error.detail)]
     headers = {**_HEADERS.get(type(error), {}), **getattr(error, "headers", {})}
     return problem(request, status, error.code, error.detail, fields, headers)
+
+
+async def _gate_failed(request: Request, error: Any) -> Response:
+    checks = [Check.model_validate(one) for one in error.checks]
+    fields = [FieldError(pointer="/version", detail=one.reason) for one in checks if not one.passed]
+    return problem(request, STATUS[errors.GateFailed], error.code, error.detail, fields, checks=checks)
 
 
 async def _queue_full(request: Request, error: Any) -> Response:
@@ -153,6 +164,7 @@ def install(app: FastAPI) -> None:
     """Make the app answer every error in this shape."""
     app.add_exception_handler(RequestRefused, _refused)
     app.add_exception_handler(errors.QueueFull, _queue_full)
+    app.add_exception_handler(errors.GateFailed, _gate_failed)
     app.add_exception_handler(RequestValidationError, _parameters_refused)
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(errors.StorageError, _away)

@@ -122,6 +122,36 @@ _VERSION_VIEW: Final = {
     "created_at": "2026-01-05T09:30:31.000000Z",
 }
 
+_EVALUATION: Final = "job_0198f3b4b7c97d10a6c1d2e3f4a5b6c9"
+_BOUND: Final = {"metric": "frechet_distance", "at_most": 12.0}
+_NO_WORSE: Final = {"metric": "coverage", "no_worse_than_current": True}
+_CHECK: Final = {
+    "bound": _BOUND,
+    "passed": True,
+    "reason": "frechet_distance is 10.4, the upper end of its interval 11.2; at most 12 is asked",
+    "evaluation": _EVALUATION,
+    "value": 10.4,
+    "confidence_95": [9.6, 11.2],
+}
+_BELOW: Final = {
+    "bound": _NO_WORSE,
+    "passed": False,
+    "reason": "coverage is 0.81, and 0.87 of the current version; higher is better",
+    "evaluation": _EVALUATION,
+    "value": 0.81,
+    "confidence_95": [0.78, 0.84],
+    "current_value": 0.87,
+    "current_evaluation": "job_0198f3a3b7c97d10a6c1d2e3f4a5b6ca",
+}
+_ALIAS_VIEW: Final = {
+    "model": "digits",
+    "alias": "production",
+    "ref": "digits@production",
+    "version": 3,
+    "gate": [_BOUND, _NO_WORSE],
+    "created_at": "2026-01-05T10:02:31.000000Z",
+}
+
 _DATASET_VIEW: Final = {
     "id": _DATASET,
     "name": "mnist",
@@ -159,7 +189,12 @@ JOB_REQUESTS: Final[Mapping[str, Any]] = {
         "type": "generate",
         "spec": {"model": "digits", "task": "reconstruct", "dataset": _DATASET, "num_samples": 16},
     },
+    "generate_by_alias": {
+        "type": "generate",
+        "spec": {"model": "digits@production", "task": "generate", "num_samples": 16, "seed": 0},
+    },
     "evaluate": {"type": "evaluate", "spec": {"model": "digits", "dataset": _DATASET, "num_samples": 1000}},
+    "reaverage": {"type": "reaverage", "spec": {"model": "digits@1", "ema_length": 0.07}},
     "interpolate": {
         "type": "generate",
         "spec": {"model": "digits", "task": "interpolate", "num_pairs": 4, "num_points": 8},
@@ -171,6 +206,8 @@ JOB_REQUESTS: Final[Mapping[str, Any]] = {
 DATASET_UPLOAD: Final = {"name": "mnist", "filename": "mnist.zip", "size_bytes": 52428800, "modality": "image"}
 
 DATASET_FORM: Final = {"name": "mnist", "modality": "image", "resolution": 28, "file": "(the bytes of mnist.zip)"}
+
+ALIAS_REQUEST: Final = {"version": 3, "gate": [_BOUND, _NO_WORSE], "evaluation": _EVALUATION}
 
 PROBLEM: Final = {
     "type": "about:blank",
@@ -196,12 +233,28 @@ PROBLEMS: Final[Mapping[int, Any]] = {
     }
     for status, title, code, instance, detail in (
         (409, "Conflict", "invalid_state", f"/v1/jobs/{_JOB}/pause", "the job is succeeded: it cannot be paused"),
+        (
+            *(412, "Precondition Failed", "precondition_failed", "/v1/models/digits/aliases/production"),
+            "digits@production has changed, or is not there",
+        ),
         (410, "Gone", "gone", f"/v1/jobs/{_JOB}", f"the job was erased: {_JOB}"),
         (429, "Too Many Requests", "queue_full", "/v1/jobs", "10000 jobs are waiting already"),
         (503, "Service Unavailable", "unavailable", "/v1/jobs", "the database does not answer right now; try again"),
     )
 }
 """By status; any other is shown by ``PROBLEM``."""
+
+REFUSALS: Final[Mapping[tuple[str, int], Any]] = {
+    ("putAlias", 409): PROBLEMS[409]
+    | {
+        "detail": "digits@3 does not pass the gate of production: 1 of 2 bounds do not hold",
+        "instance": "/v1/models/digits/aliases/production",
+        "code": "gate_failed",
+        "errors": [{"pointer": "/version", "detail": _BELOW["reason"]}],
+        "checks": [_CHECK, _BELOW],
+    },
+}
+"""By operation and status, where the example of the status would not do."""
 
 ANSWERS: Final[Mapping[tuple[str, str], Any]] = {
     ("createDataset", "201"): _ANNOUNCED_DATASET,
@@ -248,8 +301,21 @@ VIEWS: Final[Mapping[str, Any]] = {
         "id": _MODEL,
         "name": "digits",
         "latest": 1,
+        "aliases": {"production": 1},
         "created_at": "2026-01-05T09:30:31.000000Z",
         "latest_version": _VERSION_VIEW,
+    },
+    "AliasView": _ALIAS_VIEW,
+    "AliasMoveView": {
+        "id": "mov_0198f3b5c0de7b5a8f9e0d1c2b3a4f5e",
+        "alias": "production",
+        "from_version": 2,
+        "to_version": 3,
+        "gate": [_BOUND],
+        "checks": [_CHECK],
+        "key_id": "key_0198f3a0c0de7b5a8f9e0d1c2b3a4f5e",
+        "key_hint": "nm_j…",
+        "created_at": "2026-01-05T11:40:02.000000Z",
     },
     "WorkerView": {
         "name": "train-1@gpu01",

@@ -13,7 +13,7 @@ from pydantic.json_schema import models_json_schema
 from api import examples
 from api.errors import PROBLEM_TYPE
 from api.intake import DatasetForm
-from shared.wire import DatasetUpload, JobRequest, Problem
+from shared.wire import AliasRequest, DatasetUpload, JobRequest, Problem
 
 VERSION: Final = "0.1.0"
 DESCRIPTION: Final = """\
@@ -26,7 +26,7 @@ TAGS: Final[list[dict[str, Any]]] = [
     {"name": "jobs", "description": "Work to be done once, and its life."},
     {"name": "artifacts", "description": "What jobs made."},
     {"name": "datasets", "description": "What models learn from."},
-    {"name": "models", "description": "Registered names and their immutable versions."},
+    {"name": "models", "description": "Registered names, their immutable versions, and aliases."},
     {"name": "workers", "description": "Who does the work."},
     {"name": "meta", "description": "The service's own rules, as data."},
     {"name": "health", "description": "For orchestrators and Prometheus; no key needed."},
@@ -38,9 +38,12 @@ _RETRY_AFTER: Final = {
     "Retry-After": {"description": "Seconds after which to ask again.", "schema": {"type": "integer", "minimum": 1}}
 }
 _REFUSALS: Final[Mapping[HTTPStatus, frozenset[str]]] = {
-    HTTPStatus.CONFLICT: frozenset({"submitJob", "completeDataset", "pauseJob", "resumeJob", "retryJob", "eraseJob"}),
+    HTTPStatus.CONFLICT: frozenset(
+        {"submitJob", "completeDataset", "pauseJob", "resumeJob", "retryJob", "eraseJob", "putAlias"}
+    ),
+    HTTPStatus.PRECONDITION_FAILED: frozenset({"putAlias", "deleteAlias"}),
     HTTPStatus.TOO_MANY_REQUESTS: frozenset({"submitJob", "resumeJob", "retryJob", "createDataset", "completeDataset"}),
-    HTTPStatus.GONE: frozenset({"submitJob", "getArtifact", "getArtifactContent"}),
+    HTTPStatus.GONE: frozenset({"submitJob", "getArtifact", "getArtifactContent", "putAlias"}),
 }
 """Which operations refuse what; 410 besides for all that is done with one job."""
 
@@ -80,7 +83,9 @@ def _operations(document: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, An
 
 def _add_schemas(schemas: dict[str, Any]) -> None:
     """Models that FastAPI does not see, because we read bodies and write problems ourselves."""
-    _, models = models_json_schema([(Problem, "serialization"), (DatasetUpload, "validation")], ref_template=_REF)
+    _, models = models_json_schema(
+        [(Problem, "serialization"), (DatasetUpload, "validation"), (AliasRequest, "validation")], ref_template=_REF
+    )
     schemas.update(models["$defs"])
     request = TypeAdapter(JobRequest).json_schema(ref_template=_REF)
     schemas.update(request.pop("$defs"))
@@ -110,6 +115,9 @@ def _add_bodies(paths: Mapping[str, Any]) -> None:
             "application/json": ("DatasetUpload", {"example": examples.DATASET_UPLOAD}),
         }
     )
+    paths["/v1/models/{name}/aliases/{alias}"]["put"]["requestBody"] = _body(
+        {"application/json": ("AliasRequest", {"example": examples.ALIAS_REQUEST})}
+    )
 
 
 def _body(kinds: Mapping[str, tuple[str, dict[str, Any]]]) -> dict[str, Any]:
@@ -132,11 +140,11 @@ def _add_problems(path: str, operation: dict[str, Any]) -> None:
     if path.startswith("/v1/jobs/{job_id}"):
         statuses.append(HTTPStatus.GONE)
     for status in sorted(statuses):
-        operation["responses"].setdefault(str(int(status)), _problem(status))
+        operation["responses"].setdefault(str(int(status)), _problem(operation["operationId"], status))
 
 
-def _problem(status: HTTPStatus) -> dict[str, Any]:
-    example = examples.PROBLEMS.get(status, examples.PROBLEM)
+def _problem(operation: str, status: HTTPStatus) -> dict[str, Any]:
+    example = examples.REFUSALS.get((operation, int(status))) or examples.PROBLEMS.get(status, examples.PROBLEM)
     described: dict[str, Any] = {"description": status.phrase}
     if status in (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE):
         described["headers"] = _RETRY_AFTER

@@ -13,10 +13,14 @@ from fastapi import Request
 from api.parts import Parts
 from api.waiting import JobFacts
 from shared.ids import public
-from shared.jobs.rows import Artifact, Attempt, Dataset, Event, Job, Model, ModelVersion, Worker
+from shared.jobs.alias_rows import AliasMove, ModelAlias
+from shared.jobs.rows import ApiKey, Artifact, Attempt, Dataset, Event, Job, Model, ModelVersion, Worker
 from shared.jobs.state import JobState
 from shared.specs import FAMILIES
+from shared.specs.gate import Bound, Check
 from shared.wire import (
+    AliasMoveView,
+    AliasView,
     ArtifactView,
     AttemptView,
     CauseView,
@@ -196,13 +200,39 @@ def version(model_row: Model, row: ModelVersion) -> ModelVersionView:
     )
 
 
-def model(row: Model, latest: ModelVersion | None) -> ModelView:
+def model(row: Model, latest: ModelVersion | None, aliases: Mapping[str, int]) -> ModelView:
     return ModelView(
         id=public("mdl", row.id),
         name=row.name,
         latest=row.latest,
+        aliases=dict(aliases),
         created_at=_given(row.created_at),
         latest_version=None if latest is None else version(row, latest),
+    )
+
+
+def alias(model_name: str, row: ModelAlias, version_number: int) -> AliasView:
+    return AliasView(
+        model=model_name,
+        alias=row.name,
+        ref=f"{model_name}@{row.name}",
+        version=version_number,
+        gate=[Bound.model_validate(bound) for bound in row.gate],
+        created_at=_given(row.created_at),
+    )
+
+
+def alias_move(row: AliasMove, key: ApiKey) -> AliasMoveView:
+    return AliasMoveView(
+        id=public("mov", row.id),
+        alias=row.alias,
+        from_version=row.from_version,
+        to_version=row.to_version,
+        gate=[Bound.model_validate(bound) for bound in row.gate],
+        checks=[Check.model_validate(check) for check in row.checks],
+        key_id=public("key", key.id),
+        key_hint=key.hint,
+        created_at=_given(row.created_at),
     )
 
 

@@ -7,6 +7,8 @@
     - IllegalMove            the job is not in a state that allows this
     - InvalidSpec            the request can never work (names the field)
     - IdempotencyConflict    same key, other body, or still in flight
+    - GateFailed             a version does not show what an alias asks for
+    - PreconditionFailed     it is not any more what the client thinks it is
     - QueueFull              the tenant has as many jobs waiting as it may
     - Unauthorized, Forbidden
     - TooLarge, TooSlow, UnsupportedMedia
@@ -17,7 +19,8 @@
   - StorageError             S3 said no, or said nothing
 """
 
-from typing import ClassVar
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 
 class NoisemillError(Exception):
@@ -71,6 +74,22 @@ class IdempotencyInProgress(RequestRefused):
     """The first request with this idempotency key has not ended yet."""
 
     code = "idempotency_in_progress"
+
+
+class GateFailed(RequestRefused):
+    """The version does not show what the alias asks for; ``checks`` tells bound by bound."""
+
+    code = "gate_failed"
+
+    def __init__(self, detail: str, checks: Sequence[Mapping[str, Any]]) -> None:
+        super().__init__(detail)
+        self.checks = list(checks)
+
+
+class PreconditionFailed(RequestRefused):
+    """It is not any more what the client thinks it is."""
+
+    code = "precondition_failed"
 
 
 class QueueFull(RequestRefused):

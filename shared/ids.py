@@ -8,7 +8,7 @@ from uuid import UUID
 
 from shared.errors import NotFound
 
-Kind = Literal["job", "ds", "mdl", "ver", "art", "key", "ten"]
+Kind = Literal["job", "ds", "mdl", "ver", "art", "key", "ten", "mov"]
 
 _HEX_LENGTH: Final = 32
 

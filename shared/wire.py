@@ -10,6 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from shared.specs import AnyTrainSpec, GenerateSpec
 from shared.specs.evaluate import EvaluateSpec
+from shared.specs.gate import Bound, Check, Gate
+from shared.specs.spec import JobId
 
 JobStateName = Literal[
     "queued", "running", "canceling", "pausing", "paused", "succeeded", "failed", "canceled", "expired"
@@ -80,6 +82,17 @@ class DatasetUpload(_Request):
     """What it must turn out to be; told by the content when left out."""
     resolution: Resolution | None = None
     """Side length that images are brought to; their own when left out."""
+
+
+class AliasRequest(_Request):
+    """What an alias shall stand for, and by which gate it is moved."""
+
+    version: int = Field(ge=1, lt=2**31)
+    """A version of the model."""
+    gate: Gate | None = None
+    """Takes the place of the alias's gate; that stays as it is when left out."""
+    evaluation: JobId | None = None
+    """The evaluate job of the version that is looked at; for each bound the newest that measured it when left out."""
 
 
 class View(BaseModel):
@@ -272,8 +285,41 @@ class ModelView(View):
     id: str
     name: str
     latest: int
+    aliases: dict[str, int] = {}
+    """The version that each alias stands for."""
     created_at: datetime
     latest_version: ModelVersionView | None = None
+
+
+class AliasView(View):
+    """A name for a version of a model, which can be moved to another."""
+
+    model: str
+    alias: str
+    ref: str
+    """``name@alias``, as a job names it."""
+    version: int
+    gate: list[Bound]
+    created_at: datetime
+
+
+class AliasMoveView(View):
+    """One entry of an alias's history: a move, or a change of its gate."""
+
+    id: str
+    alias: str
+    from_version: int | None = None
+    """None: the alias was new."""
+    to_version: int | None = None
+    """None: the alias was removed."""
+    gate: list[Bound]
+    """As it was from then on."""
+    checks: list[Check]
+    """What the version had to show, and did."""
+    key_id: str
+    """The API key by which it was asked for."""
+    key_hint: str
+    created_at: datetime
 
 
 class WorkerView(View):
@@ -340,4 +386,6 @@ class Problem(View):
     instance: str | None = None
     code: str
     errors: list[FieldError] = []
+    checks: list[Check] | None = None
+    """Of ``gate_failed``: how the version stands to each bound."""
     request_id: str | None = None

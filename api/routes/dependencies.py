@@ -19,6 +19,7 @@ JobWriter = Annotated[Caller, Security(authenticate, scopes=["jobs:write"])]
 DatasetReader = Annotated[Caller, Security(authenticate, scopes=["datasets:read"])]
 DatasetWriter = Annotated[Caller, Security(authenticate, scopes=["datasets:write"])]
 ModelReader = Annotated[Caller, Security(authenticate, scopes=["models:read"])]
+ModelWriter = Annotated[Caller, Security(authenticate, scopes=["models:write"])]
 
 IdempotencyKey = Annotated[
     str | None,

@@ -1,4 +1,4 @@
-"""Models: registered names and their immutable versions."""
+"""Models: registered names and their immutable versions. Their aliases are in ``aliases.py``."""
 
 from typing import Annotated
 from uuid import UUID
@@ -12,6 +12,7 @@ from api import views
 from api.paging import refuse_unknown_parameters
 from api.routes.dependencies import ModelReader, ThePaging, TheParts
 from shared.errors import NotFound
+from shared.jobs.aliases import find_model, versions
 from shared.jobs.rows import Model, ModelVersion
 from shared.wire import ModelVersionView, ModelView, Page
 
@@ -22,21 +23,23 @@ router = APIRouter(prefix="/v1/models", tags=["models"], dependencies=[Depends(r
 async def list_models(
     caller: ModelReader, request: Request, response: Response, parts: TheParts, paging: ThePaging
 ) -> Page[ModelView]:
-    """Registered names, newest first, each with its newest version."""
+    """Registered names, newest first, each with its newest version and its aliases."""
     statement = select(Model).where(col(Model.tenant_id) == caller.tenant_id)
     async with parts.transaction() as session:
         rows, has_more = await paging.fetch(session, statement, col(Model.id), newest_first=True)
         newest = await _newest(session, [row.id for row in rows])
-    shown = [views.model(row, newest.get(row.id)) for row in rows]
+        aliases = await versions(session, [row.id for row in rows])
+    shown = [views.model(row, newest.get(row.id), aliases[row.id]) for row in rows]
     return paging.page(request, response, shown, rows[-1].id if rows else None, has_more=has_more)
 
 
 @router.get("/{name}", operation_id="getModel")
 async def get_model(caller: ModelReader, name: str, parts: TheParts) -> ModelView:
-    """A registered name, with its newest version."""
+    """A registered name, with its newest version and its aliases."""
     async with parts.transaction() as session:
-        model = await _find(session, caller.tenant_id, name)
-        return views.model(model, (await _newest(session, [model.id])).get(model.id))
+        model = await find_model(session, caller.tenant_id, name)
+        aliases = await versions(session, [model.id])
+        return views.model(model, (await _newest(session, [model.id])).get(model.id), aliases[model.id])
 
 
 @router.get("/{name}/versions", operation_id="listModelVersions")
@@ -45,7 +48,7 @@ async def list_versions(
 ) -> Page[ModelVersionView]:
     """The versions of a model, newest first."""
     async with parts.transaction() as session:
-        model = await _find(session, caller.tenant_id, name)
+        model = await find_model(session, caller.tenant_id, name)
         statement = select(ModelVersion).where(col(ModelVersion.model_id) == model.id)
         rows, has_more = await paging.fetch(session, statement, col(ModelVersion.id), newest_first=True)
     shown = [views.version(model, row) for row in rows]
@@ -58,7 +61,7 @@ async def get_version(
 ) -> ModelVersionView:
     """One immutable set of weights."""
     async with parts.transaction() as session:
-        model = await _find(session, caller.tenant_id, name)
+        model = await find_model(session, caller.tenant_id, name)
         statement = select(ModelVersion).where(
             col(ModelVersion.model_id) == model.id, col(ModelVersion.version) == version
         )
@@ -66,14 +69,6 @@ async def get_version(
     if row is None:
         raise NotFound(f"no such model: {name}@{version}")
     return views.version(model, row)
-
-
-async def _find(session: AsyncSession, tenant_id: UUID, name: str) -> Model:
-    statement = select(Model).where(col(Model.tenant_id) == tenant_id, col(Model.name) == name.replace("\0", ""))
-    model = (await session.execute(statement)).scalar_one_or_none()
-    if model is None:
-        raise NotFound(f"no such model: {name[:100]}")
-    return model
 
 
 async def _newest(session: AsyncSession, model_ids: list[UUID]) -> dict[UUID, ModelVersion]:

@@ -13,6 +13,7 @@ from sqlmodel import col
 
 from shared import ids
 from shared.errors import InvalidSpec
+from shared.jobs.alias_rows import ModelAlias
 from shared.jobs.rows import Artifact, Dataset, DatasetState, Model, ModelVersion
 from shared.jobs.state import JobType
 from shared.specs import FAMILIES, TrainSpec
@@ -197,13 +198,17 @@ async def _dataset(
 async def find_version(
     session: AsyncSession, tenant_id: UUID, ref: str, *, pointer: str | None = None
 ) -> tuple[Model, ModelVersion]:
-    """The model version that ``name`` (its newest) or ``name@version`` stands for.
+    """The model version that ``name`` (its newest), ``name@version`` or ``name@alias`` stands for.
 
     Raises:
         InvalidSpec: there is none.
     """
-    name, _, number = ref.partition("@")
-    wanted = col(ModelVersion.version) == (int(number) if number else col(Model.latest))
+    name, _, which = ref.partition("@")
+    if which and not which.isdecimal():
+        alias = (col(ModelAlias.model_id) == Model.id, col(ModelAlias.name) == which)
+        wanted = col(ModelVersion.id) == select(col(ModelAlias.version_id)).where(*alias).scalar_subquery()
+    else:
+        wanted = col(ModelVersion.version) == (int(which) if which else col(Model.latest))
     found = (
         select(Model, ModelVersion)
         .join(ModelVersion, col(ModelVersion.model_id) == Model.id)

@@ -12,9 +12,7 @@ from sqlalchemy import (
     BigInteger,
     CheckConstraint,
     Column,
-    DateTime,
     Double,
-    Enum,
     ForeignKey,
     Identity,
     Index,
@@ -23,13 +21,13 @@ from sqlalchemy import (
     SmallInteger,
     Text,
     UniqueConstraint,
-    func,
     text,
 )
-from sqlalchemy.dialects.postgresql import ARRAY, JSONB
+from sqlalchemy.dialects.postgresql import ARRAY
 from sqlmodel import Field, SQLModel
 
 from shared.ids import uuid7
+from shared.jobs import columns
 from shared.jobs.state import AttemptOutcome, JobState, JobType
 
 JsonObject = dict[str, Any]
@@ -37,46 +35,7 @@ JsonObject = dict[str, Any]
 _HELD = "state IN ('running', 'canceling', 'pausing')"
 _FINAL = "state IN ('succeeded', 'failed', 'canceled', 'expired')"
 
-NAMING = {
-    "ix": "ix_%(table_name)s_%(column_0_N_name)s",
-    "uq": "uq_%(table_name)s_%(column_0_N_name)s",
-    "ck": "ck_%(table_name)s_%(constraint_name)s",
-    "fk": "fk_%(table_name)s_%(column_0_name)s",
-    "pk": "pk_%(table_name)s",
-}
-SQLModel.metadata.naming_convention = NAMING
-
-
-def _values_of(kind: type[StrEnum]) -> list[str]:
-    return [member.value for member in kind]
-
-
-def _enum(kind: type[StrEnum], name: str) -> Enum:
-    return Enum(kind, native_enum=False, length=16, name=name, create_constraint=True, values_callable=_values_of)
-
-
-def _time(*, default: bool = False, nullable: bool = True) -> Any:
-    return Column(
-        DateTime(timezone=True),
-        server_default=func.clock_timestamp() if default else None,
-        nullable=nullable and not default,
-    )
-
-
-def _json(default: str | None = None) -> Any:
-    return Column(JSONB, server_default=text(f"'{default}'::jsonb") if default else None, nullable=default is None)
-
-
-def _counter() -> Any:
-    return Column(BigInteger, nullable=False, server_default=text("0"))
-
-
-def _owner(*, primary_key: bool = False) -> Any:
-    return Column[UUID](ForeignKey("tenants.id"), nullable=False, primary_key=primary_key)
-
-
-def _partial(name: str, *columns: str, where: str) -> Index:
-    return Index(name, *columns, postgresql_where=text(where))
+SQLModel.metadata.naming_convention = columns.NAMING
 
 
 class Tenant(SQLModel, table=True):
@@ -86,7 +45,7 @@ class Tenant(SQLModel, table=True):
 
     id: UUID = Field(default_factory=uuid7, primary_key=True)
     name: str = Field(sa_column=Column(Text, nullable=False, unique=True))
-    created_at: datetime | None = Field(default=None, sa_column=_time(default=True))
+    created_at: datetime | None = Field(default=None, sa_column=columns.time(default=True))
 
 
 class ApiKey(SQLModel, table=True):
@@ -95,13 +54,13 @@ class ApiKey(SQLModel, table=True):
     __tablename__ = "api_keys"
 
     id: UUID = Field(default_factory=uuid7, primary_key=True)
-    tenant_id: UUID = Field(sa_column=_owner())
+    tenant_id: UUID = Field(sa_column=columns.owner())
     digest: bytes = Field(sa_column=Column(LargeBinary, nullable=False, unique=True))
     hint: str = Field(sa_column=Column(Text, nullable=False))
     scopes: list[str] = Field(sa_column=Column(ARRAY(Text), nullable=False))
-    created_at: datetime | None = Field(default=None, sa_column=_time(default=True))
-    expires_at: datetime | None = Field(default=None, sa_column=_time())
-    revoked_at: datetime | None = Field(default=None, sa_column=_time())
+    created_at: datetime | None = Field(default=None, sa_column=columns.time(default=True))
+    expires_at: datetime | None = Field(default=None, sa_column=columns.time())
+    revoked_at: datetime | None = Field(default=None, sa_column=columns.time())
 
 
 class Job(SQLModel, table=True):
@@ -110,11 +69,16 @@ class Job(SQLModel, table=True):
     __tablename__ = "jobs"
     __table_args__ = (
         # The claim reads the head of each tenant's line; a tenant's waiting jobs are counted in it.
-        _partial("ix_jobs_waiting", "tenant_id", "queue", "priority", "queued_at", "id", where="state = 'queued'"),
-        _partial("ix_jobs_lease", "lease_until", where=_HELD),
+        columns.partial(
+            "ix_jobs_waiting", "tenant_id", "queue", "priority", "queued_at", "id", where="state = 'queued'"
+        ),
+        columns.partial("ix_jobs_lease", "lease_until", where=_HELD),
         Index("ix_jobs_tenant_list", "tenant_id", text("id DESC")),
-        _partial("ix_jobs_whole_log", "completed_at", where="completed_at IS NOT NULL AND log_pruned_at IS NULL"),
-        _partial("ix_jobs_unended_retries", "id", where="retry_of IS NOT NULL AND completed_at IS NULL"),
+        columns.partial(
+            "ix_jobs_whole_log", "completed_at", where="completed_at IS NOT NULL AND log_pruned_at IS NULL"
+        ),
+        Index("ix_jobs_evaluations", text("(inputs ->> 'version_id')"), postgresql_where=text("type = 'evaluate'")),
+        columns.partial("ix_jobs_unended_retries", "id", where="retry_of IS NOT NULL AND completed_at IS NULL"),
         CheckConstraint(f"({_HELD}) = (lease_until IS NOT NULL)", name="lease_while_held"),
         CheckConstraint(f"({_FINAL}) = (completed_at IS NOT NULL)", name="completed_when_final"),
         CheckConstraint("(state = 'failed') = (error_code IS NOT NULL)", name="error_when_failed"),
@@ -123,55 +87,55 @@ class Job(SQLModel, table=True):
     )
 
     id: UUID = Field(default_factory=uuid7, primary_key=True)
-    tenant_id: UUID = Field(sa_column=_owner())
-    type: JobType = Field(sa_column=Column(_enum(JobType, "type"), nullable=False))
+    tenant_id: UUID = Field(sa_column=columns.owner())
+    type: JobType = Field(sa_column=Column(columns.enum(JobType, "type"), nullable=False))
     queue: str = Field(sa_column=Column(Text, nullable=False))
-    spec: JsonObject = Field(sa_column=_json("{}"))
-    inputs: JsonObject = Field(default_factory=dict, sa_column=_json("{}"))
+    spec: JsonObject = Field(sa_column=columns.json("{}"))
+    inputs: JsonObject = Field(default_factory=dict, sa_column=columns.json("{}"))
     """What the references in the spec meant at submission: ids of the dataset and the model version."""
     summary: str = Field(sa_column=Column(Text, nullable=False))
-    labels: JsonObject = Field(default_factory=dict, sa_column=_json("{}"))
+    labels: JsonObject = Field(default_factory=dict, sa_column=columns.json("{}"))
     priority: int = Field(default=1, sa_column=Column(SmallInteger, nullable=False, server_default=text("1")))
 
-    state: JobState = Field(default=JobState.QUEUED, sa_column=Column(_enum(JobState, "state"), nullable=False))
-    state_version: int = Field(default=1, sa_column=_counter())
-    event_seq: int = Field(default=0, sa_column=_counter())
+    state: JobState = Field(default=JobState.QUEUED, sa_column=Column(columns.enum(JobState, "state"), nullable=False))
+    state_version: int = Field(default=1, sa_column=columns.counter())
+    event_seq: int = Field(default=0, sa_column=columns.counter())
     phase: str | None = Field(default=None, sa_column=Column(Text))
 
-    fence: int = Field(default=0, sa_column=_counter())
+    fence: int = Field(default=0, sa_column=columns.counter())
     """Number of the current attempt. Grows with each claim, is never reset, and guards every write."""
-    failures: int = Field(default=0, sa_column=_counter())
-    losses: int = Field(default=0, sa_column=_counter())
-    interruptions: int = Field(default=0, sa_column=_counter())
+    failures: int = Field(default=0, sa_column=columns.counter())
+    losses: int = Field(default=0, sa_column=columns.counter())
+    interruptions: int = Field(default=0, sa_column=columns.counter())
     max_attempts: int = Field(sa_column=Column(Integer, nullable=False))
     preempt_fence: int | None = Field(default=None, sa_column=Column(BigInteger))
     """The attempt that was asked to give way to a more urgent job."""
     worker: str | None = Field(default=None, sa_column=Column(Text))
-    lease_until: datetime | None = Field(default=None, sa_column=_time())
-    not_before: datetime | None = Field(default=None, sa_column=_time())
-    start_deadline: datetime | None = Field(default=None, sa_column=_time())
+    lease_until: datetime | None = Field(default=None, sa_column=columns.time())
+    not_before: datetime | None = Field(default=None, sa_column=columns.time())
+    start_deadline: datetime | None = Field(default=None, sa_column=columns.time())
     timeout_seconds: int | None = Field(default=None, sa_column=Column(Integer))
     """Longest single attempt."""
 
-    step: int = Field(default=0, sa_column=_counter())
-    steps: int = Field(default=0, sa_column=_counter())
-    figures: JsonObject = Field(default_factory=dict, sa_column=_json("{}"))
+    step: int = Field(default=0, sa_column=columns.counter())
+    steps: int = Field(default=0, sa_column=columns.counter())
+    figures: JsonObject = Field(default_factory=dict, sa_column=columns.json("{}"))
     """Latest figures of the running attempt: loss, rate, seconds left."""
-    timings: JsonObject = Field(default_factory=dict, sa_column=_json("{}"))
+    timings: JsonObject = Field(default_factory=dict, sa_column=columns.json("{}"))
     error_code: str | None = Field(default=None, sa_column=Column(Text))
     error_message: str | None = Field(default=None, sa_column=Column(Text))
-    result: JsonObject | None = Field(default=None, sa_column=_json())
+    result: JsonObject | None = Field(default=None, sa_column=columns.json())
 
-    created_at: datetime | None = Field(default=None, sa_column=_time(default=True))
-    queued_at: datetime | None = Field(default=None, sa_column=_time(default=True))
-    started_at: datetime | None = Field(default=None, sa_column=_time())
-    cancel_requested_at: datetime | None = Field(default=None, sa_column=_time())
+    created_at: datetime | None = Field(default=None, sa_column=columns.time(default=True))
+    queued_at: datetime | None = Field(default=None, sa_column=columns.time(default=True))
+    started_at: datetime | None = Field(default=None, sa_column=columns.time())
+    cancel_requested_at: datetime | None = Field(default=None, sa_column=columns.time())
     retry_of: UUID | None = Field(default=None, sa_column=Column(ForeignKey("jobs.id"), unique=True))
     """The ended job that this one was made to try again."""
-    erased_at: datetime | None = Field(default=None, sa_column=_time())
+    erased_at: datetime | None = Field(default=None, sa_column=columns.time())
     """From then on the row is a tombstone."""
-    completed_at: datetime | None = Field(default=None, sa_column=_time())
-    log_pruned_at: datetime | None = Field(default=None, sa_column=_time())
+    completed_at: datetime | None = Field(default=None, sa_column=columns.time())
+    log_pruned_at: datetime | None = Field(default=None, sa_column=columns.time())
     """From then on the log tells the states alone."""
 
 
@@ -181,7 +145,7 @@ class Attempt(SQLModel, table=True):
     __tablename__ = "attempts"
     __table_args__ = (
         CheckConstraint("(outcome IS NULL) = (ended_at IS NULL)", name="ended_with_outcome"),
-        _partial("ix_attempts_token", "token", where="ended_at IS NULL"),
+        columns.partial("ix_attempts_token", "token", where="ended_at IS NULL"),
     )
 
     job_id: UUID = Field(sa_column=Column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True))
@@ -189,9 +153,9 @@ class Attempt(SQLModel, table=True):
     worker: str = Field(sa_column=Column(Text, nullable=False))
     token: UUID | None = None
     """Chosen by the worker before it claimed: how it finds a claim whose commit was not confirmed."""
-    started_at: datetime | None = Field(default=None, sa_column=_time(default=True))
-    ended_at: datetime | None = Field(default=None, sa_column=_time())
-    outcome: AttemptOutcome | None = Field(default=None, sa_column=Column(_enum(AttemptOutcome, "outcome")))
+    started_at: datetime | None = Field(default=None, sa_column=columns.time(default=True))
+    ended_at: datetime | None = Field(default=None, sa_column=columns.time())
+    outcome: AttemptOutcome | None = Field(default=None, sa_column=Column(columns.enum(AttemptOutcome, "outcome")))
     error_code: str | None = Field(default=None, sa_column=Column(Text))
     error_message: str | None = Field(default=None, sa_column=Column(Text))
 
@@ -207,11 +171,11 @@ class Usage(SQLModel, table=True):
 
     job_id: UUID = Field(primary_key=True)
     fence: int = Field(sa_column=Column(BigInteger, primary_key=True, autoincrement=False))
-    tenant_id: UUID = Field(sa_column=_owner())
+    tenant_id: UUID = Field(sa_column=columns.owner())
     queue: str = Field(sa_column=Column(Text, nullable=False))
     priority: int = Field(sa_column=Column(SmallInteger, nullable=False))
     seconds: float = Field(sa_column=Column(Double, nullable=False))
-    created_at: datetime | None = Field(default=None, sa_column=_time(default=True))
+    created_at: datetime | None = Field(default=None, sa_column=columns.time(default=True))
 
 
 class Share(SQLModel, table=True):
@@ -219,7 +183,7 @@ class Share(SQLModel, table=True):
 
     __tablename__ = "shares"
 
-    tenant_id: UUID = Field(sa_column=_owner(primary_key=True))
+    tenant_id: UUID = Field(sa_column=columns.owner(primary_key=True))
     attained: float = Field(sa_column=Column(Double, nullable=False, server_default=text("0")))
     """Device-seconds."""
 
@@ -232,20 +196,20 @@ class Event(SQLModel, table=True):
     job_id: UUID = Field(sa_column=Column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True))
     seq: int = Field(sa_column=Column(BigInteger, primary_key=True, autoincrement=False))
     type: str = Field(sa_column=Column(Text, nullable=False))
-    data: JsonObject = Field(sa_column=_json("{}"))
-    created_at: datetime | None = Field(default=None, sa_column=_time(default=True))
+    data: JsonObject = Field(sa_column=columns.json("{}"))
+    created_at: datetime | None = Field(default=None, sa_column=columns.time(default=True))
 
 
 class Bell(SQLModel, table=True):
     """Transactional outbox: a message that some worker has work to claim."""
 
     __tablename__ = "outbox"
-    __table_args__ = (_partial("ix_outbox_unsent", "id", where="sent_at IS NULL"),)
+    __table_args__ = (columns.partial("ix_outbox_unsent", "id", where="sent_at IS NULL"),)
 
     id: int | None = Field(default=None, sa_column=Column(BigInteger, Identity(always=True), primary_key=True))
     job_id: UUID = Field(sa_column=Column(ForeignKey("jobs.id", ondelete="CASCADE"), nullable=False, index=True))
-    created_at: datetime | None = Field(default=None, sa_column=_time(default=True))
-    sent_at: datetime | None = Field(default=None, sa_column=_time())
+    created_at: datetime | None = Field(default=None, sa_column=columns.time(default=True))
+    sent_at: datetime | None = Field(default=None, sa_column=columns.time())
 
 
 class Artifact(SQLModel, table=True):
@@ -255,14 +219,14 @@ class Artifact(SQLModel, table=True):
     __table_args__ = (
         UniqueConstraint("job_id", "fence", "name"),
         Index("ix_artifacts_job", "job_id", "id"),
-        _partial("ix_artifacts_undated", "kind", "job_id", where="expires_at IS NULL AND removed_at IS NULL"),
-        _partial("ix_artifacts_expiring", "expires_at", where="expires_at IS NOT NULL AND removed_at IS NULL"),
-        _partial("ix_artifacts_removed", "removed_at", where="removed_at IS NOT NULL AND deleted_at IS NULL"),
+        columns.partial("ix_artifacts_undated", "kind", "job_id", where="expires_at IS NULL AND removed_at IS NULL"),
+        columns.partial("ix_artifacts_expiring", "expires_at", where="expires_at IS NOT NULL AND removed_at IS NULL"),
+        columns.partial("ix_artifacts_removed", "removed_at", where="removed_at IS NOT NULL AND deleted_at IS NULL"),
         CheckConstraint("deleted_at IS NULL OR removed_at IS NOT NULL", name="deleted_when_removed"),
     )
 
     id: UUID = Field(default_factory=uuid7, primary_key=True)
-    tenant_id: UUID = Field(sa_column=_owner())
+    tenant_id: UUID = Field(sa_column=columns.owner())
     job_id: UUID = Field(sa_column=Column(ForeignKey("jobs.id", ondelete="CASCADE"), nullable=False))
     fence: int = Field(sa_column=Column(BigInteger, nullable=False))
     kind: str = Field(sa_column=Column(Text, nullable=False))
@@ -271,12 +235,12 @@ class Artifact(SQLModel, table=True):
     size_bytes: int = Field(sa_column=Column(BigInteger, nullable=False))
     sha256: str = Field(sa_column=Column(Text, nullable=False))
     media_type: str = Field(sa_column=Column(Text, nullable=False))
-    details: JsonObject = Field(default_factory=dict, sa_column=_json("{}"))
-    created_at: datetime | None = Field(default=None, sa_column=_time(default=True))
-    expires_at: datetime | None = Field(default=None, sa_column=_time())
-    removed_at: datetime | None = Field(default=None, sa_column=_time())
+    details: JsonObject = Field(default_factory=dict, sa_column=columns.json("{}"))
+    created_at: datetime | None = Field(default=None, sa_column=columns.time(default=True))
+    expires_at: datetime | None = Field(default=None, sa_column=columns.time())
+    removed_at: datetime | None = Field(default=None, sa_column=columns.time())
     """From then on the row is a tombstone, and the object may be gone."""
-    deleted_at: datetime | None = Field(default=None, sa_column=_time())
+    deleted_at: datetime | None = Field(default=None, sa_column=columns.time())
     """From then on the object is gone."""
 
 
@@ -286,7 +250,7 @@ class Garbage(SQLModel, table=True):
     __tablename__ = "garbage"
 
     key: str = Field(sa_column=Column(Text, primary_key=True))
-    found_at: datetime | None = Field(default=None, sa_column=_time(default=True))
+    found_at: datetime | None = Field(default=None, sa_column=columns.time(default=True))
 
 
 class DatasetState(StrEnum):
@@ -309,19 +273,19 @@ class Dataset(SQLModel, table=True):
     )
 
     id: UUID = Field(default_factory=uuid7, primary_key=True)
-    tenant_id: UUID = Field(sa_column=_owner())
+    tenant_id: UUID = Field(sa_column=columns.owner())
     name: str = Field(sa_column=Column(Text, nullable=False))
-    state: DatasetState = Field(sa_column=Column(_enum(DatasetState, "state"), nullable=False))
-    source: JsonObject = Field(sa_column=_json("{}"))
+    state: DatasetState = Field(sa_column=Column(columns.enum(DatasetState, "state"), nullable=False))
+    source: JsonObject = Field(sa_column=columns.json("{}"))
     """{filename, key, size_bytes, sha256}; the last two are None until the upload is complete."""
     modality: str | None = Field(default=None, sa_column=Column(Text))
     count: int | None = Field(default=None, sa_column=Column(BigInteger))
     digest: str | None = Field(default=None, sa_column=Column(Text))
-    info: JsonObject = Field(default_factory=dict, sa_column=_json("{}"))
-    files: list[JsonObject] = Field(default_factory=list, sa_column=_json("[]"))
+    info: JsonObject = Field(default_factory=dict, sa_column=columns.json("{}"))
+    files: list[JsonObject] = Field(default_factory=list, sa_column=columns.json("[]"))
     job_id: UUID | None = Field(default=None, sa_column=Column(ForeignKey("jobs.id", ondelete="SET NULL")))
     error: str | None = Field(default=None, sa_column=Column(Text))
-    created_at: datetime | None = Field(default=None, sa_column=_time(default=True))
+    created_at: datetime | None = Field(default=None, sa_column=columns.time(default=True))
 
 
 class Model(SQLModel, table=True):
@@ -331,10 +295,10 @@ class Model(SQLModel, table=True):
     __table_args__ = (UniqueConstraint("tenant_id", "name"),)
 
     id: UUID = Field(default_factory=uuid7, primary_key=True)
-    tenant_id: UUID = Field(sa_column=_owner())
+    tenant_id: UUID = Field(sa_column=columns.owner())
     name: str = Field(sa_column=Column(Text, nullable=False))
     latest: int = Field(default=0, sa_column=Column(Integer, nullable=False))
-    created_at: datetime | None = Field(default=None, sa_column=_time(default=True))
+    created_at: datetime | None = Field(default=None, sa_column=columns.time(default=True))
 
 
 class ModelVersion(SQLModel, table=True):
@@ -350,14 +314,14 @@ class ModelVersion(SQLModel, table=True):
     model_id: UUID = Field(sa_column=Column(ForeignKey("models.id"), nullable=False))
     version: int = Field(sa_column=Column(Integer, nullable=False))
     family: str = Field(sa_column=Column(Text, nullable=False))
-    spec: JsonObject = Field(sa_column=_json("{}"))
-    info: JsonObject = Field(sa_column=_json("{}"))
-    metrics: JsonObject = Field(sa_column=_json("{}"))
-    weights: JsonObject = Field(sa_column=_json("{}"))
+    spec: JsonObject = Field(sa_column=columns.json("{}"))
+    info: JsonObject = Field(sa_column=columns.json("{}"))
+    metrics: JsonObject = Field(sa_column=columns.json("{}"))
+    weights: JsonObject = Field(sa_column=columns.json("{}"))
     """{key, sha256, size_bytes}."""
     job_id: UUID = Field(sa_column=Column(ForeignKey("jobs.id"), nullable=False, unique=True))
     dataset_id: UUID | None = Field(default=None, sa_column=Column(ForeignKey("datasets.id")))
-    created_at: datetime | None = Field(default=None, sa_column=_time(default=True))
+    created_at: datetime | None = Field(default=None, sa_column=columns.time(default=True))
 
 
 class IdempotencyKey(SQLModel, table=True):
@@ -365,12 +329,12 @@ class IdempotencyKey(SQLModel, table=True):
 
     __tablename__ = "idempotency_keys"
 
-    tenant_id: UUID = Field(sa_column=_owner(primary_key=True))
+    tenant_id: UUID = Field(sa_column=columns.owner(primary_key=True))
     key: str = Field(sa_column=Column(Text, primary_key=True))
     request_sha256: str = Field(sa_column=Column(Text, nullable=False))
     status: int | None = Field(default=None, sa_column=Column(Integer))
     body: str | None = Field(default=None, sa_column=Column(Text))
-    created_at: datetime | None = Field(default=None, sa_column=_time(default=True))
+    created_at: datetime | None = Field(default=None, sa_column=columns.time(default=True))
 
 
 class Worker(SQLModel, table=True):
@@ -386,8 +350,8 @@ class Worker(SQLModel, table=True):
     state: str = Field(sa_column=Column(Text, nullable=False))
     """``idle``, ``busy``, ``draining`` or ``stopped``; a worker not seen for long is gone."""
     job_id: UUID | None = Field(default=None, sa_column=Column(ForeignKey("jobs.id", ondelete="SET NULL")))
-    started_at: datetime | None = Field(default=None, sa_column=_time(default=True))
-    seen_at: datetime | None = Field(default=None, sa_column=_time(default=True))
+    started_at: datetime | None = Field(default=None, sa_column=columns.time(default=True))
+    seen_at: datetime | None = Field(default=None, sa_column=columns.time(default=True))
 
 
 class NamedLease(SQLModel, table=True):
@@ -397,4 +361,4 @@ class NamedLease(SQLModel, table=True):
 
     name: str = Field(sa_column=Column(Text, primary_key=True))
     holder: str = Field(sa_column=Column(Text, nullable=False))
-    until: datetime | None = Field(default=None, sa_column=_time(nullable=False))
+    until: datetime | None = Field(default=None, sa_column=columns.time(nullable=False))

@@ -1,8 +1,9 @@
 """What every spec has in common: strict, immutable, finite. Knows no family."""
 
+import re
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 from pydantic_core import PydanticCustomError
 
 
@@ -22,12 +23,30 @@ Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 ArtifactId = Annotated[str, StringConstraints(pattern=r"^art_[0-9a-f]{32}$")]
 
+JobId = Annotated[str, StringConstraints(pattern=r"^job_[0-9a-f]{32}$")]
+
 DatasetId = Annotated[str, StringConstraints(pattern=r"^ds_[0-9a-f]{32}$")]
 
 ModelName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
 """Name of a registered model; each finished training adds a version to it."""
 
-ModelRef = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}(@[1-9][0-9]{0,8})?$")]
-"""``name@version``, or ``name`` alone for the newest version at the time of submission."""
+
+def _no_number(alias: str) -> str:
+    if alias == "latest" or re.fullmatch(r"v[0-9]+", alias):
+        raise ValueError(
+            "an alias must not look like a version: the newest has the model's name alone, others a number"
+        )
+    return alias
+
+
+AliasName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9._-]{0,62}$"), AfterValidator(_no_number)]
+"""A name for a version of a model, which can be moved: ``production``."""
+
+ModelRef = Annotated[
+    str,
+    StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}(@([1-9][0-9]{0,8}|[a-z][a-z0-9._-]{0,62}))?$"),
+]
+"""``name@version``, ``name@alias``, or ``name`` alone for the newest version; a job keeps the version that it meant at
+submission."""
 
 Modality = Literal["image", "text", "audio"]

@@ -105,18 +105,22 @@ def test_no_operation_shows_or_touches_what_belongs_to_another_tenant(
         "dataset_id": victim.add_dataset(),
         "name": "digits",
         "version": "1",
+        "alias": "production",
     }
+    victim.client.put("/v1/models/digits/aliases/production", json={"version": 1})
     before = count_rows(), victim.client.get(running["urls"]["self"]).json()["state"]
 
     with_ids = [(method, path) for method, path, _ in operations(settings) if "{" in path]
     for method, path in with_ids:
-        theirs = thief.client.request(method, path.format(**ids))
+        body = {"json": {"version": 1}} if method == "PUT" else {}
+        theirs = thief.client.request(method, path.format(**ids), **body)
         assert (theirs.status_code, theirs.json()["code"]) == (404, "not_found"), (method, path)
     for path in ("/v1/jobs", "/v1/datasets", "/v1/models", "/v1/jobs?label.secret=label"):
         assert thief.client.get(path).json()["data"] == []
     for request in (
         train_request(ids["dataset_id"]),
         {"type": "generate", "spec": {"model": "digits", "task": "generate"}},
+        {"type": "generate", "spec": {"model": "digits@production", "task": "generate"}},
     ):
         assert thief.client.post("/v1/jobs", json=request).status_code == 422
 
