@@ -5,11 +5,13 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from shared.specs.augmentation import Augmentation
 from shared.specs.spec import DatasetId, Modality, ModelName, ModelRef, Seed, Spec, wrong
 from shared.specs.tasks import Request
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Schedule = Literal["cosine", "constant"]
+Direction = Literal["lower", "higher"]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -58,6 +60,8 @@ class TrainSpec(Spec):
     ema_snapshots: int = Field(default=8, ge=2, le=64)
     """How often, at equal intervals, two averages are copied for a ``reaverage`` job; each checkpoint holds all copies
     made so far, eight bytes a weight and copy (``power`` only)."""
+    augmentation: Augmentation = Augmentation()
+    """Alterations of the images that are trained on, drawn anew in each step; held-out images stay as they are."""
     precision: Precision = "auto"
     """Arithmetic of the forward and backward pass. ``auto`` is bf16 where the device multiplies it in
     hardware and fp32 elsewhere; ``fp16`` scales the loss. A resumed training keeps what it began with."""
@@ -68,7 +72,12 @@ class TrainSpec(Spec):
     checkpoint_every: int = Field(default=500, ge=1, le=1_000_000)
     """Steps between checkpoints, from which an interrupted training goes on."""
     keep_checkpoints: int = Field(default=3, ge=1, le=100)
-    """How many of the last checkpoints are kept, beside the one with the lowest held-out loss."""
+    """How many of the last checkpoints are kept, beside the best by ``best_by``."""
+    best_by: str | None = None
+    """The held-out figure that says which of two states of the training is better; the loss when left out."""
+    weights: Literal["last", "best"] = "last"
+    """Which weights become the model's version: those after the last step, or those that were measured best, by
+    ``best_by``, at the end or when a sample sheet was made."""
     init_from: ModelRef | None = None
     """Fine-tune: begin with the weights of this model version instead of random ones."""
     preview_every: int | None = Field(default=None, ge=1, le=1_000_000)
@@ -80,6 +89,20 @@ class TrainSpec(Spec):
         if self.warmup_steps is not None and self.warmup_steps > self.steps:
             raise wrong("warmup_steps", "warmup_steps must not exceed steps")
         return self
+
+    @model_validator(mode="after")
+    def _best_is_known(self) -> "TrainSpec":
+        known = self.compared_by()
+        if self.best_by is not None and self.best_by not in known:
+            names = f"it can be {', '.join(sorted(known))}" if known else "this model has no such figure"
+            raise wrong("best_by", f"{self.best_by} does not say which of two states is better; {names}")
+        if self.weights == "best" and (self.best_by or "loss") not in known:
+            raise wrong("weights", "no held-out loss says which of two states of this model is better")
+        return self
+
+    def compared_by(self) -> Mapping[str, Direction]:
+        """The held-out figures by which two states of a training are compared, each with what is better of it."""
+        return {}
 
     def trains(self, part: str, step: int) -> bool:
         """Whether ``part`` of the network is updated in ``step``; the others stand still."""

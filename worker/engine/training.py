@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from shared.errors import ModelLoadFailed, NanLoss, OutOfMemory
 from shared.specs.training import TrainSpec
+from worker.engine.augmentation import augmented
 from worker.engine.averages import LENGTHS, PowerAverages, power_decay
 from worker.engine.checkpoint import Checkpoint, detached_copy, fill, load_weights, tensors_of
 from worker.engine.memory import is_out_of_memory, release
@@ -97,6 +98,7 @@ class Trainer(Generic[SpecT, NetT]):
         self.net.train()
         for part in _frozen(self.net, self.spec, self.data):
             part.eval()
+        batch = augmented(batch, self.spec.augmentation, self._augmentation_noise(batch))
         values: dict[str, Tensor] = {}
         for name, part in self.parts.items():
             if self.spec.trains(name, self.step):
@@ -104,6 +106,10 @@ class Trainer(Generic[SpecT, NetT]):
         self._average_weights()
         self.step += 1
         return self._checked(values)
+
+    def _augmentation_noise(self, batch: Batch) -> Noise:
+        device = next(iter(batch.values())).device
+        return Noise.of_step(Domain.AUGMENTATION, self.spec.seed, self.step, range(num_rows(batch)), device)
 
     def place(self, batch: Batch) -> Batch:
         """Move a batch to the device, images in the training's layout."""

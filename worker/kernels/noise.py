@@ -30,6 +30,7 @@ class Domain(IntEnum):
     EVALUATION = 1
     SAMPLING = 2
     ORDER = 3
+    AUGMENTATION = 4
 
 
 def philox(counter: Sequence[Tensor], key: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
