@@ -7,7 +7,7 @@ from pydantic import Field
 
 from shared.specs.spec import Modality, ModelRef, wrong
 from shared.specs.tasks import Request
-from shared.specs.training import TrainSpec
+from shared.specs.training import Direction, TrainSpec
 
 MOST_STEPS = 4
 
@@ -36,6 +36,10 @@ class ConsistencySpec(TrainSpec):
     """Noise level to which the first estimate is brought back for the second step; further ones halve it."""
     learning_rate: float = Field(default=1e-4, gt=0, le=1)
     betas: tuple[float, float] = (0.9, 0.99)
+
+    def compared_by(self) -> Mapping[str, Direction]:
+        """The loss of the first stage, which every state is measured by, and its error."""
+        return {"loss": "lower", "disagreement": "lower"}
 
     def num_classes(self, info: Mapping[str, Any]) -> int:
         """Those of the diffusion model that was tuned."""

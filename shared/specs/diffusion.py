@@ -7,7 +7,7 @@ from pydantic import Field
 
 from shared.specs.spec import Modality, wrong
 from shared.specs.tasks import Colourise, Generate, Interpolate, Request, Sampling
-from shared.specs.training import TrainSpec
+from shared.specs.training import Direction, TrainSpec
 
 SAMPLING: Final = frozenset({"labels", "steps", "solver", "guidance_scale", "guidance_interval"})
 
@@ -54,6 +54,10 @@ class DiffusionSpec(TrainSpec):
     """Share of the features that are dropped in each block while training; 0.1 for small datasets."""
     betas: tuple[float, float] = (0.9, 0.99)
     ema_decay: float = Field(default=0.999, ge=0, lt=1)
+
+    def compared_by(self) -> Mapping[str, Direction]:
+        """The loss, and the error of the denoised image."""
+        return {"loss": "lower", "denoising_error": "lower"}
 
     def check_task(self, request: Request, info: Mapping[str, Any]) -> None:
         """Refuse, beside what any family refuses, options without effect and those that need what was not learnt."""

@@ -7,7 +7,7 @@ from pydantic import Field
 
 from shared.specs.spec import Modality, wrong
 from shared.specs.tasks import Request, Traverse
-from shared.specs.training import TrainSpec
+from shared.specs.training import Direction, TrainSpec
 
 
 class VaeSpec(TrainSpec):
@@ -41,6 +41,11 @@ class VaeSpec(TrainSpec):
     likelihood: Literal["bernoulli", "gaussian", "logistic"] = "bernoulli"
     """p(x|z): Bernoulli over grey levels in [0, 1], or Gaussian or discretised logistic with one learned variance per
     model; with ``logistic`` the ELBO bounds the probability of the bytes, comparable in bits per dimension."""
+
+    def compared_by(self) -> Mapping[str, Direction]:
+        """The loss and what it is made of."""
+        common: dict[str, Direction] = {"loss": "lower", "reconstruction": "lower"}
+        return common if self.objective == "denoising" else {**common, "elbo": "higher", "bits_per_dim": "lower"}
 
     def check_task(self, request: Request, info: Mapping[str, Any]) -> None:
         """Refuse to draw from a denoising autoencoder, and latents that there are not; else as any family."""

@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from shared.specs.spec import Modality
-from shared.specs.training import TrainSpec
+from shared.specs.training import Direction, TrainSpec
 
 Levels = Annotated[tuple[Annotated[int, Field(ge=2, le=64)], ...], Field(min_length=1, max_length=8)]
 
@@ -45,6 +45,10 @@ class VqSpec(TrainSpec):
     """Share of the steps in which the autoencoder learns alone: the codes of its beginning are not worth learning."""
     class_conditional: bool = True
     """Tell the prior the classes of the data, if it has some."""
+
+    def compared_by(self) -> Mapping[str, Direction]:
+        """Figures of the autoencoder; those of the prior are of codes that change their meaning."""
+        return {"autoencoder_loss": "lower", "reconstruction": "lower", "perplexity": "higher", "usage": "higher"}
 
     def trains(self, part: str, step: int) -> bool:
         """The autoencoder always, the prior from ``prior_start`` on."""

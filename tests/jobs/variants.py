@@ -26,7 +26,10 @@ COMMON: Final = {
 def variants() -> Iterator[tuple[str, dict[str, Any]]]:
     """A name and the fields of a spec: each choice that a family has, alone, at every precision."""
     for family, kind in SPECS.items():
+        plain = kind.model_validate(small(family, kind, {}))
         for choice in ({}, *choices(kind)):
+            if "weights" in choice and "loss" not in plain.compared_by():
+                continue  # refused without a figure's name
             for precision in PRECISIONS:
                 name = "-".join([family, *(f"{field}={value}" for field, value in choice.items()), precision])
                 yield name, small(family, kind, choice | {"precision": precision})

@@ -91,9 +91,14 @@ class Checkpoint:
         return cls(tensors=tensors, notes=header.get("notes", {}), **fields)
 
 
+def weights_of(net: nn.Module) -> dict[str, Tensor]:
+    """A copy of what a model is: its network alone, in main memory."""
+    return {name: detached_copy(tensor) for name, tensor in net.state_dict().items()}
+
+
 def write_weights(path: Path, net: nn.Module, header: Mapping[str, Any]) -> None:
-    """Write what ``load_weights`` reads: the network alone."""
-    write_tensors(path, {name: detached_copy(tensor) for name, tensor in net.state_dict().items()}, header)
+    """Write what ``load_weights`` reads."""
+    write_tensors(path, weights_of(net), header)
 
 
 def load_weights(path: Path, net: nn.Module) -> None:

@@ -1,22 +1,20 @@
 """Executes ``train`` jobs: fetch, step, report, publish. How a step is done is the engine's affair."""
 
-import json
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
+from copy import copy
 from dataclasses import asdict, dataclass, replace
 from math import ceil, isfinite
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import torch
 from pydantic_core import PydanticCustomError
 
-from shared.errors import NanLoss
+from shared.errors import DatasetInvalid, NanLoss
 from shared.specs import FAMILIES as SPECS
 from shared.specs.tasks import Generate
 from shared.specs.training import TrainSpec
-from worker.engine.checkpoint import Checkpoint, write_weights
+from worker.engine.checkpoint import Checkpoint, weights_of
 from worker.engine.models import MODELS
 from worker.engine.numerics import exact, fingerprint
 from worker.engine.sampling import BY_CHANCE, REPRODUCIBILITY, Tile, sample
@@ -24,10 +22,12 @@ from worker.engine.training import Trainer, evaluate
 from worker.families import FAMILIES
 from worker.families.family import Batch, DataInfo, Draw, Origin
 from worker.jobs.batches import Batches, Split
+from worker.jobs.best import Best, Measures
 from worker.jobs.checkpoints import Checkpoints
 from worker.jobs.inputs import fetch_images, stored
 from worker.jobs.pictures import encode_png, sheet
-from worker.run import Run, Stopped, StoredObject
+from worker.jobs.weights import publish_averages, publish_weights
+from worker.run import Run, Stopped
 
 MOST_MILESTONES: Final = 50
 """Sample sheets and evaluations of one training, unless the spec says how often."""
@@ -70,7 +70,7 @@ class Notes:
     previewed: int = 0
     """The last step that was shown."""
     score: float | None = None
-    """The held-out loss when it was last measured; lower is better."""
+    """The held-out figure by which checkpoints are compared when it was last measured; less is better."""
     rollbacks: int = 0
     """How often the training went back because its loss was no number."""
 
@@ -85,7 +85,10 @@ class _Training:
         self.data = DataInfo(shape=batches.shape, num_classes=batches.num_classes, models=origins)
         self.family, self.device = FAMILIES[run.assignment.spec["family"]], torch.device(run.device)
         self.milestone_every = spec.preview_every or milestone_interval(spec.steps, batches.steps_per_epoch)
+        if spec.weights == "best" and "held_out" not in batches.measured(1):
+            raise DatasetInvalid("the dataset has no held-out samples, which say what is best")
         self.checkpoints = Checkpoints(run, keep=spec.keep_checkpoints)
+        self.best = Best(spec)
         self.notes = self._begin()
         if self.trainer.step:
             run.log(f"Going on from step {self.trainer.step}.")
@@ -109,7 +112,8 @@ class _Training:
         trainer = Trainer.resume(self.family, self.spec, self.data, self.device, checkpoint)
         # It orders floating-point sums: a resume uses the number that the training began with.
         torch.set_num_threads(trainer.numerics.num_threads)
-        return trainer, Notes(**checkpoint.notes)
+        self.best.restore(checkpoint)
+        return trainer, Notes(**{name: note for name, note in checkpoint.notes.items() if name != "best"})
 
     def execute(self) -> dict[str, Any]:
         try:
@@ -158,8 +162,10 @@ class _Training:
             raise NanLoss(f"{trouble}, after the training had gone back to a checkpoint once")
         self.checkpoints.join()
         del self.trainer, self.previewer
-        # What was recorded of the steps that come again stays recorded.
+        # What was recorded of the steps that come again stays recorded, and with it what was best of them.
+        best = copy(self.best)
         self.notes = replace(self.notes, score=self._begin().score, rollbacks=1)
+        self.best = best
         self.run.log(f"{trouble}: going back to step {self.trainer.step}, this once.")
         # Waited for, so that it stays at this once whatever happens to the attempt.
         self.checkpoints.begin(self._checkpoint())
@@ -187,7 +193,7 @@ class _Training:
             self.checkpointed = step
 
     def _checkpoint(self) -> Checkpoint:
-        return self.trainer.checkpoint(asdict(self.notes))
+        return self.best.put_into(self.trainer.checkpoint(asdict(self.notes)))
 
     def _measure(self) -> dict[Split, dict[str, float]]:
         """Evaluate the averaged weights on equally many samples of both splits, and record it."""
@@ -199,7 +205,8 @@ class _Training:
         for split, figures in metrics.items():
             self.run.metrics(self.trainer.step, split, figures)
         self.notes.measured = self.trainer.step
-        self.notes.score = metrics.get("held_out", {}).get("loss")
+        self.notes.score = self.best.score(metrics.get("held_out", {}))
+        self.best.consider(self.trainer.step, metrics, self.trainer.average)
         return metrics
 
     def _batches(self, split: Split, num_samples: int) -> Iterator[Batch]:
@@ -215,21 +222,26 @@ class _Training:
             name = f"preview-{step:08d}.png"
             self.run.publish("preview", name, picture, media_type="image/png", metadata={"step": step})
 
-    def _result(self, metrics: Mapping[Split, Mapping[str, float]]) -> dict[str, Any]:
-        trainer = self.trainer
+    def _result(self, metrics: Measures) -> dict[str, Any]:
+        trainer, weights, step = self.trainer, weights_of(self.trainer.average), self.trainer.step
+        if self.spec.weights == "best":
+            step, metrics, weights = self.best.taken()
         description = {
             "family": self.run.assignment.spec["family"],
             "spec": self.spec.model_dump(mode="json"),
             "info": trainer.data.as_json(),
-            "step": trainer.step,
+            "step": step,
         }
-        weights = publish_weights(self.run, trainer, description)
+        published = publish_weights(self.run, weights, description)
+        if trainer.averages is not None:
+            publish_averages(self.run, trainer, trainer.averages, description | {"step": trainer.step})
         # Memory that ran out at the first step does so again on the same hardware; later it was an accident.
         by_chance = any(step > 0 for step in trainer.numerics.halved_at)
         return {
             "metrics": metrics,
+            "best": self.best.shown(),
             "steps": trainer.step,
-            "weights": weights.as_json(),
+            "weights": published.as_json(),
             "info": trainer.data.as_json(),
             "num_parameters": trainer.num_parameters,
             "reproducibility": BY_CHANCE if by_chance else REPRODUCIBILITY,
@@ -277,13 +289,3 @@ def is_understood(request: Generate, trainer: Trainer[Any, Any]) -> bool:
     except PydanticCustomError:
         return False
     return True
-
-
-def publish_weights(run: Run, trainer: Trainer[Any, Any], description: Mapping[str, Any]) -> StoredObject:
-    """Upload the averaged weights and the description that is needed to use them."""
-    config = json.dumps(description, indent=2, sort_keys=True).encode()
-    run.publish("weights", "config.json", config, media_type="application/json")
-    with tempfile.TemporaryDirectory(prefix="noisemill-") as folder:
-        path = Path(folder) / "model.safetensors"
-        write_weights(path, trainer.average, description)
-        return run.publish("weights", path.name, path, media_type="application/octet-stream")
