@@ -3,6 +3,8 @@
 Shape suffixes: B = batch, E = embedding.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from math import log
 
 import torch
@@ -41,17 +43,38 @@ class TimeEmbedding(nn.Module):
 
 
 class Condition(nn.Module):
-    """The sum of a time's and a class's embedding; class ``num_classes`` stands for none."""
+    """The sum of a time's and a class's embedding; class ``num_classes`` stands for none.
+
+    A network that has learnt to (``learn_augmentation``) also hears, inside of ``told``, how an image was augmented.
+    """
 
     def __init__(self, dim_in: int, dim: int, num_classes: int) -> None:
         super().__init__()
         self.time_proj = Waves(dim_in)
         self.time_embedding = TimeEmbedding(dim_in, dim)
+        # As large as the time's embedding from the start: with a deviation of 0.02 a short training never heard of it.
         self.class_embedding = nn.Embedding(num_classes + 1, dim) if num_classes else None
-        if self.class_embedding is not None:
-            nn.init.normal_(self.class_embedding.weight, std=0.02)
+
+        self.augmentation_embedding: nn.Linear | None = None
+        self._told_BA: Tensor | None = None
+
+    def learn_augmentation(self, num_told: int) -> None:
+        """Take heed of so many numbers from now on; zeros say nothing, and all of them say nothing before training."""
+        self.augmentation_embedding = nn.Linear(num_told, self.time_embedding.linear_2.out_features, bias=False)
+        nn.init.zeros_(self.augmentation_embedding.weight)
+
+    @contextmanager
+    def told(self, told_BA: Tensor | None) -> Iterator[None]:
+        """Say in one forward pass how its images were augmented; nothing outside of it, as when samples are drawn."""
+        self._told_BA = told_BA
+        try:
+            yield
+        finally:
+            self._told_BA = None
 
     def embed(self, t_B: Tensor, label_B: Tensor) -> Tensor:
         """The condition ``(B, E)``."""
         condition_BE = self.time_embedding(self.time_proj(t_B))
+        if self.augmentation_embedding is not None and self._told_BA is not None:
+            condition_BE = condition_BE + self.augmentation_embedding(self._told_BA)
         return condition_BE if self.class_embedding is None else condition_BE + self.class_embedding(label_B)

@@ -45,7 +45,7 @@ class UNetLayout:
 
 UNETS: Final[Mapping[str, UNetLayout]] = {
     "xs": UNetLayout(
-        block_out_channels=(64, 128), layers_per_block=1, attention_level=1, norm_num_groups=8, patch_size=2
+        block_out_channels=(32, 64), layers_per_block=1, attention_level=1, norm_num_groups=8, patch_size=2
     ),
     "s": UNetLayout(block_out_channels=(64, 128, 128), layers_per_block=2, attention_level=1),
     "b": UNetLayout(block_out_channels=(128, 256, 256, 256), layers_per_block=2, attention_level=1),
