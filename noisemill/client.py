@@ -17,10 +17,12 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 from noisemill import downloads, uploads
+from noisemill.aliases import Aliases
 from noisemill.answers import ViewT, header, outcome, parse, progress_of, quoted
 from noisemill.discovery import find_server
 from noisemill.errors import ApiError, UnexpectedAnswer
 from noisemill.following import Follower
+from noisemill.pages import fetch, fetch_all
 from noisemill.transport import Transport, plain_client
 from shared.specs import AnyTrainSpec, Modality
 from shared.wire import (
@@ -34,7 +36,6 @@ from shared.wire import (
     JobView,
     ModelVersionView,
     ModelView,
-    Page,
     ProgressView,
     WorkerView,
 )
@@ -71,6 +72,8 @@ class Client:
         self._transport = Transport(find_server(url, api_key), timeout=timeout, max_retries=max_retries)
         self._storage = plain_client(timeout)
         self._patience = patience
+        self.aliases = Aliases(self._transport)
+        """Names for versions of models."""
 
     @property
     def url(self) -> str:
@@ -309,9 +312,12 @@ class Client:
         return self._pages(ModelVersionView, f"/v1/models/{quoted(name)}/versions")
 
     def model_version(self, ref: str) -> ModelVersionView:
-        """The version that ``name@version`` names, or the newest of ``name``."""
-        name, _, version = ref.partition("@")
-        number = version or str(self.model(name).latest)
+        """The version that ``name@version`` or ``name@alias`` names, or the newest of ``name``."""
+        name, _, which = ref.partition("@")
+        if which.isdecimal():
+            number = which
+        else:
+            number = str(self.aliases.get(ref).version if which else self.model(name).latest)
         return self._get(ModelVersionView, f"/v1/models/{quoted(name)}/versions/{quoted(number)}")
 
     def workers(self) -> list[WorkerView]:
@@ -357,14 +363,7 @@ class Client:
         return parse(DatasetView, answer.content)
 
     def _get(self, view: type[ViewT], path: str) -> ViewT:
-        return parse(view, self._transport.request("GET", path, repeatable=True).content)
+        return fetch(self._transport, view, path)
 
     def _pages(self, view: type[ViewT], path: str, filters: Mapping[str, Any] | None = None) -> Iterator[ViewT]:
-        params = {key: value for key, value in (filters or {}).items() if value is not None}
-        while True:
-            answer = self._transport.request("GET", path, repeatable=True, params=params)
-            page = parse(Page[view], answer.content)
-            yield from page.data
-            if not page.has_more or page.next_cursor is None:
-                return
-            params["cursor"] = page.next_cursor
+        return fetch_all(self._transport, view, path, filters)

@@ -15,6 +15,7 @@
   - JobError                 ends an attempt, with a code that clients may match on
     - DatasetInvalid, InputGone, ModelLoadFailed, NanLoss, OutOfMemory, TimeLimitExceeded, InternalError
     - Stalled, UploadFailed, StorageUnavailable, WorkerLost     retryable
+  - FamilyRefused            an installed package offers a family that cannot be used
   - LeaseLost                this attempt is no longer the current one
   - StorageError             S3 said no, or said nothing
 """
@@ -199,6 +200,10 @@ class WorkerLost(JobError):
 
     code = "worker_lost"
     retryable = True
+
+
+class FamilyRefused(NoisemillError):
+    """An installed package offers a family that cannot be used: nothing starts, so that the operator sees it."""
 
 
 class LeaseLost(NoisemillError):

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from noisemill.cli import artifacts, datasets, jobs, models, stack, submission
+from noisemill.cli import aliases, artifacts, datasets, jobs, models, stack, submission
 from noisemill.errors import ClientError
 from noisemill.terminal import complain, say
 
@@ -58,6 +58,7 @@ for group in (stack, submission):
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(datasets.app, name="datasets")
 app.add_typer(models.app, name="models")
+app.add_typer(aliases.app, name="alias")
 app.add_typer(artifacts.app, name="artifacts")
 app.command("workers")(jobs.workers)
 

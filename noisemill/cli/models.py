@@ -24,15 +24,21 @@ def list_models(limit: Limit = 20, as_json: AsJson = False) -> None:
         say("No models. Train one with `noisemill train`.")
     else:
         rows = [
-            (item.name, item.latest, item.latest_version and item.latest_version.family, item.created_at)
+            (
+                item.name,
+                item.latest,
+                item.latest_version and item.latest_version.family,
+                ", ".join(f"{name}: {version}" for name, version in item.aliases.items()),
+                item.created_at,
+            )
             for item in found
         ]
-        show_table(("model", "latest", "family", "created"), rows)
+        show_table(("model", "latest", "family", "aliases", "created"), rows)
 
 
 @app.command("show")
 def show_model(
-    ref: Annotated[str, typer.Argument(metavar="MODEL", help="name@version, or name for its newest version.")],
+    ref: Annotated[str, typer.Argument(metavar="MODEL", help="name@version, name@alias, or name for its newest.")],
     as_json: AsJson = False,
 ) -> None:
     """Show a version of a model."""
