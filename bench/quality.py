@@ -2,10 +2,10 @@
 
 Each case of ``bench/quality_cases.py`` is trained with the engine's trainer on the first 8,000 of MNIST's test digits,
 drawn from through the engine's tile, and judged against the last 2,000 in the features of the shipped classifier.
-Writes one JSON with every figure, what was asked and whether it was reached, and a sheet of 8 x 8 samples per case
-beside it.
+Writes a JSON per case with every figure, what was asked and whether it was reached, and beside it sheets of 8 x 8
+samples. ``docs/quality.py`` makes a page of them.
 
-    python -m bench.quality --data FOLDER --only vae-mlp,vae-conv --out quality.json
+    python -m bench.quality --data FOLDER --only vae-mlp,vae-conv --out bench/results/quality
 """
 
 import argparse
@@ -28,7 +28,7 @@ SHEET: Final = 64
 
 
 def run(name: str, case: Case, digits: Digits, out: Path) -> dict[str, Any]:
-    """Train and measure one case; writes its sheets beside ``out``."""
+    """Train and measure one case; writes its sheets into the folder ``out``."""
     load = os.getloadavg()[0]
     trained = case.train(case.spec, digits, device())
     began = time.perf_counter()
@@ -63,7 +63,7 @@ def write_sheets(name: str, trained: Trained, out: Path) -> list[str]:
     """The first samples of each kind as PNG; returns the files' names."""
     names: list[str] = []
     for kind, images in trained.samples.items():
-        path = out.with_name(f"{name}-{kind}.png")
+        path = out / f"{name}-{kind}.png"
         path.write_bytes(encode_png(sheet(images[:SHEET].numpy(), columns=8)))
         names.append(path.name)
     return names
@@ -82,21 +82,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder of the idx files")
     parser.add_argument("--only", default=",".join(CASES), help="names of cases, separated by commas")
-    parser.add_argument("--out", type=Path, required=True, help="the JSON file; sheets are written beside it")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the JSON files and sheets")
     parser.add_argument("--steps", type=int, help="train so many steps instead: to try a case out, not to judge it")
     parser.add_argument("--threads", type=int, help="threads of torch; all cores when left out")
     options = parser.parse_args()
-    digits, results = read_digits(options.data), dict[str, Any]()
+    options.out.mkdir(parents=True, exist_ok=True)
+    digits = read_digits(options.data)
     with exact(options.threads):
         for name in options.only.split(","):
             case = CASES[name]
             if options.steps is not None:
                 shortened = case.spec.model_copy(update={"steps": options.steps, "warmup_steps": None})
                 case = replace(case, spec=shortened)
-            results[name] = run(name, case, digits, options.out)
-            report = {"machine": machine(), "shortened": options.steps is not None, "cases": results}
-            options.out.write_text(json.dumps(report, indent=2) + "\n")
-            print(name, json.dumps(results[name]["figures"]))
+            result = run(name, case, digits, options.out)
+            report = {"case": name, "machine": machine(), "shortened": options.steps is not None, **result}
+            (options.out / f"{name}.json").write_text(json.dumps(report, indent=2) + "\n")
+            print(name, json.dumps(result["figures"]), flush=True)
 
 
 if __name__ == "__main__":

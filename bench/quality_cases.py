@@ -101,8 +101,8 @@ def vae_figures(trained: Trained, judge: Judge) -> Measures:
 
 VAE_MLP: Final = Case(
     spec=VaeSpec(
-        family="vae", network="mlp", hidden_dim=400, latent_dim=20, steps=12_000, batch_size=128, ema_decay=0.999,
-        **fields("vae-mlp"),
+        family="vae", network="mlp", hidden_dim=400, latent_dim=20, steps=8000, batch_size=256, learning_rate=3e-3,
+        weight_decay=0.15, ema_decay=0.999, **fields("vae-mlp"),
     ),
     measure=vae_figures,
     asked=[at_most("loss", 108), at_least("probe_accuracy", 0.90)],
@@ -111,7 +111,7 @@ VAE_MLP: Final = Case(
 VAE_CONV: Final = Case(
     spec=VaeSpec(
         family="vae", network="conv", base_channels=32, latent_dim=20, steps=1800, batch_size=64, learning_rate=2e-3,
-        ema_decay=0.995, **fields("vae-conv"),
+        weight_decay=0.15, ema_decay=0.995, **fields("vae-conv"),
     ),
     measure=vae_figures,
     asked=[at_most("loss", 102), at_most("way", 0.15), at_least("probe_accuracy", 0.90)],
@@ -159,7 +159,7 @@ def diffusion_figures(trained: Trained, judge: Judge) -> Measures:
 
 def diffusion(name: str, *, way: float, accuracy: float, **recipe: Any) -> Case:
     """Near the digits, and of the class that was asked for."""
-    common = {"family": "diffusion", "batch_size": 64, "learning_rate": 1e-3, "ema_decay": 0.995, "warmup_steps": 50}
+    common = {"family": "diffusion", "batch_size": 32, "noise_mean": -0.6, "ema_decay": 0.995}
     return Case(
         spec=DiffusionSpec.model_validate({**common, **recipe, **fields(name)}),
         train=once,
@@ -168,8 +168,8 @@ def diffusion(name: str, *, way: float, accuracy: float, **recipe: Any) -> Case:
     )
 
 
-UNET: Final = diffusion("diffusion-unet", way=0.04, accuracy=0.97, network="unet", steps=900)
-DIT: Final = diffusion("diffusion-dit", way=0.08, accuracy=0.90, network="dit", steps=900)
+UNET: Final = diffusion("diffusion-unet", way=0.04, accuracy=0.97, network="unet", steps=2400, learning_rate=3e-3)
+DIT: Final = diffusion("diffusion-dit", way=0.08, accuracy=0.90, network="dit", steps=2000, learning_rate=2e-3)
 
 
 def editing_figures(trained: Trained, judge: Judge) -> Measures:

@@ -77,14 +77,15 @@ def test_the_reason_for_each_queue_setting_is_written_down(name: str):
     assert f"`{name}`" in (REPOSITORY / "docs/reliability.md").read_text()
 
 
-def test_the_page_about_configuration_is_that_of_the_settings():
-    spec = importlib.util.spec_from_file_location("configuration", REPOSITORY / "docs/configuration.py")
+@pytest.mark.parametrize("name", ["configuration", "quality"])
+def test_a_generated_page_is_that_of_its_source(name: str):
+    spec = importlib.util.spec_from_file_location(name, REPOSITORY / f"docs/{name}.py")
     page = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(page)
 
-    written = (REPOSITORY / "docs/configuration.md").read_text()
+    written = (REPOSITORY / f"docs/{name}.md").read_text("utf-8")
 
-    assert written == page.render(), "run: .venv/bin/python docs/configuration.py > docs/configuration.md"
+    assert written == page.render(), f"run: .venv/bin/python docs/{name}.py > docs/{name}.md"
 
 
 def test_every_setting_says_what_it_means():

@@ -44,7 +44,7 @@ class DiTLayout:
 
 
 DITS: Final[Mapping[str, DiTLayout]] = {
-    "xs": DiTLayout(width=192, depth=6, num_heads=3),
+    "xs": DiTLayout(width=128, depth=6, num_heads=2),
     "s": DiTLayout(width=384, depth=12, num_heads=6),
     "b": DiTLayout(width=768, depth=12, num_heads=12),
 }

@@ -1,0 +1,81 @@
+"""Prints docs/quality.md from what ``bench.quality`` wrote: ``python docs/quality.py > docs/quality.md``."""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+REPOSITORY: Final = Path(__file__).resolve().parents[1]
+RESULTS: Final = REPOSITORY / "bench/results/quality"
+
+HEAD = """# What the families reach
+
+Small models, trained for minutes on two CPU cores on the first 8,000 of MNIST's test digits and judged against the last
+2,000 by the shipped classifier (99 % of held-out digits right; [metrics.md](metrics.md)). *way* is 0 where samples are as
+far from the held-out digits as training digits are, and 1 where they are as far as noise with each pixel's mean and
+deviation (Fréchet distance of 64 features). `python -m bench.quality` trains and measures; this page is generated from
+its results by `docs/quality.py`, and a test compares the two. Nothing is chosen by hand: sheets show the first 64 samples.
+
+Training is asked to take four minutes at most of a quiet machine with two cores, which is 480 CPU seconds.
+"""
+
+NAMES: Final[Mapping[str, str]] = {
+    "loss": "-ELBO, nats per image",
+    "way": "way",
+    "probe_accuracy": "accuracy of a linear probe on latents",
+    "num_classes_seen": "classes among the samples",
+    "largest_class": "share of the commonest class",
+    "guided_class_accuracy": "samples of the class asked for, at guidance 2",
+    "inpainting_gain": "inpainting, lower half: dB over principal components",
+    "super_resolution_gain": "super-resolution, 4x: dB over bicubic",
+    "inpainted_class_accuracy": "inpainted digits of the right class",
+    "fd_over_teacher": "Fréchet distance of 2 steps over that of the teacher's 35 evaluations",
+    "usage": "codes in use",
+    "perplexity_share": "perplexity over codes",
+}
+
+
+def number(value: float) -> str:
+    """Three or four digits."""
+    return f"{value:.4g}"
+
+
+def rows(results: list[Mapping[str, Any]]) -> Iterator[str]:
+    """A row for each figure that something was asked of."""
+    for result in results:
+        seconds = result["seconds"]
+        for asked in result["asked"]:
+            sense = "at_most" if "at_most" in asked else "at_least"
+            sign = "≤" if sense == "at_most" else "≥"
+            reached = "yes" if asked["reached"] else "**no**"
+            figure = asked["figure"]
+            yield (
+                f"| {result['case']} | {NAMES[figure]} | {sign} {number(asked[sense])} | "
+                f"{number(result['figures'][figure])} | {reached} | {result['spec']['steps']} | "
+                f"{seconds['training_cpu']:.0f} |"
+            )
+
+
+def sheets(results: list[Mapping[str, Any]]) -> Iterator[str]:
+    """The pictures of each case."""
+    for result in results:
+        if result["sheets"]:
+            pictures = " ".join(f"![{name}](../bench/results/quality/{name})" for name in result["sheets"])
+            yield f"### {result['case']}\n\n{pictures}"
+
+
+def render() -> str:
+    """The page."""
+    results = [json.loads(path.read_text("utf-8")) for path in sorted(RESULTS.glob("*.json"))]
+    machines = {f"{one['machine']['device']}, torch {one['machine']['torch']}" for one in results}
+    table = [
+        "| case | figure | asked | reached | | steps | CPU seconds of training |",
+        "|---|---|---|---|---|---|---|",
+        *rows(results),
+    ]
+    parts = [HEAD, "\n".join(table), f"Measured on {'; '.join(sorted(machines))}.", "## Samples", *sheets(results)]
+    return "\n\n".join(part.strip() for part in parts) + "\n"
+
+
+if __name__ == "__main__":
+    print(render(), end="")
