@@ -135,6 +135,10 @@ class Client:
         """Measure a trained model: ``evaluate(model="digits", dataset=dataset.id)``; figures are in its ``result``."""
         return self._submit_spec("evaluate", None, fields, wait)
 
+    def reaverage(self, *, wait: float | None = None, **fields: Any) -> JobView:
+        """Average a model's weights over another length: ``reaverage(model="digits@1", ema_length=0.07)``."""
+        return self._submit_spec("reaverage", None, fields, wait)
+
     def job(self, job_id: str) -> JobView:
         """The job as it is now."""
         return self._get(JobView, f"/v1/jobs/{quoted(job_id)}")
@@ -143,7 +147,7 @@ class Client:
         self,
         *,
         state: JobStateName | None = None,
-        type: Literal["train", "generate", "evaluate", "ingest"] | None = None,
+        type: Literal["train", "generate", "evaluate", "ingest", "reaverage"] | None = None,
         labels: Mapping[str, str] | None = None,
     ) -> Iterator[JobView]:
         """Jobs in this state, of this type, with these labels, newest first, fetched page by page."""

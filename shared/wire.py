@@ -7,10 +7,10 @@ from datetime import datetime
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
-
 from shared.specs import AnyTrainSpec, GenerateSpec
 from shared.specs.evaluate import EvaluateSpec
 from shared.specs.gate import Bound, Check, Gate
+from shared.specs.reaverage import ReaverageSpec
 from shared.specs.spec import JobId
 
 JobStateName = Literal[
@@ -61,7 +61,14 @@ class EvaluateRequest(_JobRequest):
     spec: EvaluateSpec
 
 
-AnyJobRequest = TrainRequest | GenerateRequest | EvaluateRequest
+class ReaverageRequest(_JobRequest):
+    """Average a trained model's weights over another length, and register the result as a new version."""
+
+    type: Literal["reaverage"]
+    spec: ReaverageSpec
+
+
+AnyJobRequest = TrainRequest | GenerateRequest | EvaluateRequest | ReaverageRequest
 JobRequest = Annotated[AnyJobRequest, Field(discriminator="type")]
 
 
@@ -177,7 +184,7 @@ class JobView(View):
     """A job."""
 
     id: str
-    type: Literal["train", "generate", "evaluate", "ingest", "export"]
+    type: Literal["train", "generate", "evaluate", "ingest", "reaverage", "export"]
     state: JobStateName
     state_version: int
     """Grows with every change: drop what is older than what you have."""

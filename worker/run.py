@@ -60,6 +60,7 @@ class Assignment:
       and, for tasks that read images, ``dataset`` as above or ``images`` [{key, sha256, size_bytes}]; the mask of
       ``inpaint`` is ``mask_dataset`` or ``mask_image``, likewise
     * evaluate: ``model`` and ``dataset`` as above
+    * reaverage: ``model`` and ``dataset`` as above, ``averages`` {key, sha256, size_bytes}
     """
 
     job_id: str

@@ -1,4 +1,4 @@
-"""``noisemill train``, ``generate`` and ``evaluate``: submit a job, and follow it to its end."""
+"""``noisemill train``, ``generate``, ``evaluate`` and ``reaverage``: submit a job, and follow it to its end."""
 
 import re
 from collections.abc import Mapping
@@ -33,6 +33,7 @@ def register(app: typer.Typer) -> None:
     app.command()(train)
     app.command()(generate)
     app.command()(evaluate)
+    app.command()(reaverage)
 
 
 def train(  # noqa: PLR0913, PLR0917 - a parameter is an option
@@ -135,6 +136,34 @@ def evaluate(  # noqa: PLR0913, PLR0917 - a parameter is an option
         if wait and not as_json:
             say("\n".join(_figures(job)))
         _present(job, as_json=as_json, files=files)
+
+
+def reaverage(  # noqa: PLR0913, PLR0917 - a parameter is an option
+    model: Annotated[str | None, typer.Argument(help="name@version, or name for its newest version.")] = None,
+    ema_length: Annotated[
+        float | None,
+        typer.Option("--ema-length", help="Length of the average as a share of the training: 0.05 to 0.25."),
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option("--name", help="Name to register the result under.", show_default="the model's")
+    ] = None,
+    set_fields: SetFields = None,
+    spec_file: SpecFile = None,
+    labels: Labels = None,
+    priority: Priority = None,
+    wait: Wait = True,
+    as_json: AsJson = False,
+) -> None:
+    """Average the weights of a model trained with ``ema=power`` over another length."""
+    named = {"model": model, "ema_length": ema_length, "name": name}
+    body = _job("reaverage", spec_file, named, set_fields, labels, priority)
+    with Client() as client:
+        job = client.submit(body)
+        _announce(job)
+        job = watch(client, job) if wait else job
+        _present(job, as_json=as_json)
+        if wait and not as_json:
+            say(f"Registered {(job.result or {})['model']}.")
 
 
 def _figures(job: JobView) -> list[str]:

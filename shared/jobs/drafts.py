@@ -18,8 +18,9 @@ from shared.jobs.rows import Artifact, Dataset, DatasetState, Model, ModelVersio
 from shared.jobs.state import JobType
 from shared.specs import FAMILIES, TrainSpec
 from shared.specs.evaluate import OF_SAMPLES, EvaluateSpec
+from shared.specs.reaverage import AVERAGES, ReaverageSpec
 from shared.specs.tasks import Generate, Inpaint, Request, WithInputs
-from shared.wire import AnyJobRequest, EvaluateRequest, GenerateRequest, TrainRequest
+from shared.wire import AnyJobRequest, EvaluateRequest, GenerateRequest, ReaverageRequest, TrainRequest
 
 PICTURES = "image/png"
 """The media type of artifacts that a task can read."""
@@ -48,6 +49,8 @@ async def draft(session: AsyncSession, tenant_id: UUID, request: AnyJobRequest) 
             return await _generate(session, tenant_id, request.spec)
         case EvaluateRequest():
             return await _evaluate(session, tenant_id, request.spec)
+        case ReaverageRequest():
+            return await _reaverage(session, tenant_id, request.spec)
 
 
 async def _train(session: AsyncSession, tenant_id: UUID, spec: TrainSpec) -> Draft:
@@ -115,6 +118,23 @@ async def _evaluate(session: AsyncSession, tenant_id: UUID, spec: EvaluateSpec) 
         spec=spec.model_dump(mode="json") | {"model": ref, "metrics": sorted(wanted)},
         summary=f"evaluate {ref}",
         inputs={"version_id": str(version.id), "dataset_id": str(dataset.id)},
+    )
+
+
+async def _reaverage(session: AsyncSession, tenant_id: UUID, spec: ReaverageSpec) -> Draft:
+    model, version = await find_version(session, tenant_id, spec.model, pointer="/spec/model")
+    ref = f"{model.name}@{version.version}"
+    named = (col(Artifact.kind) == "weights", col(Artifact.name) == AVERAGES, col(Artifact.removed_at).is_(None))
+    found = select(col(Artifact.id)).where(col(Artifact.job_id) == version.job_id, *named)
+    artifact_id = await session.scalar(found.order_by(col(Artifact.id).desc()).limit(1))
+    if artifact_id is None:
+        raise InvalidSpec(f"{ref} was not trained with ema: power, or what that left is gone", pointer="/spec/model")
+    dataset = {} if version.dataset_id is None else {"dataset_id": str(version.dataset_id)}
+    return Draft(
+        type=JobType.REAVERAGE,
+        spec=spec.model_dump(mode="json") | {"model": ref, "name": spec.name or model.name},
+        summary=f"reaverage {ref}",
+        inputs={"version_id": str(version.id), "artifact_id": str(artifact_id), **dataset},
     )
 
 

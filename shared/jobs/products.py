@@ -36,6 +36,12 @@ def resolve(session: Session, job_id: UUID, kind: JobType, inputs: Mapping[str, 
             }
         case JobType.GENERATE | JobType.EVALUATE:
             return _task_inputs(session, inputs)
+        case JobType.REAVERAGE:
+            return {
+                "model": _model_input(session, inputs["version_id"]),
+                "dataset": _dataset_input(session, inputs),
+                "averages": _artifact(session, inputs["artifact_id"]),
+            }
         case _:
             return {}
 
@@ -129,6 +135,9 @@ def publish(
             return _publish_dataset(session, job_id, result)
         case JobType.TRAIN:
             return _publish_version(session, tenant_id, job_id, spec, inputs, result)
+        case JobType.REAVERAGE:
+            trained = {**inputs["model"]["spec"], "family": inputs["model"]["family"], "model": spec["name"]}
+            return _publish_version(session, tenant_id, job_id, trained, inputs, result)
         case _:
             return dict(result)
 

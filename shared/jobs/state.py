@@ -101,6 +101,7 @@ class JobType(StrEnum):
     GENERATE = "generate"
     EVALUATE = "evaluate"
     INGEST = "ingest"
+    REAVERAGE = "reaverage"
     EXPORT = "export"
 
 
@@ -109,6 +110,7 @@ QUEUES: Final[Mapping[JobType, str]] = {
     JobType.GENERATE: "generate",
     JobType.INGEST: "ingest",
     JobType.EVALUATE: "generate",
+    JobType.REAVERAGE: "generate",
     JobType.EXPORT: "ingest",
 }
 """Queue of each type of job. A worker serves one or more queues (``-Q``)."""

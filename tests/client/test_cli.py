@@ -337,3 +337,12 @@ def test_the_list_is_that_of_the_client(run: Run, real: Client):
     listed = json.loads(run("jobs", "list", "--limit", "500", "--json").stdout)
 
     assert [job["id"] for job in listed] == [job.id for job in real.jobs()]
+
+
+def test_weights_are_averaged_anew_only_where_a_training_left_what_that_needs(run: Run, hand: Hand, train: list[str]):
+    run(*train, "--no-wait")
+    hand.train(hand.claim("train"))
+
+    refused = run("reaverage", "digits", "--ema-length", "0.07", exit_code=1)
+
+    assert "digits@1 was not trained with ema: power" in refused.stderr

@@ -16,6 +16,7 @@ EXECUTORS: Final[Mapping[str, str]] = {
     "train": "worker.jobs.train:train",
     "generate": "worker.jobs.generate:generate",
     "evaluate": "worker.jobs.evaluate:evaluate",
+    "reaverage": "worker.jobs.reaverage:reaverage",
 }
 """Job type to ``module:function``."""
 
