@@ -52,6 +52,9 @@ class DiffusionSpec(TrainSpec):
     """Share of the samples that are shown without their class, which guidance needs."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Share of the features that are dropped in each block while training; 0.1 for small datasets."""
+    augment: float = Field(default=0.0, ge=0, le=1)
+    """Probability of each of six ways to turn, flip, scale, stretch or move a training image (EDM, appendix F.2). The
+    network is told how, and draws images as they are; 0.12 in the paper, for some tens of thousands of images."""
     betas: tuple[float, float] = (0.9, 0.99)
     ema_decay: float = Field(default=0.999, ge=0, lt=1)
 

@@ -16,6 +16,7 @@ from worker.families.family import Batch, DataInfo, Draw, Family, Measured, Slot
 from worker.families.nets.denoiser import Denoiser, centred, num_classes_of, objective_of, spread
 from worker.families.nets.dit import DITS, DiT
 from worker.families.nets.measurements import agreeing, averaged, enlarged, grey, kept, reduced
+from worker.families.nets.nonleaky import NUM_TOLD, augmented
 from worker.families.nets.slerp import slerp
 from worker.families.nets.solvers import COLUMNS, heun, num_evaluations, table_of, travelling
 from worker.families.nets.solving import FIRST, LEVEL, MOST_STEPS, UNLABELLED, FromNoise, Solve, plan_of
@@ -40,6 +41,8 @@ def build(spec: DiffusionSpec, data: DataInfo) -> Denoiser:
         network = UNet(UNETS[spec.preset], data.shape[0], num_classes, spec.dropout)
     else:
         network = DiT(DITS[spec.preset], spec.patch_size, data.shape, num_classes, spec.dropout)
+    if spec.augment:
+        network.learn_augmentation(NUM_TOLD)
     return Denoiser(network, objective_of(spec), num_classes)
 
 
@@ -56,13 +59,13 @@ def shown_labels(spec: DiffusionSpec, net: Denoiser, batch: Batch, noise: Noise)
 
 def loss(spec: DiffusionSpec, net: Denoiser, batch: Batch, noise: Noise) -> Measured:
     """Mean square distance of F from what makes D exact, at random noise levels (equation 8, weight 1 / c_out^2)."""
-    x0_BCHW = centred(batch["image"])
+    x0_BCHW, told_BA = augmented(centred(batch["image"]), noise, spec.augment if net.training else 0.0)
     sigma_B = net.objective.levels(noise, LEVEL)
     x_BCHW = x0_BCHW + spread(sigma_B) * noise.normal(*x0_BCHW.shape[1:], stream=FIRST)
     scales = net.objective.scales(sigma_B)
     target_BCHW = (x0_BCHW - spread(scales.c_skip) * x_BCHW) / spread(scales.c_out)
     label_B = shown_labels(spec, net, batch, noise)
-    with net.network.dropout.drawing(noise if net.training else None):
+    with net.network.dropout.drawing(noise if net.training else None), net.network.told(told_BA):
         raw_BCHW = net.raw(x_BCHW, sigma_B, label_B)
     distance_BCHW = (raw_BCHW - target_BCHW.float()) ** 2
     error_BCHW = distance_BCHW.detach() * spread(scales.c_out.float()) ** 2

@@ -78,7 +78,9 @@ def write_folder(folder: Path, net: UNet, shape: tuple[int, ...]) -> None:
     """Write what ``UNet2DModel.from_pretrained`` reads; the last class of ``num_class_embeds`` stands for none."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIG).write_text(json.dumps(config_of(net, shape), indent=2, sort_keys=True) + "\n", "utf-8")
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in net.state_dict().items()}
+    # What it was told of augmented images says nothing about others, and ``UNet2DModel`` has no word for it.
+    state = {name: tensor for name, tensor in net.state_dict().items() if not name.startswith("augmentation_embedding")}
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
 
 

@@ -54,7 +54,6 @@ class Condition(nn.Module):
         self.time_embedding = TimeEmbedding(dim_in, dim)
         # As large as the time's embedding from the start: with a deviation of 0.02 a short training never heard of it.
         self.class_embedding = nn.Embedding(num_classes + 1, dim) if num_classes else None
-
         self.augmentation_embedding: nn.Linear | None = None
         self._told_BA: Tensor | None = None
 
