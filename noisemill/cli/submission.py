@@ -23,6 +23,7 @@ from noisemill.cli.watching import watch
 from noisemill.client import Client
 from noisemill.errors import InvalidInput
 from noisemill.terminal import say, show, show_json
+from shared.specs import FAMILIES
 from shared.wire import JobView
 
 _DATASET_ID = re.compile(r"ds_[0-9a-f]{32}")
@@ -64,7 +65,9 @@ def train(  # noqa: PLR0913, PLR0917 - a parameter is an option
     body = _job("train", spec_file, named, set_fields, labels, priority)
     body["spec"].setdefault("family", "vae")
     with Client() as client:
-        _resolve_dataset(client, body["spec"])
+        kind = FAMILIES.get(body["spec"]["family"])
+        for field in ("dataset", *(kind.further_datasets if kind else ())):
+            _resolve_dataset(client, body["spec"], field)
         job = client.submit(body)
         _announce(job)
         job = watch(client, job) if wait else job
@@ -197,14 +200,14 @@ def _job(
     return body
 
 
-def _resolve_dataset(client: Client, spec: dict[str, Any]) -> None:
-    name = spec.get("dataset")
+def _resolve_dataset(client: Client, spec: dict[str, Any], field: str = "dataset") -> None:
+    name = spec.get(field)
     if not isinstance(name, str) or _DATASET_ID.fullmatch(name):
         return
     found = next((dataset for dataset in client.datasets() if dataset.name == name), None)
     if found is None:
         raise InvalidInput(f"There is no dataset named {name!r}: `noisemill datasets list` shows what there is.")
-    spec["dataset"] = found.id
+    spec[field] = found.id
 
 
 def _announce(job: JobView) -> None:

@@ -13,6 +13,7 @@ from shared.specs.gan import GanSpec
 from shared.specs.spec import Modality, Spec
 from shared.specs.tasks import Generate, GenerateSpec, Interpolate, Reconstruct
 from shared.specs.training import Precision, TrainSpec
+from shared.specs.translation import TranslationSpec
 from shared.specs.vae import VaeSpec
 from shared.specs.vq import VqSpec
 
@@ -22,13 +23,14 @@ _OWN: Final[Mapping[str, type[TrainSpec]]] = {
     "gan": GanSpec,
     "diffusion": DiffusionSpec,
     "consistency": ConsistencySpec,
+    "translation": TranslationSpec,
 }
 
 if TYPE_CHECKING:
     FAMILIES: Mapping[str, type[TrainSpec]]
     """Family name to the spec that trains it: ours, and those of installed packages."""
     AnyTrainSpec = Annotated[
-        VaeSpec | VqSpec | GanSpec | DiffusionSpec | ConsistencySpec, Field(discriminator="family")
+        VaeSpec | VqSpec | GanSpec | DiffusionSpec | ConsistencySpec | TranslationSpec, Field(discriminator="family")
     ]
     """Union of all families' specs, told apart by ``family``."""
 else:
@@ -57,6 +59,7 @@ __all__ = [
     "Reconstruct",
     "Spec",
     "TrainSpec",
+    "TranslationSpec",
     "VaeSpec",
     "VqSpec",
 ]

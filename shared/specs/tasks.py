@@ -166,6 +166,14 @@ class ImageToImage(_WithInputs):
     """How much of the way from data to noise the image goes; 1 keeps nothing of it."""
 
 
+class Translate(_WithInputs):
+    """Give images the look of another set of images, keeping what is on them (Zhu et al., 2017; Park et al., 2020)."""
+
+    task: Literal["translate"]
+    direction: Literal["to_target", "to_source"] = "to_target"
+    """To the look of the training's ``target_dataset``, or back to that of its ``dataset`` where the model knows it."""
+
+
 class Interpolate(Sampling):
     """Walk between pairs of random latents along the great circle (slerp)."""
 
@@ -194,7 +202,7 @@ class Traverse(_Task):
     """The ends are minus and plus this, in standard deviations of the prior."""
 
 
-WithInputs = Reconstruct | Encode | Inpaint | SuperResolve | Colourise | ImageToImage
+WithInputs = Reconstruct | Encode | Inpaint | SuperResolve | Colourise | ImageToImage | Translate
 """Tasks that read images."""
 
 Request = Generate | Interpolate | Traverse | WithInputs

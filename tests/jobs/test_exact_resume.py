@@ -69,19 +69,24 @@ class Story:
 
 @pytest.fixture
 def story(mortal: subprocess.Popen[str], tmp_path: Path) -> Callable[[str, dict[str, Any]], Story]:
-    """A training of sixty-four labelled images, of the name and spec given."""
+    """A training of sixty-four labelled images, of the name and spec given; of their negatives beside them where the
+    family reads a second dataset."""
     split = (np.arange(64) % 8 == 0).astype(np.uint8)
     arrays = {"images-00000.npy": bars(64), "split.npy": split, "labels.npy": np.arange(64) % 4}
     files = [store_array(tmp_path, name, array) for name, array in arrays.items()]
     dataset = {"id": DATASET_ID, "modality": "image", "info": {"shape": SHAPE, "classes": list("abcd")}, "files": files}
+    negative = store_array(tmp_path, "negatives.npy", 255 - bars(64)) | {"name": "images-00000.npy"}
+    negatives = [negative, files[1]]
 
     def make(name: str, spec: dict[str, Any]) -> Story:
         (tmp_path / name).mkdir()
-        models = {}
+        models, further = {}, ()
         if spec["family"] in SPECS:
             data = DataInfo(shape=tuple(SHAPE), num_classes=4)
             models = origins(tmp_path, SPECS[spec["family"]].model_validate(spec), data)
-        return Story(mortal, tmp_path / name, spec, {"dataset": dataset, "models": models})
+            further = SPECS[spec["family"]].further_datasets
+        read = {"dataset": dataset, "further_datasets": {field: dataset | {"files": negatives} for field in further}}
+        return Story(mortal, tmp_path / name, spec, read | {"models": models})
 
     return make
 

@@ -57,7 +57,8 @@ def options(annotation: Any) -> tuple[Any, ...]:
 def small(family: str, kind: type[TrainSpec], choice: Mapping[str, Any]) -> dict[str, Any]:
     """A spec with ``choice`` that trains in milliseconds, or with its own sizes where the small ones do not fit."""
     origins = {"init_from": "origin@1"} if kind.model_fields["init_from"].is_required() else {}
-    fields = COMMON | {"family": family} | origins | dict(choice)
+    further = {field: f"ds_{place:032x}" for place, field in enumerate(kind.further_datasets, 2)}
+    fields = COMMON | {"family": family} | further | origins | dict(choice)
     own = {name: field for name, field in kind.model_fields.items() if name not in TrainSpec.model_fields}
     sizes = {name: smallest(field) for name, field in own.items() if field.annotation is int and name not in fields}
     for spec in (sizes | fields, fields):

@@ -10,7 +10,7 @@ from shared.errors import InvalidSpec
 from shared.ids import public
 from shared.jobs import claims, requests
 from shared.jobs.attempts import Claim
-from shared.jobs.rows import Artifact, Job, Model, ModelVersion
+from shared.jobs.rows import Artifact, Dataset, DatasetState, Job, Model, ModelVersion
 from shared.jobs.state import JobState, JobType
 from shared.wire import GenerateRequest
 from tests.shared.desk import SETTINGS, TERMS, Desk
@@ -100,6 +100,50 @@ def test_a_training_cannot_begin_with_just_any_model(desk: Desk, ref: str, versi
         fine_tune(desk, ref)
 
     assert refusal.value.pointer == "/spec/init_from"
+
+
+def add_dataset(desk: Desk, *, tenant_id: Any = None, **columns: Any) -> str:
+    """Another dataset of this tenant, unless said otherwise; returns its public id."""
+    columns = {"state": DatasetState.READY, "modality": "image", "info": {"shape": [1, 8, 8]}, "files": []} | columns
+
+    def add(session: Session) -> str:
+        dataset = Dataset(tenant_id=tenant_id or desk.tenant_id, name="other", source={}, **columns)
+        session.add(dataset)
+        session.flush()
+        return public("ds", dataset.id)
+
+    return desk.work(add)
+
+
+def translate(desk: Desk, target: str) -> Any:
+    spec = {"family": "translation", "dataset": f"ds_{desk.dataset_id.hex}", "model": "m", "target_dataset": target}
+    return desk.submit(spec=spec)
+
+
+def test_a_training_gets_each_dataset_that_it_names(desk: Desk) -> None:
+    target = add_dataset(desk)
+    job = translate(desk, target)
+
+    claimed = desk.claim()
+
+    assert claimed.job_id == job.id
+    assert claimed.inputs["dataset"]["id"] == f"ds_{desk.dataset_id.hex}"
+    assert claimed.inputs["further_datasets"]["target_dataset"]["id"] == target
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [{"info": {"shape": [3, 8, 8]}}, {"state": DatasetState.INGESTING}, {"modality": "text"}, {"tenant_id": "another"}],
+)
+def test_a_training_cannot_have_just_any_further_dataset(desk: Desk, columns: dict[str, Any]) -> None:
+    if "tenant_id" in columns:
+        columns = {"tenant_id": Desk(desk.url, desk.engine).tenant_id}
+    target = add_dataset(desk, **columns)
+
+    with pytest.raises(InvalidSpec) as refusal:
+        translate(desk, target)
+
+    assert refusal.value.pointer == "/spec/target_dataset"
 
 
 def test_an_option_that_the_family_does_not_understand_is_refused(desk: Desk) -> None:

@@ -12,6 +12,7 @@ REQUIRED = {"dataset": "ds_" + "0" * 32, "model": "digits"}
 @pytest.mark.parametrize("steps", [1, 60, 100_000])
 def test_a_stored_spec_says_the_same_when_it_is_read_again(family: str, steps: int) -> None:
     needed = {"init_from": "other@1"} if FAMILIES[family].starts_from else {}
+    needed |= dict.fromkeys(FAMILIES[family].further_datasets, "ds_" + "1" * 32)
     spec = FAMILIES[family].model_validate(REQUIRED | needed | {"family": family, "steps": steps})
 
     assert FAMILIES[family].model_validate(spec.model_dump(mode="json")) == spec
