@@ -16,11 +16,16 @@ from tests.model.prepared import prepared
 HERE: Final = Path(__file__).parent
 WAITS: Final = "test_search.py"
 """The module that waits for them."""
+HANGS: Final = 7200
+"""Seconds. Here is nothing that could be too slow, only much to do, on a machine that may be busy with other things."""
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The model first, so that its processes disturb nobody else; within it the module that waits comes last."""
+    for item in items:
+        if item.path.parent == HERE:
+            item.add_marker(pytest.mark.timeout(HANGS))
     items.sort(key=lambda item: (item.path.parent != HERE, item.path == HERE / WAITS))
 
 

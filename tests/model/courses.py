@@ -102,7 +102,7 @@ class Courses:
 def _answer(cursor: Any) -> Hashable:
     """As PostgreSQL sent it: reading it costs more than all else here."""
     found = cursor.pgresult
-    if cursor.description is None:
+    if not found.nfields:
         return cursor.rowcount
     names = [found.fname(column) for column in range(found.nfields)]
     aside = _ASIDE if _ASIDE.issubset(names) else frozenset[bytes]()

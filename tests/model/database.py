@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Final, NamedTuple
 
+from psycopg.sql import SQL, Literal
 from sqlalchemy import Connection, DateTime, Table
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.exc import DBAPIError
@@ -131,7 +132,8 @@ class Database:
         self._known: dict[Canonical, int] = {}
         self._learned: dict[tuple[int, Operation], tuple[Hashable, int]] = {}
         self._jumped: dict[int, int] = {}
-        self.empty = self._intern(json.dumps({table.name: [] for table in TABLES}))
+        nothing: Rows = {table.name: [] for table in TABLES}
+        self.empty = self._intern(json.dumps(nothing), nothing)
 
     def branch(self, touched: Callable[[Operation], bool]) -> "Database":
         """A copy on the same connection that has learned nothing of some operations."""
@@ -169,10 +171,11 @@ class Database:
         if known is None:
             try:
                 answer, text = self._execute(state, operation)
-                self._judge(self.rows(state), json.loads(text), operation)
+                rows = json.loads(text)
+                self._judge(self.rows(state), rows, operation)
             except Violation as broken:
                 raise Violation(broken.promise, broken.what, [str(operation)]) from broken
-            known = self._learned[state, operation] = answer, self._intern(text)
+            known = self._learned[state, operation] = answer, self._intern(text, rows)
         return known
 
     def learned(self) -> dict[int, list[Step]]:
@@ -197,10 +200,10 @@ class Database:
                 for name in _times(table):
                     if row[name] is not None:
                         row[name] -= by.total_seconds()
-        return self._intern(json.dumps(rows))
+        return self._intern(json.dumps(rows), rows)
 
-    def _intern(self, text: str) -> int:
-        rows = json.loads(text)
+    def _intern(self, text: str, rows: Rows) -> int:
+        """``text``: the rows as JSON."""
         form = canonical(rows)
         if form not in self._known:
             self._known[form] = len(self._text)
@@ -221,9 +224,7 @@ class Database:
                 )
             else:
                 answer = ended.answer
-            with raw.pipeline():  # one round trip
-                read = raw.execute("SELECT model_read()")
-                raw.execute("ROLLBACK TO SAVEPOINT loaded")
+            read = raw.execute("SELECT model_read(); ROLLBACK TO SAVEPOINT loaded", prepare=False)
         except BaseException:
             self.rest()
             raise
@@ -233,11 +234,13 @@ class Database:
         """The psycopg connection, with this state in the tables."""
         raw: Any = self._connection.connection.driver_connection
         if self._loaded != state:
-            self.rest()
-            self._connection.begin()
-            with raw.pipeline():  # with the BEGIN before it, one round trip
-                raw.execute("SELECT model_fill(%s)", (self._text[state],))
-                raw.execute("SAVEPOINT loaded")
+            if self._loaded is None:
+                self.rest()
+                self._connection.begin()
+            empty = "" if self._loaded is None else "ROLLBACK; BEGIN; "
+            # In one string, and so in one round trip: most of what an operation costs here is its messages.
+            filled = SQL(empty + "SELECT model_fill({}); SAVEPOINT loaded").format(Literal(self._text[state]))
+            raw.execute(filled, prepare=False)
             self._loaded = state
         return raw
 

@@ -38,8 +38,6 @@ class Elsewhere:
         for pool, names in zip(self._pools, LANES, strict=True):
             self._explored |= {name: pool.submit(_explore, name) for name in names}
         self._retraced = self._pools[0].submit(_retrace)
-        for pool in self._pools:
-            pool.shutdown(wait=False)  # each process ends with its work
 
     def explored(self, name: str) -> Explored:
         """
@@ -57,7 +55,7 @@ class Elsewhere:
         return self._retraced.result()
 
     def end(self) -> None:
-        """Whether or not somebody waited for it."""
+        """Until then the processes stay, also with nothing to do; afterwards they are gone."""
         for pool in self._pools:
             pool.shutdown(cancel_futures=True)
 

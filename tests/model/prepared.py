@@ -22,6 +22,8 @@ def tuned(url: str, *, keeps_plans: bool = True, **how: Any) -> Engine:
             # Else each rollback makes it forget what PostgreSQL has planned already.
             raw._prepared.clear = lambda: False
             raw.prepare_threshold, raw.prepared_max = 1, 1_000
+        # Thinking between two statements takes as long as it takes.
+        raw.execute("SET idle_in_transaction_session_timeout = 0")
         raw.execute("SET jit = off")
         raw.execute("SET plan_cache_mode = force_generic_plan")
         raw.commit()

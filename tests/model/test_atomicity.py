@@ -7,8 +7,7 @@ one of the two orders. Every pair of operations of which either changes somethin
 
 import json
 from collections.abc import Hashable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from concurrent.futures import TimeoutError as StillRunning
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from itertools import product
 from typing import Any, Final
 from uuid import UUID
@@ -58,7 +57,7 @@ def search(connection: Connection) -> Iterator[Search]:
 
 @pytest.fixture(scope="module")
 def engine(connection: Connection) -> Iterator[Engine]:
-    engine = tuned(connection.engine.url, pool_size=3)
+    engine = tuned(connection.engine.url, pool_size=3, pool_use_lifo=True)
     yield engine
     engine.dispose()
 
@@ -69,7 +68,6 @@ def steps_of(do: Operations) -> dict[str, Operation]:
     return {operation.name: operation for operation in (*attempt, *client, *upkeep)}
 
 
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize("kind", PREPARED)
 def test_two_at_once_are_one_after_the_other(engine: Engine, search: Search, kind: str) -> None:
     database, operations = search.database, steps_of(search.adversary.operations)
@@ -121,40 +119,38 @@ def in_turn(database: Database, state: int, first: Operation, second: Operation)
 
 def at_once(engine: Engine, rows: Any, first: Operation, second: Operation) -> Outcome:
     """What happens when the second runs while the first has not committed."""
-    with engine.begin() as connection:
-        connection.execute(text("SELECT model_fill(:rows)"), {"rows": json.dumps(rows)})
-    try:
-        with ThreadPoolExecutor(1) as thread, Session(engine) as session:
-            answer = perform(session, first)
-            blocked_by = session.scalar(text("SELECT pg_backend_pid()"))
-            other = thread.submit(alone, engine, second)
-            wait_for(engine, other, blocked_by)
-            session.rollback() if isinstance(answer, Refused) else session.commit()
-            answers = answer, other.result(60)
-        with engine.begin() as connection:
-            return *answers, canonical(json.loads(connection.scalar(text("SELECT model_read()"))))
-    finally:
-        with engine.begin() as connection:
-            connection.execute(EMPTY)
+    with engine.connect() as one, engine.connect() as two, engine.connect() as beside:
+        beside.execute(text("SELECT model_fill(:rows)"), {"rows": json.dumps(rows)})
+        beside.commit()
+        try:
+            with ThreadPoolExecutor(1) as thread, Session(one) as session:
+                answer = perform(session, first)
+                other = thread.submit(alone, two, second)
+                wait_for(beside, other, {"blocker": backend_of(one), "waiting": backend_of(two)})
+                session.rollback() if isinstance(answer, Refused) else session.commit()
+                answers = answer, other.result()
+            return *answers, canonical(json.loads(beside.scalar(text("SELECT model_read()"))))
+        finally:
+            beside.rollback()
+            beside.execute(EMPTY)
+            beside.commit()
 
 
-def alone(engine: Engine, operation: Operation) -> Hashable:
-    with Session(engine) as session:
+def alone(connection: Connection, operation: Operation) -> Hashable:
+    with Session(connection) as session:
         answer = perform(session, operation)
         session.rollback() if isinstance(answer, Refused) else session.commit()
         return answer
 
 
-def wait_for(engine: Engine, other: Future[Hashable], blocker: int) -> None:
+def backend_of(connection: Connection) -> int:
+    raw: Any = connection.connection.driver_connection
+    return raw.info.backend_pid
+
+
+def wait_for(beside: Connection, other: Future[Hashable], backends: dict[str, int]) -> None:
     """Until the other is done, or waits for us."""
-    waiting = text("SELECT EXISTS (SELECT FROM pg_stat_activity WHERE :blocker = ANY(pg_blocking_pids(pid)))")
-    for _ in range(10_000):
-        try:
-            other.exception(0.002)
-        except StillRunning:
-            with engine.connect() as watching:
-                if watching.scalar(waiting, {"blocker": blocker}):
-                    return
-        else:
+    waits = text("SELECT :blocker = ANY(pg_blocking_pids(:waiting))")
+    while not wait([other], timeout=0.003).done:
+        if beside.scalar(waits, backends):
             return
-    pytest.fail("the second operation neither ends nor waits")

@@ -2,6 +2,10 @@
 
 Each example is a transaction on PostgreSQL, rolled back afterwards; each request and each worker's step is a savepoint
 in it, undone if it raises.
+
+Whose turn it is depends on how long attempts really took, so an example that is run again may go otherwise: of two
+tenants that had nearly the same, the other one's job may be claimed, and then another request be refused. So nothing is
+drawn whose range depends on what has happened: Hypothesis would call it an inconsistent generation of data, and fail.
 """
 
 import json
@@ -10,9 +14,9 @@ from typing import Any, Final, TypeVar, cast
 from uuid import UUID
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 from sqlalchemy import Connection, text
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
@@ -37,7 +41,8 @@ SETTINGS: Final = JobSettings(max_queued=QUEUED_AT_MOST, quantum=LEASE)
 TERMS: Final = Terms(lease=LEASE, ageing=1000 * JUMP, quantum=LEASE)
 TENANTS: Final = tuple(UUID(int=10 + number) for number in range(3))
 HELD: Final = ("running", "canceling", "pausing")
-RANKS: Final = {"low": 0, "normal": 1, "high": 2}
+WHICH: Final = st.integers(0, 59)
+"""Which of those there are, counted around: the number of jobs and of attempts of an example is smaller."""
 
 
 class Crowd(RuleBasedStateMachine):
@@ -62,6 +67,9 @@ class Crowd(RuleBasedStateMachine):
     def _do(self, work: Callable[[Session], T]) -> T:
         with Session(self.connection, join_transaction_mode="create_savepoint") as session, session.begin():
             return work(session)
+
+    def _now(self) -> float:
+        return float(self.connection.scalar(text("SELECT extract(epoch FROM clock_timestamp())")) or 0)
 
     def _rows(self) -> Rows:
         return json.loads(self.connection.scalar(text("SELECT model_read()")) or "")
@@ -104,8 +112,9 @@ class Crowd(RuleBasedStateMachine):
     @rule()
     def claim(self) -> None:
         """The highest priority first, then the tenant that has had least, then the oldest."""
-        rows = self._rows()
+        began, rows = self._now(), self._rows()
         claimed = self._do(lambda s: claims.claim(s, worker="w", queues=["train"], terms=TERMS))
+        passed = self._now() - began
         ready = [job for job in rows["jobs"] if job["state"] == "queued" and (job["not_before"] or 0) <= 0]
         assert bool(claimed) == bool(ready)
         if claimed:
@@ -113,16 +122,17 @@ class Crowd(RuleBasedStateMachine):
             (job,) = (job for job in ready if job["id"] == str(claimed[0].job_id))
             assert job["priority"] == max(other["priority"] for other in ready)
             rivals = [other for other in ready if other["priority"] == job["priority"]]
-            # A second apart: what runs gets on while we look.
-            assert had(rows, job) <= min(had(rows, other) for other in rivals) + 60
+            # What runs gets on while we look.
+            assert had(rows, job) <= min(had(rows, other) for other in rivals) + passed * len(rows["jobs"]) + 1e-3
             own = [other for other in rivals if other["tenant_id"] == job["tenant_id"]]
             assert job["queued_at"] == min(other["queued_at"] for other in own)
 
-    @precondition(lambda self: self._claims)
-    @rule(data=st.data(), how=st.sampled_from(["succeed", "fail", "hand back", "heartbeat"]))
-    def work(self, data: st.DataObject, how: str) -> None:
+    @rule(which=WHICH, how=st.sampled_from(["succeed", "fail", "hand back", "heartbeat"]))
+    def work(self, which: int, how: str) -> None:
         """Any attempt that ever was, in any order: those that are over change nothing."""
-        claim = data.draw(st.sampled_from(self._claims))
+        if not self._claims:
+            return
+        claim = self._claims[which % len(self._claims)]
         job_id, fence = claim.job_id, claim.fence
         (job,) = (job for job in self._rows()["jobs"] if job["id"] == str(job_id))
         current = job["fence"] == fence and job["state"] in HELD
@@ -140,13 +150,13 @@ class Crowd(RuleBasedStateMachine):
         else:
             assert (self._do(lambda s: attempts.hand_back(s, job_id, fence)) is not None) == current
 
-    @rule(tenant=st.sampled_from(TENANTS), data=st.data(), what=st.sampled_from(["cancel", "pause", "resume"]))
-    def request(self, tenant: UUID, data: st.DataObject, what: str) -> None:
+    @rule(tenant=st.sampled_from(TENANTS), which=WHICH, what=st.sampled_from(["cancel", "pause", "resume"]))
+    def request(self, tenant: UUID, which: int, what: str) -> None:
         """Another tenant's job does not exist; a refusal changes nothing."""
         jobs = self._rows()["jobs"]
         if not jobs:
             return
-        job = data.draw(st.sampled_from(jobs))
+        job = jobs[which % len(jobs)]
         how = {"settings": SETTINGS} if what == "resume" else {}
         ask = getattr(requests, what)
         try:
@@ -214,14 +224,12 @@ def connection(module_database: str) -> Iterator[Connection]:
         yield connection
 
 
-@pytest.mark.timeout(300)
 def test_many_jobs_of_many_tenants(connection: Connection) -> None:
     """The same examples each time."""
     meet(connection, max_examples=20, derandomize=True)
 
 
 @pytest.mark.long
-@pytest.mark.timeout(3600)
 def test_many_more_jobs_of_many_tenants(connection: Connection) -> None:
     """Other examples each time."""
     meet(connection, max_examples=500, derandomize=False)
@@ -237,6 +245,9 @@ def meet(connection: Connection, *, max_examples: int, derandomize: bool) -> Non
             stateful_step_count=30,
             deadline=None,
             database=None,
+            # One that fails is shown as it is: going it again and again to find a shorter one would take longer than
+            # a test may, and it might go well.
+            phases=(Phase.generate,),
             suppress_health_check=list(HealthCheck),
         ),
     )

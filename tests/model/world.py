@@ -82,6 +82,8 @@ class Adversary:
         self.database = database
         self.operations = operations
         self.rules = rules
+        self._named_in: dict[int, frozenset[str]] = {}
+        self._keys_of: dict[int, frozenset[str]] = {}
 
     def moves(self, world: World) -> Iterator[Move]:
         """Every move that changes the world, with the world afterwards."""
@@ -105,10 +107,9 @@ class Adversary:
 
         What others than its workers can do to a job that has ended is checked for each state of the database.
         """
-        artifacts = self.database.rows(world.database)["artifacts"]
-        named = {row["key"] for row in artifacts if row["removed_at"] is None}
-        named |= {key for worker in world.workers for key in self._keys(worker)}
-        world = world._replace(objects=tuple(item for item in world.objects if item[0] in named))
+        if world.objects:
+            named = self._named(world.database).union(*(self._keys(worker) for worker in world.workers))
+            world = world._replace(objects=tuple(item for item in world.objects if item[0] in named))
         if self._job(world)["completed_at"]:
             return world._replace(message=False, left=Left(0, 0, 0, 0, 0))
         return world
@@ -135,8 +136,19 @@ class Adversary:
     def _job(self, world: World) -> Mapping[str, Any]:
         return self.database.rows(world.database)["jobs"][0]
 
-    def _keys(self, worker: Worker) -> list[str]:
-        return [self.operations.key(worker.fence, name) for name in (CHECKPOINT, WEIGHTS)]
+    def _named(self, state: int) -> frozenset[str]:
+        """Keys of the objects that rows name; asked so often that they are kept, like those below."""
+        if state not in self._named_in:
+            artifacts = self.database.rows(state)["artifacts"]
+            self._named_in[state] = frozenset(row["key"] for row in artifacts if row["removed_at"] is None)
+        return self._named_in[state]
+
+    def _keys(self, worker: Worker) -> frozenset[str]:
+        """Keys of the objects that an attempt makes."""
+        if worker.fence not in self._keys_of:
+            keys = frozenset(self.operations.key(worker.fence, name) for name in (CHECKPOINT, WEIGHTS))
+            self._keys_of[worker.fence] = keys
+        return self._keys_of[worker.fence]
 
     def _apply(self, world: World, operation: Operation) -> tuple[Hashable, World]:
         answer, after = self.database.apply(world.database, operation)
