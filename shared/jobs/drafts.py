@@ -57,7 +57,7 @@ async def _train(session: AsyncSession, tenant_id: UUID, spec: TrainSpec) -> Dra
     dataset = await _dataset(session, tenant_id, spec.dataset, spec.modality)
     family = str(getattr(spec, "family", ""))
     further = {field: await _further_dataset(session, spec, field, beside=dataset) for field in spec.further_datasets}
-    pinned, models = dict[str, str](), dict[str, str]()
+    pinned, models, specs = dict[str, str](), dict[str, str](), dict[str, dict[str, Any]]()
     for field, (ref, families) in spec.references().items():
         model, version = await find_version(session, tenant_id, ref, pointer=f"/spec/{field}")
         if version.family not in families:
@@ -65,6 +65,9 @@ async def _train(session: AsyncSession, tenant_id: UUID, spec: TrainSpec) -> Dra
             raise InvalidSpec(f"{ref} is a {version.family} model, and {known} is needed", pointer=f"/spec/{field}")
         _require_same_shape(dataset, version, pointer=f"/spec/{field}")
         pinned[field], models[field] = f"{model.name}@{version.version}", str(version.id)
+        specs[field] = version.spec
+    with _pointing_at_its_field():
+        spec.model_copy(update=pinned).check_references(specs)
     return Draft(
         type=JobType.TRAIN,
         spec=spec.model_dump(mode="json") | pinned,

@@ -41,6 +41,11 @@ class ConsistencySpec(TrainSpec):
         """The loss of the first stage, which every state is measured by, and its error."""
         return {"loss": "lower", "disagreement": "lower"}
 
+    def check_references(self, specs: Mapping[str, Mapping[str, Any]]) -> None:
+        """Refuse a diffusion model that works in latents."""
+        if specs["init_from"].get("autoencoder") is not None:
+            raise wrong("init_from", "a model that works in latents cannot be tuned, only one that works in pixels")
+
     def num_classes(self, info: Mapping[str, Any]) -> int:
         """Those of the diffusion model that was tuned."""
         return info.get("num_classes", 0) if info["models"]["init_from"]["spec"].get("class_conditional", True) else 0

@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 from typing import Any, ClassVar, Final, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from shared.specs.spec import Modality, wrong
-from shared.specs.tasks import Colourise, Generate, Interpolate, Request, Sampling
+from shared.specs.spec import Modality, ModelRef, wrong
+from shared.specs.tasks import Colourise, Generate, Inpaint, Interpolate, Request, Sampling, SuperResolve
 from shared.specs.training import Direction, TrainSpec
 
 SAMPLING: Final = frozenset({"labels", "steps", "solver", "guidance_scale", "guidance_interval"})
@@ -18,6 +18,7 @@ class DiffusionSpec(TrainSpec):
     """Train a denoiser ``D(x; sigma)`` of images in [-1, 1]; sigma is the noise's standard deviation."""
 
     modality: ClassVar[Modality] = "image"
+    built_on: ClassVar[Mapping[str, frozenset[str]]] = {"autoencoder": frozenset({"vae", "vq"})}
     tasks: ClassVar[Mapping[str, frozenset[str]]] = {
         "generate": SAMPLING | {"eta"},
         "interpolate": SAMPLING,
@@ -30,17 +31,21 @@ class DiffusionSpec(TrainSpec):
 
     family: Literal["diffusion"]
     network: Literal["unet", "dit"] = "unet"
-    """The convolutional UNet of DDPM, or the diffusion transformer (Peebles and Xie, 2022)."""
+    """The convolutional UNet of DDPM, or the diffusion transformer (Peebles and Xie, 2022); latents that are vectors,
+    as of a ``vae``, are always one token of the latter."""
     preset: Literal["xs", "s", "b"] = "xs"
     """Size: ``xs`` for minutes on a CPU, ``s`` (6.5 million parameters as a UNet) for 28 to 32 pixels, ``b`` for a
     large GPU; the UNet's ``b`` has the layout of DDPM on CIFAR-10."""
-    patch_size: int = Field(default=4, ge=1, le=32)
-    """Pixels of a token's side (``dit`` only)."""
+    patch_size: int | None = Field(default=None, ge=1, le=32)
+    """Pixels of a token's side; 4 when left out, and 1 in latents (``dit`` only)."""
+    autoencoder: ModelRef | None = None
+    """A trained ``vae`` or ``vq`` in whose latents the model works, instead of in pixels (Rombach et al., 2022). It
+    becomes a part of the model and stays as it is."""
     objective: Literal["edm", "eps", "v", "x0", "flow"] = "edm"
     """What the network predicts: EDM's preconditioned mixture; the noise, velocity or image of DDPM's process; or the
     direction of rectified flow."""
     sigma_data: float = Field(default=0.5, gt=0, le=10)
-    """Standard deviation of the data, whose grey levels are in [-1, 1] (``edm`` only)."""
+    """Standard deviation of the data, whose grey levels are in [-1, 1]; latents are brought to it (``edm`` only)."""
     noise_mean: float | None = Field(default=None, ge=-10, le=10)
     """Mean of ``ln sigma`` in training; when left out -1.2 for ``edm`` and 0 for ``flow`` (the logit of its time). The
     other objectives train at DDPM's noise levels."""
@@ -62,6 +67,21 @@ class DiffusionSpec(TrainSpec):
         """The loss, and the error of the denoised image."""
         return {"loss": "lower", "denoising_error": "lower"}
 
+    @model_validator(mode="after")
+    def _only_images_are_augmented(self) -> "DiffusionSpec":
+        if self.augment and self.autoencoder is not None:
+            raise wrong("augment", "latents do not turn and move as their images do: augment needs a model of pixels")
+        return self
+
+    def check_references(self, specs: Mapping[str, Mapping[str, Any]]) -> None:
+        """Refuse latents that are maps of several sizes, and to go on in another space than ``init_from``."""
+        if specs.get("autoencoder", {}).get("network") == "ladder":
+            raise wrong("autoencoder", "the latents of a ladder are maps of several sizes: name another model")
+        if "init_from" in specs and specs["init_from"].get("autoencoder") != self.autoencoder:
+            space = specs["init_from"].get("autoencoder")
+            known = f"the latents of {space}" if space else "pixels"
+            raise wrong("autoencoder", f"the model that init_from names works in {known}: so must this one")
+
     def check_task(self, request: Request, info: Mapping[str, Any]) -> None:
         """Refuse, beside what any family refuses, options without effect and those that need what was not learnt."""
         super().check_task(request, info)
@@ -71,6 +91,8 @@ class DiffusionSpec(TrainSpec):
             raise wrong("solver", "ddpm adds noise in each step, which no path between two samples survives")
         if isinstance(request, Colourise) and info["shape"][0] == 1:
             raise wrong("task", "the model's images have no colours")
+        if isinstance(request, Inpaint | SuperResolve | Colourise) and self.autoencoder is not None:
+            raise wrong("task", "the model works in latents, and what is known of an image is known of its pixels")
         if isinstance(request, Sampling):
             self._check_guidance(request, info)
 

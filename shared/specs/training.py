@@ -119,6 +119,13 @@ class TrainSpec(Spec):
         named = {field: getattr(self, field) for field in wanted}
         return {field: (ref, wanted[field]) for field, ref in named.items() if ref is not None}
 
+    def check_references(self, specs: Mapping[str, Mapping[str, Any]]) -> None:
+        """Refuse models that this training cannot use; ``specs`` are theirs, by the field that names them.
+
+        Raises:
+            PydanticCustomError: as ``wrong`` makes it, naming the field.
+        """
+
     def num_classes(self, info: Mapping[str, Any]) -> int:
         """Classes that a model of this spec knows, being trained on data of ``info``."""
         return info.get("num_classes", 0) if getattr(self, "class_conditional", False) else 0

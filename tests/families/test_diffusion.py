@@ -15,7 +15,7 @@ from worker.engine.numerics import exact
 from worker.engine.sampling import Tile, sample
 from worker.families.diffusion import FAMILY, build, loss
 from worker.families.family import DataInfo, Draw
-from worker.families.nets.denoiser import Denoiser, spread
+from worker.families.nets.denoiser import Denoiser, centred, spread, to_bytes
 from worker.families.nets.dropout import Dropout
 from worker.families.nets.preconditioning import ddpm_log_sigmas
 from worker.kernels.noise import Domain, Noise
@@ -162,6 +162,7 @@ class Mixture(nn.Module):
 
     weights, means, width = torch.tensor([0.3, 0.7]), torch.tensor([[-0.6, 0.0], [0.5, 0.4]]), 0.1
     num_classes = 0
+    encode, decode = staticmethod(centred), staticmethod(to_bytes)
 
     def forward(self, noisy: Tensor, sigma: Tensor, label: Tensor) -> Tensor:
         x, variance = noisy.flatten(1)[:, None], (self.width**2 + sigma**2)[:, None]

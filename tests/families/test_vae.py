@@ -100,7 +100,7 @@ def test_the_posterior_is_sampled_with_its_own_deviation() -> None:
             self.latents = z_BZ
             return z_BZ.new_zeros(len(z_BZ), *DIGITS.shape)
 
-    net = Window(torch.nn.Identity(), torch.nn.Identity())
+    net = Window(spec_of(), DIGITS, torch.nn.Identity(), torch.nn.Identity())
     loss(spec_of(), net, {"image": images(DIGITS, 2000)}, Noise.of_step(Domain.TRAINING, 0, 0, range(2000), CPU))
 
     assert net.latents.mean().item() == pytest.approx(2, abs=0.02)

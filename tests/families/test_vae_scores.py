@@ -16,7 +16,7 @@ class Linear(Vae):
     """``x = WEIGHT z + noise``: the posterior is known, and this network's is exactly it."""
 
     def __init__(self) -> None:
-        super().__init__(nn.Identity(), nn.Identity())
+        super().__init__(spec_of(), DIGITS, nn.Identity(), nn.Identity())
         self.log_variance.data.fill_(log(VARIANCE - FINEST_VARIANCE))
 
     def encode(self, x_BCHW: Tensor) -> tuple[Tensor, Tensor]:  # noqa: N803

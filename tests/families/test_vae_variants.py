@@ -171,7 +171,7 @@ def test_a_denoising_autoencoder_sees_the_noise_and_is_judged_by_the_image() -> 
             return z_BZ.view(-1, *DIGITS.shape)
 
     spec = spec_of(objective="denoising", corruption=0.3, likelihood="gaussian")
-    net = Window(torch.nn.Identity(), torch.nn.Identity())
+    net = Window(spec, DIGITS, torch.nn.Identity(), torch.nn.Identity())
     noise = Noise.of_step(Domain.TRAINING, 0, 0, range(64), CPU)
 
     nats = loss(spec, net, {"image": images(DIGITS, 64)}, noise).loss.item()

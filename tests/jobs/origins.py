@@ -13,8 +13,11 @@ from worker.families.family import DataInfo, Origin
 
 
 def origins(folder: Path, spec: TrainSpec, data: DataInfo) -> dict[str, Any]:
-    """The ``models`` of an assignment that trains ``spec`` on ``data``; each is the default of its family."""
-    return {field: _origin(folder, field, min(families), data) for field, (_, families) in spec.references().items()}
+    """The ``models`` of an assignment that trains ``spec`` on ``data``; each is the default of the family that its name
+    is, or of the first one that will do."""
+    named = {field: (ref.partition("@")[0], families) for field, (ref, families) in spec.references().items()}
+    chosen = {field: name if name in families else min(families) for field, (name, families) in named.items()}
+    return {field: _origin(folder, field, family, data) for field, family in chosen.items()}
 
 
 def _origin(folder: Path, field: str, family: str, data: DataInfo) -> dict[str, Any]:

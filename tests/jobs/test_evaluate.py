@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import nn
 
 from shared.errors import DatasetInvalid
 from shared.specs import GanSpec
-from tests.jobs.conftest import DATASET_ID, bars
+from tests.jobs.conftest import DATASET_ID, DIFFUSION, bars
 from tests.jobs.folder_run import FolderRun, put, store_array
 from worker.engine.checkpoint import write_weights
 from worker.engine.training import build
@@ -76,6 +77,20 @@ def test_figures_do_not_depend_on_how_many_images_are_scored_at_once(
 
     for name, figure in whole["figures"].items():
         assert small["figures"][name]["value"] == pytest.approx(figure["value"], rel=1e-5)
+
+
+def test_the_likelihood_of_a_diffusion_model_is_measured_on_a_few_images_step_by_step(
+    train_run: MakeRun, evaluate_run: MakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores: dict[str, Any] = FAMILIES["diffusion"].scores  # pyright: ignore[reportAssignmentType]
+    monkeypatch.setitem(scores, "bits_per_dim", replace(scores["bits_per_dim"], most=2))
+    run = evaluate_run(train(train_run(base=DIFFUSION)), model_spec=DIFFUSION, metrics=["scores"], batch_size=1)
+
+    figure = evaluate(run)["figures"]["bits_per_dim"]
+
+    assert figure["num_samples"] == 2
+    assert figure["confidence_95"][0] < figure["value"] < figure["confidence_95"][1]
+    assert [step[:2] for step in run.steps] == [(1, 2)] * 33 + [(2, 2)] * 33
 
 
 def test_the_report_and_its_pictures_are_published(evaluate_run: MakeRun, trained: dict[str, Any]) -> None:

@@ -36,7 +36,12 @@ def variants() -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def choices(kind: type[TrainSpec]) -> Iterator[dict[str, Any]]:
-    """The values that a field may have instead of its default, where they can be counted; a preset is but a size."""
+    """The values that a field may have instead of its default, where they can be counted; a preset is but a size.
+
+    A field that names a model to build on may name one of each family that it allows, by the family's name.
+    """
+    for name, families in kind.built_on.items():
+        yield from ({name: f"{family}@1"} for family in sorted(families))
     for name, field in kind.model_fields.items():
         for value in options(field.annotation) if name not in ("family", "precision", "preset") else ():
             if value != field.default and (value, field.default) != (False, None):

@@ -5,6 +5,7 @@ width, R = rows of a solver's table, K = its columns.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 import torch
@@ -12,17 +13,33 @@ from torch import Tensor
 
 from shared.specs.diffusion import DiffusionSpec
 from shared.specs.tasks import Interpolate, Reconstruct
-from worker.families.family import Batch, DataInfo, Draw, Family, Measured, SlotState
-from worker.families.nets.denoiser import Denoiser, centred, num_classes_of, objective_of, spread
+from worker.families.family import Batch, DataInfo, Draw, Family, Measured, Score, SlotState
+from worker.families.nets.denoiser import Denoiser, Network, centred, num_classes_of, objective_of, spread
 from worker.families.nets.dit import DITS, DiT
+from worker.families.nets.latents import LatentDenoiser, space_of
+from worker.families.nets.likelihood import bits_per_dim, has_likelihood
 from worker.families.nets.measurements import agreeing, averaged, enlarged, grey, kept, reduced
 from worker.families.nets.nonleaky import NUM_TOLD, augmented
 from worker.families.nets.slerp import slerp
 from worker.families.nets.solvers import COLUMNS, heun, num_evaluations, table_of, travelling
-from worker.families.nets.solving import FIRST, LEVEL, MOST_STEPS, UNLABELLED, FromNoise, Solve, plan_of
+from worker.families.nets.solving import (
+    FIRST,
+    LEVEL,
+    MOST_STEPS,
+    UNLABELLED,
+    FromImages,
+    FromNoise,
+    Solve,
+    inputs_of,
+    plan_of,
+)
 from worker.families.nets.unet import UNETS, UNet
 from worker.kernels.noise import Noise
 
+PATCH_SIZE: Final = 4
+"""Pixels of a token's side, unless the spec says how many; of latents one cell."""
+MOST_SCORED: Final = 128
+"""Images whose likelihood is computed: each costs about as much as drawing ten."""
 ENCODING_STEPS: Final = 50
 """Of Heun's method, each way."""
 RESTORING_STEPS: Final = 50
@@ -35,15 +52,28 @@ LENGTH, LAPS = 5, 2
 
 
 def build(spec: DiffusionSpec, data: DataInfo) -> Denoiser:
-    """A denoiser of images of ``data.shape``."""
+    """A denoiser of images of ``data.shape``, or of their latents."""
     num_classes = num_classes_of(spec, data)
-    if spec.network == "unet":
-        network = UNet(UNETS[spec.preset], data.shape[0], num_classes, spec.dropout)
+    if spec.autoencoder is None:
+        return Denoiser(network_of(spec, data), objective_of(spec), num_classes)
+    autoencoder = data.models["autoencoder"].network()
+    deviation = spec.sigma_data if spec.objective == "edm" else 1.0
+    return LatentDenoiser(network_of(spec, data), objective_of(spec), num_classes, autoencoder, deviation)
+
+
+def network_of(spec: DiffusionSpec, data: DataInfo) -> Network:
+    """F, as large as what it sees. A latent without places is one token of the transformer, which is then a residual
+    network of SwiGLUs."""
+    shape_CHW, rest = space_of(spec, data), (num_classes_of(spec, data), spec.dropout)
+    is_latent, has_places = spec.autoencoder is not None, shape_CHW[1:] != (1, 1)
+    if spec.network == "unet" and (has_places or not is_latent):
+        layout = UNETS[spec.preset]
+        network = UNet(replace(layout, patch_size=1) if is_latent else layout, shape_CHW[0], *rest)
     else:
-        network = DiT(DITS[spec.preset], spec.patch_size, data.shape, num_classes, spec.dropout)
+        network = DiT(DITS[spec.preset], spec.patch_size or (1 if is_latent else PATCH_SIZE), shape_CHW, *rest)
     if spec.augment:
         network.learn_augmentation(NUM_TOLD)
-    return Denoiser(network, objective_of(spec), num_classes)
+    return network
 
 
 # Loss --------------------------------------------------------------------------------------------
@@ -59,7 +89,7 @@ def shown_labels(spec: DiffusionSpec, net: Denoiser, batch: Batch, noise: Noise)
 
 def loss(spec: DiffusionSpec, net: Denoiser, batch: Batch, noise: Noise) -> Measured:
     """Mean square distance of F from what makes D exact, at random noise levels (equation 8, weight 1 / c_out^2)."""
-    x0_BCHW, told_BA = augmented(centred(batch["image"]), noise, spec.augment if net.training else 0.0)
+    x0_BCHW, told_BA = augmented(net.encode(batch["image"]), noise, spec.augment if net.training else 0.0)
     sigma_B = net.objective.levels(noise, LEVEL)
     x_BCHW = x0_BCHW + spread(sigma_B) * noise.normal(*x0_BCHW.shape[1:], stream=FIRST)
     scales = net.objective.scales(sigma_B)
@@ -94,7 +124,7 @@ class AlongPaths(FromNoise):
         return super().label_of(Draw(request=draw.request, index=pair))
 
 
-class ThereAndBack(Solve):
+class ThereAndBack(FromImages):
     """Encodes an image to noise by the ordinary differential equation, and solves back down to an image.
 
     The class is not told, so that the noise holds all that is known of the image.
@@ -106,8 +136,8 @@ class ThereAndBack(Solve):
         return len(self.table())
 
     def start(self, draws: Sequence[Draw[Reconstruct]], noise: Noise) -> SlotState:
-        x_SCHW = centred(inputs_of(draws, "image", noise))
-        return self.state(x_SCHW, [self.table()] * len(draws), draws)
+        nothing_SCHW = torch.zeros(len(draws), *self.shape_CHW, dtype=torch.float64, device=noise.device)
+        return self.start_at(draws, nothing_SCHW, [self.table()] * len(draws))
 
     def table(self) -> Tensor:
         """The rows up, from the lowest noise level that is not zero, and down."""
@@ -129,9 +159,12 @@ class Edit(Solve):
 
     def start(self, draws: Sequence[Draw[Any]], noise: Noise) -> SlotState:
         tables = [self.table(draw.request) for draw in draws]
+        return self.state(self.first(tables, noise), tables, draws)
+
+    def first(self, tables: Sequence[Tensor], noise: Noise) -> Tensor:
+        """Noise of the level that each table begins at."""
         first_S = torch.stack([table_RK[0, COLUMNS.index("sigma")] for table_RK in tables]).to(noise.device)
-        noise_SCHW = spread(first_S) * noise.normal(*self.shape_CHW, stream=FIRST).double()
-        return self.state(noise_SCHW, tables, draws)
+        return spread(first_S) * noise.normal(*self.shape_CHW, stream=FIRST).double()
 
     def table(self, request: Any) -> Tensor:
         """The rows ``(R, K)``, from the noise level that the task begins at."""
@@ -145,8 +178,8 @@ class Inpaint(Edit):
     num_rows = LAPS * MOST_STEPS
 
     def start(self, draws: Sequence[Draw[Any]], noise: Noise) -> SlotState:
-        mask_S1HW = inputs_of(draws, "mask", noise)
-        known_SCHW = kept(mask_S1HW)(centred(inputs_of(draws, "image", noise)))
+        mask_S1HW = inputs_of(draws, "mask", noise.device)
+        known_SCHW = kept(mask_S1HW)(centred(inputs_of(draws, "image", noise.device)))
         return super().start(draws, noise) | {"mask": mask_S1HW, "known": known_SCHW}
 
     def estimate(self, net: Denoiser, state: SlotState, sigma_S: Tensor) -> Tensor:
@@ -160,7 +193,7 @@ class SuperResolve(Edit):
 
     def start(self, draws: Sequence[Draw[Any]], noise: Noise) -> SlotState:
         factors = [draw.request.factor for draw in draws]
-        given = zip(centred(inputs_of(draws, "image", noise)).split(1), factors, strict=True)
+        given = zip(centred(inputs_of(draws, "image", noise.device)).split(1), factors, strict=True)
         known_SCHW = torch.cat([self.known(image_1CHW, factor) for image_1CHW, factor in given])
         return super().start(draws, noise) | {"known": known_SCHW, "factor": torch.tensor(factors).to(noise.device)}
 
@@ -183,29 +216,24 @@ class Colourise(Edit):
     num_rows = LAPS * MOST_STEPS
 
     def start(self, draws: Sequence[Draw[Any]], noise: Noise) -> SlotState:
-        given_SCHW = centred(inputs_of(draws, "image", noise))
+        given_SCHW = centred(inputs_of(draws, "image", noise.device))
         return super().start(draws, noise) | {"known": grey(given_SCHW.expand(-1, self.shape_CHW[0], -1, -1))}
 
     def estimate(self, net: Denoiser, state: SlotState, sigma_S: Tensor) -> Tensor:
         return agreeing(super().estimate(net, state, sigma_S), state["known"], grey)
 
 
-class ImageToImage(Edit):
+class ImageToImage(FromImages, Edit):
     """Adds noise to an image and solves back down, from a level that ``strength`` says (SDEdit, Meng et al., 2021)."""
 
     def start(self, draws: Sequence[Draw[Any]], noise: Noise) -> SlotState:
-        state = super().start(draws, noise)
-        return state | {"x": state["x"] + centred(inputs_of(draws, "image", noise))}
+        tables = [self.table(draw.request) for draw in draws]
+        return self.start_at(draws, self.first(tables, noise), tables)
 
     def table(self, request: Any) -> Tensor:
         solver, steps = plan_of(request)
         num_kept = max(1, round(steps * request.strength))
         return table_of(solver, self.levels(steps)[steps - num_kept :])
-
-
-def inputs_of(draws: Sequence[Draw[Any]], name: str, noise: Noise) -> Tensor:
-    """One of the draws' inputs, with a slot axis."""
-    return torch.stack([draw.inputs[name] for draw in draws if draw.inputs is not None]).to(noise.device)
 
 
 FAMILY: Final = Family(
@@ -221,4 +249,5 @@ FAMILY: Final = Family(
         "colourise": Colourise,
         "image_to_image": ImageToImage,
     },
+    scores={"bits_per_dim": Score(values=bits_per_dim, most=MOST_SCORED, applies=has_likelihood)},
 )

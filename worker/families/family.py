@@ -1,6 +1,6 @@
 """What a model family is to the engine: a bundle of plain parts. Knows no family and no engine."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
@@ -123,11 +123,13 @@ class Sampler(Protocol):
 class Score(Generic[SpecT, NetT]):
     """Something to measure of a trained model on each image of a dataset."""
 
-    values: Callable[[SpecT, NetT, Batch, Noise], Tensor]
-    """One number per image ``(B,)``, or as ``kind`` says."""
+    values: Callable[[SpecT, NetT, Batch, Noise], Tensor | Generator[None, None, Tensor]]
+    """One number per image ``(B,)``, or as ``kind`` says. What takes long yields on the way, so as to be stopped."""
     kind: Literal["mean", "dimensions", "variation", "codes"] = "mean"
     """What is told of all images' values: their mean; the mean of each column of ``(B, Z)``; how many columns vary; or
     how much of a codebook the int64 codes ``(B, L)`` use."""
+    most: int | None = None
+    """Only so many images are looked at, where each takes long."""
     num_codes: Callable[[SpecT], int] | None = None
     """Size of the codebook, for ``codes``."""
     applies: Callable[[SpecT], bool] = lambda spec: True

@@ -79,9 +79,11 @@ def conv_decoder(spec: VaeSpec, data: DataInfo) -> nn.Module:
 class Vae(nn.Module):
     """q(z|x) and p(x|z)."""
 
-    def __init__(self, encoder: nn.Module, decoder: nn.Module) -> None:
+    def __init__(self, spec: VaeSpec, data: DataInfo, encoder: nn.Module, decoder: nn.Module) -> None:
         super().__init__()
         self.encoder, self.decoder = encoder, decoder
+        self.likelihood = spec.likelihood
+        self.latent_shape = (latent_size(spec, data.shape), 1, 1)
         self.log_variance = nn.Parameter(torch.tensor(log(0.1)))
         """Of the Gaussian and the logistic likelihood; unused by the Bernoulli."""
 
@@ -98,6 +100,16 @@ class Vae(nn.Module):
     def decode(self, z_BZ: Tensor) -> Tensor:
         """Parameters of p(x|z), float32 ``(B, C, H, W)``: Bernoulli logits, or means."""
         return self.decoder(z_BZ).float()
+
+    # For models that are built on this one (``worker.families.nets.latents``).
+
+    def latent_of(self, image_BCHW: Tensor) -> Tensor:
+        """The mean of q(z|x) of bytes, ``(B, Z, 1, 1)``."""
+        return self.encode(grey_levels(image_BCHW))[0][:, :, None, None]
+
+    def image_of(self, latent_BZ11: Tensor) -> Tensor:
+        """The mean of p(x|z), about [-1, 1]."""
+        return 2 * mean_image(self.likelihood, self.decode(latent_BZ11.flatten(1))) - 1
 
 
 class Ladder(Vae):
@@ -119,11 +131,11 @@ class Ladder(Vae):
 def build(spec: VaeSpec, data: DataInfo) -> Vae:
     """A network for images of ``data.shape``."""
     if spec.network == "mlp":
-        return Vae(mlp_encoder(spec, data), mlp_decoder(spec, data))
+        return Vae(spec, data, mlp_encoder(spec, data), mlp_decoder(spec, data))
     if spec.network == "conv":
-        return Vae(conv_encoder(spec, data), conv_decoder(spec, data))
+        return Vae(spec, data, conv_encoder(spec, data), conv_decoder(spec, data))
     layout = (data.shape, num_halvings(data.shape), spec.base_channels)
-    return Ladder(BottomUp(*layout), TopDown(*layout, spec.latent_dim))
+    return Ladder(spec, data, BottomUp(*layout), TopDown(*layout, spec.latent_dim))
 
 
 def latent_size(spec: VaeSpec, shape: tuple[int, ...]) -> int:
@@ -131,6 +143,11 @@ def latent_size(spec: VaeSpec, shape: tuple[int, ...]) -> int:
     if spec.network != "ladder":
         return spec.latent_dim
     return sum(prod(group) for group in group_shapes(shape, num_halvings(shape), spec.latent_dim))
+
+
+def mean_image(likelihood: str, decoded_BCHW: Tensor) -> Tensor:
+    """The mean of p(x|z) of its parameters, about [0, 1]."""
+    return decoded_BCHW.sigmoid() if likelihood == "bernoulli" else decoded_BCHW
 
 
 # Loss --------------------------------------------------------------------------------------------
@@ -258,9 +275,7 @@ class Decode:
 
     def step(self, net: Vae, state: SlotState, noise: Noise) -> SlotState:
         """Decode to the mean of p(x|z)."""
-        decoded_SCHW = net.decode(state["z"])
-        x_SCHW = decoded_SCHW.sigmoid() if self.spec.likelihood == "bernoulli" else decoded_SCHW
-        return state | {"x": x_SCHW}
+        return state | {"x": mean_image(self.spec.likelihood, net.decode(state["z"]))}
 
     def finish(self, net: Vae, state: SlotState) -> Tensor:
         return (state["x"].clamp(0, 1) * 255).round().to(torch.uint8)

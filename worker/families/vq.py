@@ -95,10 +95,23 @@ class Vq(nn.Module):
             num_outputs=num_codes,
             num_tokens=self.autoencoder.height * self.autoencoder.width,
         )
+        self.latent_shape = (self.autoencoder.quantizer.dim, self.autoencoder.height, self.autoencoder.width)
 
     def first_token(self, label_B: Tensor) -> Tensor:
         """The token that a sequence of codes begins with: one per class, 0 where there are none."""
         return self.autoencoder.quantizer.num_codes + label_B
+
+    # For models that are built on this one (``worker.families.nets.latents``).
+
+    def latent_of(self, image_BCHW: Tensor) -> Tensor:
+        """What is quantised of bytes, ``(B, D, h, w)``."""
+        latent_BDT = self.autoencoder.latents(from_bytes(image_BCHW)).transpose(1, 2)
+        return latent_BDT.unflatten(2, self.latent_shape[1:]).float()
+
+    def image_of(self, latent_BDhw: Tensor) -> Tensor:
+        """Images, about [-1, 1], of the codes that are nearest."""
+        latent_BTD = latent_BDhw.flatten(2).transpose(1, 2)
+        return self.autoencoder.decode(self.autoencoder.quantizer(latent_BTD).vector)
 
 
 def code_map(spec: VqSpec, data: DataInfo) -> tuple[int, int]:

@@ -1,7 +1,7 @@
 """Executes ``evaluate`` jobs: draw samples, measure them and the model on a dataset, publish the figures."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import asdict, dataclass, field
 from math import ceil
 from typing import Any, Final
@@ -81,7 +81,8 @@ class _Evaluation:
     def _num_steps(self) -> int:
         """Steps of the parts that take long; a few more may come."""
         num = min(self.spec.num_samples, len(self.indices))
-        steps = len(self.scores) * ceil(num / self.spec.batch_size) if "scores" in self.wanted else 0
+        scored = [min(num, score.most or num) for score in self.scores.values()] if "scores" in self.wanted else []
+        steps = sum(ceil(each / self.spec.batch_size) for each in scored)
         steps += num if "reconstruction" in self.wanted else 0
         if self.wanted & OF_SAMPLES:
             steps += self.spec.num_samples + (NUM_GROUPS + 1) * len(self.wanted & sets.SET_METRICS.keys())
@@ -112,13 +113,22 @@ class _Evaluation:
 
     def _scores(self) -> None:
         for name, score in self.scores.items():
-            values = torch.cat([self._score(score, batch, rows) for rows, batch in self._batches()])
+            values = torch.cat([self._score(score, batch, rows) for rows, batch in self._batches(score.most)])
             self._tell(name, score, values)
 
     def _score(self, score: Score[Any, Any], batch: Batch, rows: range) -> Tensor:
         self._step()
         noise = Noise.of_step(Domain.EVALUATION, self.spec.seed, 0, rows, self.device)
-        return score.values(self.model.spec, self.model.net, batch, noise).cpu()
+        values = score.values(self.model.spec, self.model.net, batch, noise)
+        return (values if isinstance(values, Tensor) else self._waited_for(values)).cpu()
+
+    def _waited_for(self, values: Generator[None, None, Tensor]) -> Tensor:
+        while True:
+            try:
+                next(values)
+            except StopIteration as done:
+                return done.value
+            self._step(0)
 
     def _tell(self, name: str, score: Score[Any, Any], values: Tensor) -> None:
         match score.kind:
@@ -133,8 +143,8 @@ class _Evaluation:
                 num_codes = score.num_codes(self.model.spec) if score.num_codes else int(values.max()) + 1
                 self.report.details[name] = asdict(codebook_use(values, num_codes)) | {"num_codes": num_codes}
 
-    def _batches(self) -> Iterator[tuple[range, Batch]]:
-        indices = self.indices[: self.spec.num_samples]
+    def _batches(self, most: int | None) -> Iterator[tuple[range, Batch]]:
+        indices = self.indices[: self.spec.num_samples][:most]
         for start in range(0, len(indices), self.spec.batch_size):
             rows = range(start, min(start + self.spec.batch_size, len(indices)))
             places = indices[rows.start : rows.stop]

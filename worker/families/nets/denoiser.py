@@ -3,6 +3,7 @@
 Equation numbers are of that paper. Shape suffixes: B = batch, C = channels, H, W = height and width.
 """
 
+import torch
 from torch import Tensor, nn
 
 from shared.specs.diffusion import DiffusionSpec
@@ -11,11 +12,14 @@ from worker.families.nets.dit import DiT
 from worker.families.nets.preconditioning import Edm, Flow, VariancePreserving
 from worker.families.nets.unet import UNet
 
+Network = UNet | DiT
+AnyObjective = Edm | Flow | VariancePreserving
+
 
 class Denoiser(nn.Module):
-    """D(x; sigma): the best guess of the clean image inside a noisy one (equation 7)."""
+    """D(x; sigma): the best guess of the clean image inside a noisy one (equation 7); of pixels in [-1, 1]."""
 
-    def __init__(self, network: UNet | DiT, objective: Edm | Flow | VariancePreserving, num_classes: int) -> None:
+    def __init__(self, network: Network, objective: AnyObjective, num_classes: int) -> None:
         super().__init__()
         self.network, self.objective, self.num_classes = network, objective, num_classes
 
@@ -30,13 +34,21 @@ class Denoiser(nn.Module):
         scales = self.objective.scales(sigma_B)
         return self.network((spread(scales.c_in) * x_BCHW).float(), scales.c_noise.float(), label_B)
 
+    def encode(self, image_BCHW: Tensor) -> Tensor:
+        """What is denoised of images, which are bytes: float64."""
+        return centred(image_BCHW)
+
+    def decode(self, x_BCHW: Tensor) -> Tensor:
+        """The bytes again."""
+        return to_bytes(x_BCHW)
+
 
 def spread(values_B: Tensor) -> Tensor:
     """A number per image as ``(B, 1, 1, 1)``."""
     return values_B[:, None, None, None]
 
 
-def objective_of(spec: DiffusionSpec) -> Edm | Flow | VariancePreserving:
+def objective_of(spec: DiffusionSpec) -> AnyObjective:
     """What the network predicts."""
     given = {"mean": spec.noise_mean, "std": spec.noise_std}
     levels = {name: value for name, value in given.items() if value is not None}
@@ -57,3 +69,8 @@ def num_classes_of(spec: DiffusionSpec, data: DataInfo) -> int:
 def centred(image_BCHW: Tensor) -> Tensor:
     """Bytes as float64 in [-1, 1]."""
     return image_BCHW.double() / 127.5 - 1
+
+
+def to_bytes(x_BCHW: Tensor) -> Tensor:
+    """The nearest bytes."""
+    return ((x_BCHW.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)

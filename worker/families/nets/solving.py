@@ -13,6 +13,7 @@ from shared.specs.diffusion import DiffusionSpec
 from shared.specs.tasks import Generate, Interpolate, Sampling, Solver
 from worker.families.family import DataInfo, Draw, SlotState
 from worker.families.nets.denoiser import Denoiser, num_classes_of, objective_of, spread
+from worker.families.nets.latents import space_of
 from worker.families.nets.solvers import COLUMNS, karras, num_evaluations, padded, table_of
 from worker.kernels.noise import Noise
 
@@ -35,7 +36,7 @@ class Solve:
     """Of the tables of all slots, whatever they were asked for."""
 
     def __init__(self, spec: DiffusionSpec, data: DataInfo) -> None:
-        self.shape_CHW, self.num_classes = data.shape, num_classes_of(spec, data)
+        self.shape_CHW, self.num_classes = space_of(spec, data), num_classes_of(spec, data)
         self.objective = objective_of(spec)
 
     def state(self, x_SCHW: Tensor, tables: Sequence[Tensor], draws: Sequence[Draw[Any]]) -> SlotState:
@@ -96,7 +97,7 @@ class Solve:
         return torch.where(spread(is_guided_S), guided_SCHW, estimate_SCHW)
 
     def finish(self, net: Denoiser, state: SlotState) -> Tensor:
-        return ((state["x"].clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+        return net.decode(state["x"])
 
 
 def guidance_of(request: Sampling) -> tuple[float, float, float]:
@@ -108,6 +109,27 @@ def plan_of(request: Sampling) -> tuple[Solver, int]:
     """The solver and its number of steps."""
     solver = request.solver or DEFAULT_SOLVER
     return solver, request.steps or DEFAULT_STEPS[solver]
+
+
+class FromImages(Solve):
+    """Begins at images, and noise that is added to what the network makes of them."""
+
+    def start_at(self, draws: Sequence[Draw[Any]], noise_SCHW: Tensor, tables: Sequence[Tensor]) -> SlotState:
+        """The state before the first step, which sees the network and encodes."""
+        return self.state(noise_SCHW, tables, draws) | {"image": inputs_of(draws, "image", noise_SCHW.device)}
+
+    def step(self, net: Denoiser, state: SlotState, noise: Noise) -> SlotState:
+        is_new_S = noise.step_B == 0
+        if is_new_S.any():
+            # All slots, as the shape decides about the bits.
+            begun_SCHW = state["x"] + net.encode(state["image"])
+            state = state | {"x": torch.where(spread(is_new_S), begun_SCHW, state["x"])}
+        return super().step(net, state, noise)
+
+
+def inputs_of(draws: Sequence[Draw[Any]], name: str, device: torch.device) -> Tensor:
+    """One of the draws' inputs, with a slot axis."""
+    return torch.stack([draw.inputs[name] for draw in draws if draw.inputs is not None]).to(device)
 
 
 class FromNoise(Solve):
