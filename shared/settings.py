@@ -148,6 +148,8 @@ class WorkerSettings(Section):
     """Downloaded inputs, by digest."""
     cache_bytes: int = 20 * 1024 * _MEGABYTE
     """Size the cache is kept under."""
+    feature_networks: Path | None = None
+    """Folder with networks that evaluate jobs may compare images in: ``inception.safetensors``, which is FID's."""
     poll: Duration = timedelta(seconds=3)
     """How often an idle worker looks into SQL by itself (with jitter)."""
     beat: Duration = timedelta(seconds=0.75)

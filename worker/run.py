@@ -86,6 +86,11 @@ class Run(Protocol):
         """A torch device string: ``cpu`` or ``cuda:0``."""
         ...
 
+    @property
+    def feature_networks(self) -> Path | None:
+        """The operator's folder of feature networks."""
+        ...
+
     def phase(self, name: str) -> None:
         """Say what the job is doing now (``loading_data``, ``training``, ``uploading`` …)."""
         ...

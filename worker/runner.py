@@ -85,6 +85,10 @@ class RunnerRun:
     def device(self) -> str:
         return self._runner.device
 
+    @property
+    def feature_networks(self) -> Path | None:
+        return self._runner.feature_networks
+
     def stop(self, reason: StopReason) -> None:
         """Ask the attempt to stop; called from another thread. A later reason counts if it is more urgent."""
         reason = most_urgent(self._stop_reason, reason)
@@ -184,6 +188,7 @@ class Runner:
         self.storage = Storage(settings.s3)
         self.cache = ObjectCache(settings.worker.cache_dir, self.storage, limit_bytes=settings.worker.cache_bytes)
         self.device = choose_device(settings.worker)
+        self.feature_networks = settings.worker.feature_networks
         self._current: RunnerRun | None = None
         self._work: SimpleQueue[Assignment] = SimpleQueue()
 

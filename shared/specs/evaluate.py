@@ -35,15 +35,15 @@ class EvaluateSpec(Generate):
     """Most images of the split that samples are compared to, evenly spread."""
     metrics: Annotated[list[Metric], Field(min_length=1)] | None = None
     """What to measure; whatever the model can be measured by when left out."""
-    features: Literal["digits", "dct", "pixels"] | None = None
-    """In what images are compared: a shipped classifier of digits, low frequencies or pixels. When left out, digits
-    for grey images of 28x28 and else dct."""
+    features: Literal["digits", "dct", "pixels", "inception"] | None = None
+    """In what images are compared: a shipped classifier of digits, low frequencies, pixels, or FID's own network where
+    the operator has put its weights. When left out, digits for grey images of 28x28 and else dct."""
     batch_size: int = Field(default=64, ge=1, le=4096)
     """Images that go through a network at once when they are scored."""
 
     @model_validator(mode="after")
     def _classes_need_a_classifier(self) -> Self:
-        if self.features in ("dct", "pixels") and "classes" in (self.metrics or []):
+        if self.features not in (None, "digits") and "classes" in (self.metrics or []):
             raise wrong("metrics", f"the features {self.features} know no classes")
         return self
 

@@ -39,6 +39,7 @@ class FolderRun:
     folder: Path
     assignment: Assignment
     device: str = "cpu"
+    feature_networks: Path | None = None
     stop_at: tuple[int, StopReason] | None = None
     """Raise Stopped once this step is reported, or at the first boundary after it if the reason is ``preempt``."""
     before_publish: Callable[[str], None] = lambda kind: None

@@ -1,5 +1,6 @@
 """Features: the shipped network is the one that was pinned, and knows digits; nothing else is ever loaded."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -93,4 +94,4 @@ def test_features_of_many_images_are_those_of_each() -> None:
     images = strokes(10)
 
     for known in (features.digits(), features.pixels(), features.dct()):
-        assert torch.allclose(known.of(images, batch_size=3), known.of(images), atol=1e-5)
+        assert torch.allclose(replace(known, batch_size=3).of(images), known.of(images), atol=1e-5)

@@ -21,7 +21,7 @@ from worker.jobs.inputs import fetch_images
 from worker.jobs.pictures import encode_png, sheet
 from worker.kernels.noise import Domain, Noise
 from worker.metrics import sets
-from worker.metrics.features import FEATURES, Features
+from worker.metrics.features import Features, features_of
 from worker.metrics.figure import NUM_GROUPS, Figure, mean_of, share_of
 from worker.metrics.images import mean_squared_error, psnr, ssim
 from worker.metrics.latents import active_units, codebook_use
@@ -39,7 +39,7 @@ def evaluate(run: Run) -> dict[str, Any]:
     Raises:
         Stopped: on request.
         DatasetInvalid: a part of the dataset that is needed is empty.
-        ModelLoadFailed: the weights do not fit their description.
+        ModelLoadFailed: the weights do not fit their description, or the feature network is not there.
         OutOfMemory: not even one sample fits.
     """
     run.phase("loading_model")
@@ -74,7 +74,7 @@ class _Evaluation:
         (self.other_indices,) = splits.values()
         if not len(self.indices):
             raise DatasetInvalid(f"the dataset has no {spec.split} samples")
-        self.features: Features = FEATURES[spec.features or default_features(dataset.shape)]()
+        self.features: Features = features_of(spec.features or default_features(dataset.shape), run.feature_networks)
         self.report, self.tiles, self.by_chance = Report(), dict[str, int](), False
         self.done, self.steps = 0, self._num_steps()
 
@@ -221,7 +221,7 @@ class _Evaluation:
         self.report.details["reference"] = {"digest": digest, "num_images": len(reference)}
 
     def _described(self, images: Tensor) -> Tensor:
-        return self.features.of(images, device=self.device)
+        return self.features.of(images, device=self.device, on_batch=lambda: self._step(0))
 
     def _memorisation(self, samples: Tensor) -> None:
         train, held_out = (

@@ -1,8 +1,9 @@
 """Images to feature vectors, in which sets of images are compared.
 
 ``digits`` is a small classifier of handwritten digits that is shipped with the code; ``pixels`` and ``dct`` know
-nothing of any subject. A network of one's own is one safetensors file of the layout of ``FeatureNetwork``. Nothing
-is ever executed from a file: neither TorchScript nor pickle is read.
+nothing of any subject; ``inception`` is FID's network, read from a file of one's own. Another network of one's own is
+one safetensors file of the layout of ``FeatureNetwork``. Nothing is ever executed from a file: neither TorchScript nor
+pickle is read.
 
 Shape suffixes: B = batch, C = channels, H, W = height and width, D = features, K = classes.
 """
@@ -23,11 +24,16 @@ from torch import Tensor, nn
 from shared.errors import ModelLoadFailed
 from shared.specs.spec import Spec
 from worker.engine.checkpoint import fill, read_tensors
+from worker.metrics.inception import Inception
 
 DIGITS: Final = Path(__file__).with_name("digits.safetensors")
 """Weights of the shipped network; ``python -m bench.train_featnet`` made them."""
 DIGITS_SHA256: Final = "3f2265005003a4b8d50dbdf3679a994519f700857a7dd6aaddc9d4a1d0646242"
 """Of that file: another one is refused."""
+INCEPTION: Final = "inception.safetensors"
+"""The file of FID's network in the operator's folder."""
+INCEPTION_BATCH: Final = 32
+"""Its images are large: so many need less than a gigabyte."""
 CPU: Final = torch.device("cpu")
 DCT_RESOLUTION: Final = 32
 """Side of the square that images are brought to before the cosine transform."""
@@ -129,18 +135,27 @@ class Features:
     """Bytes to class logits ``(B, K)``, where the features are those of a classifier."""
     num_classes: int = 0
     """That it tells apart."""
+    batch_size: int = 256
+    """Images that go through it at once."""
 
     @torch.no_grad()
-    def of(self, image_BCHW: Tensor, *, batch_size: int = 256, device: torch.device = CPU) -> Tensor:
-        """Features of many images in batches, float32 ``(N, D)`` on the CPU."""
-        return torch.cat([self.extract(batch.to(device)).cpu() for batch in image_BCHW.split(batch_size)])
+    def of(
+        self, image_BCHW: Tensor, *, device: torch.device = CPU, on_batch: Callable[[], None] = lambda: None
+    ) -> Tensor:
+        """Features of many images in batches, float32 ``(N, D)`` on the CPU; ``on_batch`` is called before each."""
+        described: list[Tensor] = []
+        for batch in image_BCHW.split(self.batch_size):
+            on_batch()
+            described.append(self.extract(batch.to(device)).cpu())
+        return torch.cat(described)
 
     @torch.no_grad()
-    def classes(self, image_BCHW: Tensor, *, batch_size: int = 256, device: torch.device = CPU) -> Tensor:
+    def classes(self, image_BCHW: Tensor, *, device: torch.device = CPU) -> Tensor:
         """The most likely class of each image, int64 ``(N,)``; ValueError where the features know no classes."""
         if self.classify is None:
             raise ValueError(f"the features {self.name} know no classes")
-        return torch.cat([self.classify(batch.to(device)).argmax(1).cpu() for batch in image_BCHW.split(batch_size)])
+        batches = image_BCHW.split(self.batch_size)
+        return torch.cat([self.classify(batch.to(device)).argmax(1).cpu() for batch in batches])
 
 
 def read_features(path: Path, name: str, *, sha256: str | None = None) -> Features:
@@ -149,10 +164,7 @@ def read_features(path: Path, name: str, *, sha256: str | None = None) -> Featur
     Raises:
         ModelLoadFailed: the file is damaged, not a ``FeatureNetwork`` or not the one that ``sha256`` names.
     """
-    try:
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    except OSError as error:
-        raise ModelLoadFailed(f"{path.name} cannot be read: {error}") from error
+    digest = sha256_of(path)
     if sha256 is not None and digest != sha256:
         raise ModelLoadFailed(f"{path.name} has SHA-256 {digest}, expected {sha256}")
     net = FeatureNetwork.read(path)
@@ -164,6 +176,38 @@ def read_features(path: Path, name: str, *, sha256: str | None = None) -> Featur
         return net.to(image_BCHW.device)(image_BCHW)
 
     return Features(name=name, digest=digest, extract=extract, classify=classify, num_classes=net.spec.num_classes)
+
+
+def sha256_of(path: Path) -> str:
+    """The digest of a file, in hexadecimal.
+
+    Raises:
+        ModelLoadFailed: it cannot be read.
+    """
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise ModelLoadFailed(f"{path.name} cannot be read: {error.strerror}") from error
+
+
+def read_inception(folder: Path | None) -> Features:
+    """2,048 features of FID's network, whose weights the operator has put into ``folder``.
+
+    Raises:
+        ModelLoadFailed: there is no folder, or no file of these weights in it.
+    """
+    if folder is None:
+        raise ModelLoadFailed(
+            "the features inception need weights, and the worker's NOISEMILL_WORKER_FEATURE_NETWORKS is not set"
+        )
+    path = folder.expanduser() / INCEPTION
+    digest, net = sha256_of(path), Inception.read(path)
+    return Features(
+        name="inception",
+        digest=digest,
+        extract=lambda image_BCHW: net.to(image_BCHW.device)(image_BCHW),
+        batch_size=INCEPTION_BATCH,
+    )
 
 
 @cache
@@ -203,4 +247,13 @@ def cosine_basis(num_frequencies: int, num_places: int) -> Tensor:
 
 
 FEATURES: Final[Mapping[str, Callable[[], Features]]] = {"digits": digits, "pixels": pixels, "dct": dct}
-"""What ``spec.features`` of an evaluate job may be."""
+"""What needs no file of the operator's, by the name that it has in ``spec.features`` of an evaluate job."""
+
+
+def features_of(name: str, folder: Path | None) -> Features:
+    """What ``spec.features`` of an evaluate job stands for, with the operator's networks in ``folder``.
+
+    Raises:
+        ModelLoadFailed: the network of this name is not there, or something else.
+    """
+    return read_inception(folder) if name == "inception" else FEATURES[name]()
