@@ -24,8 +24,10 @@ _TYPES: Final = {".js": "text/javascript", ".css": "text/css", ".svg": "image/sv
 
 @router.get("/")
 @router.get("/jobs/{job_id}")
+@router.get("/models")
+@router.get("/models/{name}")
 def get_page(request: Request) -> Response:
-    """The list of jobs, or one job: the page itself looks at its address."""
+    """The list of jobs, one job, the models or one of them: the page itself looks at its address."""
     settings: Settings = request.app.state.settings
     text = _files()[_PAGE].decode().replace("{{flower}}", html.escape(settings.api.flower_url or ""))
     headers = {

@@ -50,6 +50,10 @@ export function bytes(size) {
   return `${(size / 1024 ** power).toFixed(power ? 1 : 0)} ${units[power]}`;
 }
 
+export function table(heads, rows) {
+  return el("div", { class: "scroll" }, el("table", {}, el("thead", {}, el("tr", {}, ...heads.map((head) => el("th", {}, head)))), el("tbody", {}, ...rows)));
+}
+
 /** Why a job waits, and for how long. */
 function waits({ position, reason, eta }) {
   const parts = [`place ${position}`, reason.replaceAll("_", " ")];

@@ -3,7 +3,7 @@
 import { buttons } from "./actions.js";
 import { follow, get } from "./api.js";
 import { Curves, draw } from "./chart.js";
-import { ago, badge, bar, bytes, clock, duration, el, line, number } from "./dom.js";
+import { ago, badge, bar, bytes, clock, duration, el, line, number, table } from "./dom.js";
 
 const LOG_LENGTH = 300;
 const QUEUE_EVERY_MS = 5000;
@@ -109,10 +109,6 @@ function showAttempts(view, job) {
     el("td", {}, one.ended_at ? duration((Date.parse(one.ended_at) - Date.parse(one.started_at)) / 1000) : ago(one.started_at)),
     el("td", { class: "soft" }, one.error ? one.error.code : "")));
   fill(view.slots.attempts, "Attempts", table(["#", "worker", "outcome", "time", ""], rows));
-}
-
-function table(heads, rows) {
-  return el("div", { class: "scroll" }, el("table", {}, el("thead", {}, el("tr", {}, ...heads.map((head) => el("th", {}, head)))), el("tbody", {}, ...rows)));
 }
 
 async function refreshArtifacts(view) {

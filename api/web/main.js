@@ -4,6 +4,7 @@ import { forgetKey } from "./api.js";
 import { el } from "./dom.js";
 import { showJob } from "./job.js";
 import { showList } from "./list.js";
+import { showModel, showModels } from "./models.js";
 
 const THEME = "noisemill-theme";
 
@@ -27,7 +28,8 @@ if (/^https?:\/\//.test(flower)) {
 }
 
 const page = document.getElementById("page");
-const [, id] = location.pathname.match(/^\/jobs\/([^/]+)$/) ?? [];
-Promise.resolve(id ? showJob(page, id) : showList(page)).catch((error) => {
+const [, kind, id] = location.pathname.match(/^\/(jobs|models)(?:\/([^/]+))?$/) ?? [];
+const show = kind === "models" ? (id ? showModel : showModels) : (id ? showJob : showList);
+Promise.resolve(show(page, id)).catch((error) => {
   page.replaceChildren(el("p", { class: "empty bad" }, error.message));
 });

@@ -11,7 +11,7 @@ from tests.api.support import make_settings, serving
 
 
 def test_every_page_comes_with_all_its_parts(stranger: httpx.Client) -> None:
-    for path in ("/", "/jobs/job_0123"):
+    for path in ("/", "/jobs/job_0123", "/models", "/models/digits"):
         page = stranger.get(path)
         assert page.headers["Content-Type"].startswith("text/html")
         parts = re.findall(r'(?:src|href)="(/web/[^"]+)"', page.text)
