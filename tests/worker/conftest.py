@@ -23,6 +23,7 @@ from shared.jobs.rows import Artifact, Attempt, Bell, Event, Job, Tenant
 from shared.jobs.state import QUEUES, JobState, JobType
 from shared.queue import make_celery
 from shared.settings import BrokerSettings, DatabaseSettings, JobSettings, S3Settings, Settings, WorkerSettings
+from tests.worker.house import House
 from tests.worker.scripted import SCRIPTED
 from worker.device import Device
 from worker.supervisor import Supervisor
@@ -161,3 +162,10 @@ def environment(settings: Settings) -> dict[str, str]:
         "NOISEMILL_JOBS_LEASE": str(settings.jobs.lease.total_seconds()),
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
     }
+
+
+@pytest.fixture
+def house(database: str, s3: Any) -> Iterator[House]:
+    house = House(database, s3)
+    yield house
+    house.engine.dispose()
