@@ -136,8 +136,10 @@ def gan(name: str, **recipe: Any) -> Case:
     )
 
 
-DCGAN: Final = gan("dcgan", network="dcgan", steps=3000, batch_size=64, ema_decay=0.995)
-R3GAN: Final = gan("r3gan", network="r3gan", steps=1200, batch_size=64, learning_rate=1e-3, ema_decay=0.995)
+DCGAN: Final = gan("dcgan", network="dcgan", steps=8000, batch_size=64, learning_rate=5e-4, ema_decay=0.998)
+R3GAN: Final = gan(
+    "r3gan", network="r3gan", base_channels=16, steps=3200, batch_size=32, learning_rate=1e-3, ema_decay=0.998
+)
 
 
 # Diffusion ---------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ class DiffusionSpec(TrainSpec):
         "generate": SAMPLING | {"eta"},
         "interpolate": SAMPLING,
         "reconstruct": frozenset(),
+        "encode": frozenset(),
         "inpaint": EDITING,
         "super_resolve": EDITING,
         "colourise": EDITING,

@@ -185,7 +185,7 @@ class Interpolate(Sampling):
 
 
 class Encode(_WithInputs):
-    """Give the latents of images, as arrays: the mean of their posterior, or their codes."""
+    """Give the latents of images, as arrays: the mean of their posterior, their codes, or the noise they come from."""
 
     task: Literal["encode"]
 

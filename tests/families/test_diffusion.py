@@ -10,14 +10,14 @@ from pydantic_core import PydanticCustomError
 from torch import Tensor, nn
 
 from shared.specs.diffusion import DiffusionSpec
-from shared.specs.tasks import Generate, Interpolate, Reconstruct
+from shared.specs.tasks import Encode, Generate, Interpolate, Reconstruct
 from worker.engine.numerics import exact
 from worker.engine.sampling import Tile, sample
 from worker.families.diffusion import FAMILY, build, loss
 from worker.families.family import DataInfo, Draw
 from worker.families.nets.denoiser import Denoiser, centred, spread, to_bytes
 from worker.families.nets.dropout import Dropout
-from worker.families.nets.preconditioning import ddpm_log_sigmas
+from worker.families.nets.preconditioning import Edm, ddpm_log_sigmas
 from worker.kernels.noise import Domain, Noise
 
 CPU = torch.device("cpu")
@@ -346,6 +346,28 @@ def test_an_image_survives_the_way_to_noise_and_back() -> None:
 
     assert (sampler.finish(Mixture(), state).int() - images.int()).abs().max() <= 1
     assert farthest > 20
+
+
+def test_the_noise_that_an_image_is_encoded_to_leads_back_to_it() -> None:
+    request = Encode(task="encode", model="m", dataset=DATASET)
+    sampler = FAMILY.tasks["encode"](spec_of(), PLANE)
+    image = ((torch.tensor([[[-0.55]], [[0.1]]]) + 1) * 127.5).round().to(torch.uint8)
+    draws = [Draw(request=request, index=0, inputs={"image": image})]
+    state = sampler.start(draws, Noise.of_step(Domain.SAMPLING, 0, 0, range(1), CPU))
+    for step in range(sampler.num_steps(request)):
+        state = state | sampler.step(Mixture(), state, Noise.of_step(Domain.SAMPLING, 0, step, range(1), CPU))
+    encoded = sampler.finish(Mixture(), state)
+
+    back = FAMILY.tasks["generate"](spec_of(), PLANE)
+    generate = Generate(task="generate", model="m", num_samples=1, solver="heun", steps=50)
+    noise = Noise.of_step(Domain.SAMPLING, 0, 0, range(1), CPU)
+    state = back.start([Draw(request=generate, index=0)], noise)
+    state["x"] = encoded.double() * Edm.sigma_max
+    for step in range(back.num_steps(generate)):
+        state = state | back.step(Mixture(), state, Noise.of_step(Domain.SAMPLING, 0, step, range(1), CPU))
+
+    assert (encoded.dtype, encoded.shape) == (torch.float32, (1, 2, 1, 1))
+    assert (back.finish(Mixture(), state).int() - image.int()).abs().max() <= 1
 
 
 def test_samples_are_bytes_of_minus_one_to_one() -> None:

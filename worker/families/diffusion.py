@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from shared.specs.diffusion import DiffusionSpec
-from shared.specs.tasks import Interpolate, Reconstruct
+from shared.specs.tasks import Interpolate
 from worker.families.family import Batch, DataInfo, Draw, Family, Measured, Score, SlotState
 from worker.families.nets.denoiser import Denoiser, Network, centred, num_classes_of, objective_of, spread
 from worker.families.nets.dit import DITS, DiT
@@ -132,20 +132,36 @@ class ThereAndBack(FromImages):
 
     num_rows = 2 * num_evaluations("heun", ENCODING_STEPS)
 
-    def num_steps(self, request: Reconstruct) -> int:
+    def num_steps(self, request: Any) -> int:
         return len(self.table())
 
-    def start(self, draws: Sequence[Draw[Reconstruct]], noise: Noise) -> SlotState:
+    def start(self, draws: Sequence[Draw[Any]], noise: Noise) -> SlotState:
         nothing_SCHW = torch.zeros(len(draws), *self.shape_CHW, dtype=torch.float64, device=noise.device)
         return self.start_at(draws, nothing_SCHW, [self.table()] * len(draws))
 
     def table(self) -> Tensor:
-        """The rows up, from the lowest noise level that is not zero, and down."""
-        down_N = self.levels(ENCODING_STEPS)
-        return torch.cat((heun(down_N[:-1].flip(0)), heun(down_N)))
+        """The rows up and down."""
+        return torch.cat((self.up(), heun(self.levels(ENCODING_STEPS))))
 
-    def label_of(self, draw: Draw[Reconstruct]) -> int:
+    def up(self) -> Tensor:
+        """The rows up, from the lowest noise level that is not zero."""
+        return heun(self.levels(ENCODING_STEPS)[:-1].flip(0))
+
+    def label_of(self, draw: Draw[Any]) -> int:
         return self.num_classes
+
+
+class ToNoise(ThereAndBack):
+    """Encodes an image to noise: a draw of N(0, I) as far as the model knows such images."""
+
+    num_rows = num_evaluations("heun", ENCODING_STEPS)
+
+    def table(self) -> Tensor:
+        return self.up()
+
+    def finish(self, net: Denoiser, state: SlotState) -> Tensor:
+        """float32 ``(S, C, H, W)``, in the model's space."""
+        return (state["x"] / self.objective.sigma_max).float()
 
 
 class Edit(Solve):
@@ -244,6 +260,7 @@ FAMILY: Final = Family(
         "generate": FromNoise,
         "interpolate": AlongPaths,
         "reconstruct": ThereAndBack,
+        "encode": ToNoise,
         "inpaint": Inpaint,
         "super_resolve": SuperResolve,
         "colourise": Colourise,
