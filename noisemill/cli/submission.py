@@ -68,9 +68,7 @@ def train(  # noqa: PLR0913, PLR0917 - a parameter is an option
         kind = FAMILIES.get(body["spec"]["family"])
         for field in ("dataset", *(kind.further_datasets if kind else ())):
             _resolve_dataset(client, body["spec"], field)
-        job = client.submit(body)
-        _announce(job)
-        job = watch(client, job) if wait else job
+        job, _ = _carry_out(client, body, wait=wait)
         _present(job, as_json=as_json)
         if wait and not as_json:
             ref = (job.result or {}).get("model", body["spec"].get("model"))
@@ -99,11 +97,7 @@ def generate(  # noqa: PLR0913, PLR0917 - a parameter is an option
     body = _job("generate", spec_file, named, set_fields, labels, priority)
     body["spec"].setdefault("task", "generate")
     with Client() as client:
-        _resolve_dataset(client, body["spec"])
-        job = client.submit(body)
-        _announce(job)
-        job = watch(client, job) if wait else job
-        files = [] if out is None else fetch_all(client, job.id, out)
+        job, files = _carry_out(client, body, wait=wait, out=out)
         _present(job, as_json=as_json, files=files)
         if wait and out is None and not as_json:
             say(f"Download the samples with `noisemill artifacts get {job.id} --out samples`.")
@@ -131,11 +125,7 @@ def evaluate(  # noqa: PLR0913, PLR0917 - a parameter is an option
     named = {"model": model, "dataset": dataset, "num_samples": num_samples, "metrics": metrics or None, "seed": seed}
     body = _job("evaluate", spec_file, named, set_fields, labels, priority)
     with Client() as client:
-        _resolve_dataset(client, body["spec"])
-        job = client.submit(body)
-        _announce(job)
-        job = watch(client, job) if wait else job
-        files = [] if out is None else fetch_all(client, job.id, out)
+        job, files = _carry_out(client, body, wait=wait, out=out)
         if wait and not as_json:
             say("\n".join(_figures(job)))
         _present(job, as_json=as_json, files=files)
@@ -161,9 +151,7 @@ def reaverage(  # noqa: PLR0913, PLR0917 - a parameter is an option
     named = {"model": model, "ema_length": ema_length, "name": name}
     body = _job("reaverage", spec_file, named, set_fields, labels, priority)
     with Client() as client:
-        job = client.submit(body)
-        _announce(job)
-        job = watch(client, job) if wait else job
+        job, _ = _carry_out(client, body, wait=wait)
         _present(job, as_json=as_json)
         if wait and not as_json:
             say(f"Registered {(job.result or {})['model']}.")
@@ -200,6 +188,17 @@ def _job(
     return body
 
 
+def _carry_out(
+    client: Client, body: dict[str, Any], *, wait: bool, out: Path | None = None
+) -> tuple[JobView, list[Path]]:
+    """Submit it and, where that is wanted, follow it to its end and download what it made."""
+    _resolve_dataset(client, body["spec"])
+    job = client.submit(body)
+    say(f"Submitted {job.id}.")
+    job = watch(client, job) if wait else job
+    return job, [] if out is None else fetch_all(client, job.id, out)
+
+
 def _resolve_dataset(client: Client, spec: dict[str, Any], field: str = "dataset") -> None:
     name = spec.get(field)
     if not isinstance(name, str) or _DATASET_ID.fullmatch(name):
@@ -208,10 +207,6 @@ def _resolve_dataset(client: Client, spec: dict[str, Any], field: str = "dataset
     if found is None:
         raise InvalidInput(f"There is no dataset named {name!r}: `noisemill datasets list` shows what there is.")
     spec[field] = found.id
-
-
-def _announce(job: JobView) -> None:
-    say(f"Submitted {job.id}.")
 
 
 def _present(job: JobView, *, as_json: bool, files: list[Path] | None = None) -> None:
