@@ -8,10 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from shared.specs.consistency import ConsistencySpec
 from shared.specs.diffusion import DiffusionSpec
 from worker.engine.training import Trainer, build
+from worker.families.consistency import FAMILY as CONSISTENCY
 from worker.families.diffusion import FAMILY, loss
-from worker.families.family import DataInfo
+from worker.families.family import DataInfo, Origin
 from worker.families.nets.diffusers_layout import read_folder, write_folder
 from worker.families.nets.nonleaky import NUM_TOLD, SHIFT, augmented, rotation, scaling, shift, warped
 from worker.kernels.noise import Domain, Noise
@@ -171,3 +173,14 @@ def test_an_exported_network_draws_the_same(tmp_path: Path) -> None:
     x, t, labels = pictures(1).float(), torch.ones(1), torch.zeros(1, dtype=torch.int64)
     with torch.no_grad():
         assert torch.equal(read_folder(tmp_path)(x, t, labels), net(x, t, labels))
+
+
+def test_a_model_that_was_told_can_be_tuned_without() -> None:
+    origin = Origin(family="diffusion", spec=spec_of(augment=0.5).model_dump(mode="json"), data=DATA)
+    data = DataInfo(shape=DATA.shape, num_classes=4, models={"init_from": origin})
+    fields = {"family": "consistency", "dataset": "ds_" + "0" * 32, "model": "m", "init_from": "origin@1"}
+    trainer = Trainer(CONSISTENCY, ConsistencySpec.model_validate(fields), data, CPU)
+
+    trainer.advance(batch_of(6))
+
+    assert not trainer.net.network.get_parameter("augmentation_embedding.weight").any()
