@@ -11,10 +11,11 @@ RESULTS: Final = REPOSITORY / "bench/results/quality"
 HEAD = """# What the families reach
 
 Small models, trained for minutes on two CPU cores on the first 8,000 of MNIST's test digits and judged against the last
-2,000 by the shipped classifier (99 % of held-out digits right; [metrics.md](metrics.md)). *way* is 0 where samples are as
-far from the held-out digits as training digits are, and 1 where they are as far as noise with each pixel's mean and
+2,000 by the shipped classifier (99 % of held-out digits right; [metrics.md](metrics.md)). *way* is 0 where samples are
+as far from the held-out digits as training digits are, and 1 where they are as far as noise with each pixel's mean and
 deviation (Fréchet distance of 64 features). `python -m bench.quality` trains and measures; this page is generated from
-its results by `docs/quality.py`, and a test compares the two. Nothing is chosen by hand: sheets show the first 64 samples.
+its results by `docs/quality.py`, and a test compares the two. Nothing is chosen by hand: sheets show the first 64
+samples.
 
 Training is asked to take four minutes at most of a quiet machine with two cores, which is 480 CPU seconds.
 """
