@@ -79,7 +79,8 @@ def test_a_key_that_may_train_may_move_aliases_after_the_migration_that_brings_t
         for name, scopes in {"writer": "{jobs:write,models:read}", "reader": "{models:read}"}.items():
             connection.execute(
                 text("""INSERT INTO api_keys (id, tenant_id, digest, hint, scopes)
-                    SELECT gen_random_uuid(), id, convert_to(:name, 'UTF8'), CAST(:name AS text), CAST(:scopes AS text[])
+                    SELECT gen_random_uuid(), id, convert_to(:name, 'UTF8'), CAST(:name AS text),
+                        CAST(:scopes AS text[])
                     FROM tenants"""),
                 {"name": name, "scopes": scopes},
             )
