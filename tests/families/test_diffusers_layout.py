@@ -83,6 +83,14 @@ def test_a_network_of_patches_is_not_exported(tmp_path: Path) -> None:
         write_folder(tmp_path, UNet(UNETS["xs"], 3), (3, 32, 32))
 
 
+def test_a_network_of_stretched_time_is_not_exported(tmp_path: Path) -> None:
+    net = UNet(UNETS["s"], 3)
+    net.time_scale = 100.0
+
+    with pytest.raises(ValueError, match="time as it is told"):
+        write_folder(tmp_path, net, (3, 32, 32))
+
+
 def test_another_preset_is_understood_too(tmp_path: Path) -> None:
     ours = filled(UNet(UNETS["s"], 3, num_classes=4))
     write_folder(tmp_path, ours, (3, 32, 32))

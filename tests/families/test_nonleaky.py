@@ -15,7 +15,7 @@ from worker.families.consistency import FAMILY as CONSISTENCY
 from worker.families.diffusion import FAMILY, loss
 from worker.families.family import DataInfo, Origin
 from worker.families.nets.diffusers_layout import read_folder, write_folder
-from worker.families.nets.nonleaky import NUM_TOLD, SHIFT, augmented, rotation, scaling, shift, warped
+from worker.families.nets.nonleaky import NUM_TOLD, SCALE, SHIFT, augmented, rotation, scaling, shift, warped
 from worker.kernels.noise import Domain, Noise
 
 CPU = torch.device("cpu")
@@ -112,6 +112,29 @@ def test_what_is_told_is_what_was_done() -> None:
     assert torch.allclose(got[only_moved], warped(x[only_moved], placed), atol=1e-5)
 
 
+def test_sizes_are_told_as_logarithms_and_stretches_by_their_axis() -> None:
+    """As in the paper, a stretch along an axis and the shrinking along it by as much are told alike."""
+    x = pictures(600)
+
+    got, told = augmented(x, noise_of(600), 0.3)
+
+    assert told is not None
+    only_scaled = (told[:, 2] != 0) & (told[:, :2] == 0).all(1) & (told[:, 3:] == 0).all(1)
+    only_stretched = (told[:, 5] != 0) & (told[:, :5] == 0).all(1) & (told[:, 7:] == 0).all(1)
+    assert min(only_scaled.sum(), only_stretched.sum()) > 6
+    size = (SCALE * told[only_scaled, 2].double()).exp()
+    assert torch.allclose(got[only_scaled], warped(x[only_scaled], scaling(size, size)), atol=1e-5)
+    along, across = told[only_stretched, 5:7].double().unbind(1)
+    turn, back = rotation(torch.atan2(across, along)), rotation(-torch.atan2(across, along))
+    size = (SCALE * torch.hypot(along, across)).exp()
+    longer, shorter = (
+        warped(x[only_stretched], turn @ scaling(by, 1 / by) @ back).sub(got[only_stretched]).abs().amax((1, 2, 3))
+        for by in (size, 1 / size)
+    )
+    assert torch.minimum(longer, shorter).max() < 1e-5
+    assert (longer < 1e-5).any() and (shorter < 1e-5).any()
+
+
 def test_an_image_does_not_depend_on_its_neighbours() -> None:
     x, noise = pictures(9), [Noise.of_step(Domain.TRAINING, 3, 0, rows, CPU) for rows in (range(4), range(4, 9))]
 
@@ -165,7 +188,7 @@ def test_a_resumed_training_is_augmented_alike() -> None:
 
 
 def test_an_exported_network_draws_the_same(tmp_path: Path) -> None:
-    net = build(FAMILY, spec_of(preset="s", augment=0.5), DATA).network.eval()
+    net = build(FAMILY, spec_of(preset="s", objective="v", augment=0.5), DATA).network.eval()
     torch.nn.init.normal_(net.get_parameter("augmentation_embedding.weight"))
 
     write_folder(tmp_path, net, DATA.shape)

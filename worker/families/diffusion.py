@@ -40,6 +40,9 @@ PATCH_SIZE: Final = 4
 """Pixels of a token's side, unless the spec says how many; of latents one cell."""
 MOST_SCORED: Final = 128
 """Images whose likelihood is computed: each costs about as much as drawing ten."""
+EDM_TIME: Final = 100.0
+"""Stretches ``c_noise`` of ``edm``: the network sees it in waves made for times up to 1000, the fastest of which would
+not make half a turn between the lowest noise level and the highest."""
 ENCODING_STEPS: Final = 50
 """Of Heun's method, each way."""
 RESTORING_STEPS: Final = 50
@@ -71,6 +74,7 @@ def network_of(spec: DiffusionSpec, data: DataInfo) -> Network:
         network = UNet(replace(layout, patch_size=1) if is_latent else layout, shape_CHW[0], *rest)
     else:
         network = DiT(DITS[spec.preset], spec.patch_size or (1 if is_latent else PATCH_SIZE), shape_CHW, *rest)
+    network.time_scale = EDM_TIME if spec.objective == "edm" else 1.0
     if spec.augment:
         network.learn_augmentation(NUM_TOLD)
     return network

@@ -54,10 +54,10 @@ def config_of(net: UNet, shape: tuple[int, ...]) -> dict[str, Any]:
     """The configuration of a network for images of ``shape`` ``(C, H, W)``.
 
     Raises:
-        ValueError: it sees squares of pixels as one, which ``UNet2DModel`` has no word for.
+        ValueError: it sees squares of pixels as one, or stretches time, which ``UNet2DModel`` has no word for.
     """
-    if net.layout.patch_size > 1:
-        raise ValueError("UNet2DModel sees single pixels: this layout cannot be exported")
+    if net.layout.patch_size > 1 or net.time_scale != 1:
+        raise ValueError("UNet2DModel sees single pixels, and time as it is told: this network cannot be exported")
     channels, height, width = shape
     return {
         **FIXED,

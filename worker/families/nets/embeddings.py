@@ -54,6 +54,8 @@ class Condition(nn.Module):
         self.time_embedding = TimeEmbedding(dim_in, dim)
         # As large as the time's embedding from the start: with a deviation of 0.02 a short training never heard of it.
         self.class_embedding = nn.Embedding(num_classes + 1, dim) if num_classes else None
+        self.time_scale = 1.0
+        """Times the network's time, before waves are made of it."""
         self.augmentation_embedding: nn.Linear | None = None
         self._told_BA: Tensor | None = None
 
@@ -73,7 +75,7 @@ class Condition(nn.Module):
 
     def embed(self, t_B: Tensor, label_B: Tensor) -> Tensor:
         """The condition ``(B, E)``."""
-        condition_BE = self.time_embedding(self.time_proj(t_B))
+        condition_BE = self.time_embedding(self.time_proj(self.time_scale * t_B))
         if self.augmentation_embedding is not None and self._told_BA is not None:
             condition_BE = condition_BE + self.augmentation_embedding(self._told_BA)
         return condition_BE if self.class_embedding is None else condition_BE + self.class_embedding(label_B)

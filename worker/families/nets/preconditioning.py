@@ -26,9 +26,6 @@ FIRST_BETA, LAST_BETA = 1e-4, 0.02
 """The linear schedule of DDPM: variance of the noise that is added in each of its 1000 steps."""
 FLOW_TIME: Final = 1000.0
 """What the flow network is told at time 1, as by diffusers."""
-EDM_TIME: Final = 100.0
-"""Times EDM's ``ln(sigma) / 4``: the waves that a network sees it in were made for times up to 1000, and the fastest of
-them would not make a quarter of a turn between the lowest noise level and the highest."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +67,7 @@ class Edm(nn.Module):
             c_skip=self.sigma_data**2 / total_B,
             c_out=sigma_B * self.sigma_data / total_B.sqrt(),
             c_in=1 / total_B.sqrt(),
-            c_noise=EDM_TIME * sigma_B.log() / 4,
+            c_noise=sigma_B.log() / 4,
         )
 
     def levels(self, noise: Noise, stream: int) -> Tensor:
