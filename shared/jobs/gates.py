@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Self
 
-from shared.specs.gate import Bound, Check, Direction
+from shared.specs.gate import Bound, Check
+from shared.specs.spec import Direction
 
 
 @dataclass(frozen=True, kw_only=True)

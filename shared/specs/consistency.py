@@ -5,9 +5,9 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from shared.specs.spec import Modality, ModelRef, wrong
+from shared.specs.spec import Direction, Modality, ModelRef, wrong
 from shared.specs.tasks import Request
-from shared.specs.training import Direction, TrainSpec
+from shared.specs.training import TrainSpec
 
 MOST_STEPS = 4
 

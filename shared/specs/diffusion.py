@@ -5,9 +5,9 @@ from typing import Any, ClassVar, Final, Literal
 
 from pydantic import Field, model_validator
 
-from shared.specs.spec import Modality, ModelRef, wrong
+from shared.specs.spec import Direction, Modality, ModelRef, wrong
 from shared.specs.tasks import Colourise, Generate, Inpaint, Interpolate, Request, Sampling, SuperResolve
-from shared.specs.training import Direction, TrainSpec
+from shared.specs.training import TrainSpec
 
 SAMPLING: Final = frozenset({"labels", "steps", "solver", "guidance_scale", "guidance_interval"})
 

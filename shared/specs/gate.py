@@ -5,9 +5,7 @@ from typing import Annotated, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
-from shared.specs.spec import DatasetId, Spec, wrong
-
-Direction = Literal["lower", "higher"]
+from shared.specs.spec import DatasetId, Direction, Spec, wrong
 
 BETTER: Final[Mapping[str, Direction]] = {
     **dict.fromkeys(("frechet_distance", "kernel_distance", "mind", "reconstruction_mse"), "lower"),

@@ -50,3 +50,6 @@ ModelRef = Annotated[
 submission."""
 
 Modality = Literal["image", "text", "audio"]
+
+Direction = Literal["lower", "higher"]
+"""Which way a figure is better."""

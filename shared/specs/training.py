@@ -6,12 +6,11 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from shared.specs.augmentation import Augmentation
-from shared.specs.spec import DatasetId, Modality, ModelName, ModelRef, Seed, Spec, wrong
+from shared.specs.spec import DatasetId, Direction, Modality, ModelName, ModelRef, Seed, Spec, wrong
 from shared.specs.tasks import Request
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Schedule = Literal["cosine", "constant"]
-Direction = Literal["lower", "higher"]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
 

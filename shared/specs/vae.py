@@ -5,9 +5,9 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from shared.specs.spec import Modality, wrong
+from shared.specs.spec import Direction, Modality, wrong
 from shared.specs.tasks import Request, Traverse
-from shared.specs.training import Direction, TrainSpec
+from shared.specs.training import TrainSpec
 
 
 class VaeSpec(TrainSpec):

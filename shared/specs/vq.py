@@ -6,8 +6,8 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from shared.specs.spec import Modality
-from shared.specs.training import Direction, TrainSpec
+from shared.specs.spec import Direction, Modality
+from shared.specs.training import TrainSpec
 
 Levels = Annotated[tuple[Annotated[int, Field(ge=2, le=64)], ...], Field(min_length=1, max_length=8)]
 
