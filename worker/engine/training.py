@@ -1,6 +1,6 @@
 """Training as a function of the step. Knows no family, no dataset and no job.
 
-State is weights, their average, optimizer moments, loss scales and the number of steps done;
+State is weights, their averages and copies of these, optimizer moments, loss scales and the number of steps done;
 everything else (batch, noise, learning rate) derives from the spec and that number.
 """
 

@@ -22,8 +22,7 @@ from worker.families.nets.denoiser import Denoiser, centred
 from worker.kernels.noise import Noise
 
 STEPS: Final = 32
-EVALUATIONS: Final = 4 * STEPS
-"""Of the network, with as many backward passes."""
+"""Each is four evaluations of the network, with as many backward passes."""
 WITHIN_LEVEL, SIGNS = range(2)
 """Streams of noise."""
 LEVELS: Final = 127.5
