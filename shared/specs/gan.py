@@ -19,7 +19,7 @@ OBJECTIVES: Final[Mapping[str, Objective]] = {
 }
 """The objective that each network was published with (an MLP's is the default of the family)."""
 
-RECIPES: Final[Mapping[Objective, Mapping[str, Any]]] = {
+RECIPES: Final[Mapping[str, Mapping[str, Any]]] = {
     "non_saturating": {"learning_rate": 2e-4, "betas": (0.5, 0.999), "critic_steps": 1},
     "hinge": {"learning_rate": 2e-4, "betas": (0.0, 0.9), "critic_steps": 5},
     "wgan_gp": {"learning_rate": 1e-4, "betas": (0.0, 0.9), "critic_steps": 5},
@@ -100,7 +100,7 @@ class GanSpec(TrainSpec):
         given: dict[str, Any] = dict(fields)  # pyright: ignore[reportUnknownArgumentType]
         objective = given.get("objective", OBJECTIVES.get(str(given.get("network", "r3gan")), "r3gan"))
         sizes = PRESETS.get(str(given.get("preset", "xs")), {})
-        return {**sizes, **RECIPES.get(objective, {}), "objective": objective, **given}
+        return {**sizes, **RECIPES.get(str(objective), {}), "objective": objective, **given}
 
     @model_validator(mode="after")
     def _generator_is_trained(self) -> "GanSpec":

@@ -21,3 +21,13 @@ def test_a_stored_spec_says_the_same_when_it_is_read_again(family: str, steps: i
 def test_a_warmup_longer_than_the_training_is_refused() -> None:
     with pytest.raises(ValidationError, match="warmup_steps"):
         FAMILIES["vae"].model_validate(REQUIRED | {"family": "vae", "steps": 10, "warmup_steps": 11})
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("field", ["network", "objective", "preset"])
+@pytest.mark.parametrize("value", [{}, [1]])
+def test_a_choice_that_is_no_text_is_refused_at_its_field(family: str, field: str, value: object) -> None:
+    with pytest.raises(ValidationError) as refused:
+        FAMILIES[family].model_validate(REQUIRED | {"family": family, field: value})
+
+    assert (field,) in [error["loc"] for error in refused.value.errors()]
