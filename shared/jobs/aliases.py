@@ -19,7 +19,7 @@ from shared.ids import uuid7
 from shared.jobs import gates, requests
 from shared.jobs.alias_rows import AliasMove, ModelAlias
 from shared.jobs.gates import Evaluation
-from shared.jobs.rows import Job, Model, ModelVersion
+from shared.jobs.rows import Dataset, Job, Model, ModelVersion
 from shared.jobs.state import JobState, JobType
 from shared.specs.gate import Bound, Check
 from shared.wire import AliasRequest
@@ -92,19 +92,21 @@ async def put(session: AsyncSession, named: Named, asked: AliasRequest, may: Con
     Raises:
         NotFound: the tenant has no such model, or no such job as ``evaluation``.
         Gone: the evaluation was erased.
-        InvalidSpec: no such version; or the evaluation is none of this version.
+        InvalidSpec: no such version, or dataset of a bound; or the evaluation is none of this version.
         PreconditionFailed: ``may`` says no.
         GateFailed: it does not pass; nothing is changed.
     """
     model = await find_model(session, named.tenant_id, named.model, lock=True)
     now = await _standing(session, model.id, named.alias)
     version = await _version(session, model, asked.version)
-    kept = [] if now is None else now.alias.gate
+    # Read as bounds: of a large number SQL gives back the digits, which are not the number that was asked for.
+    kept = [] if now is None else [_as_json(Bound.model_validate(bound)) for bound in now.alias.gate]
     gate = kept if asked.gate is None else [_as_json(bound) for bound in asked.gate]
-    if now is not None and now.version == version.version and now.alias.gate == gate:
+    if now is not None and now.version == version.version and kept == gate:
         return now, False
     if not may(None if now is None else now.alias.move_id):
         raise PreconditionFailed(f"{named.model}@{named.alias} has changed, or is not there")
+    await _know_datasets(session, named.tenant_id, asked.gate or [])
     checks: list[Check] = []
     if now is None or now.version != version.version:
         asked_for = [Bound.model_validate(one) for one in [*kept, *(one for one in gate if one not in kept)]]
@@ -171,6 +173,16 @@ async def _version(session: AsyncSession, model: Model, number: int) -> ModelVer
     if version is None:
         raise InvalidSpec(f"no such model: {model.name}@{number}", pointer="/version")
     return version
+
+
+async def _know_datasets(session: AsyncSession, tenant_id: UUID, gate: Sequence[Bound]) -> None:
+    """Raise InvalidSpec for a bound on a dataset that the tenant does not have: no evaluation could ever meet it."""
+    named = {ids.parse("ds", bound.dataset) for bound in gate if bound.dataset is not None}
+    wanted = (col(Dataset.tenant_id) == tenant_id, col(Dataset.id).in_(named))
+    known = {ids.public("ds", one) for one in await session.scalars(select(col(Dataset.id)).where(*wanted))}
+    for place, bound in enumerate(gate):
+        if bound.dataset is not None and bound.dataset not in known:
+            raise InvalidSpec(f"no such dataset: {bound.dataset}", pointer=f"/gate/{place}/dataset")
 
 
 async def _pass(

@@ -76,6 +76,15 @@ def test_what_is_so_already_is_no_move(owner: Owner, engine: Engine) -> None:
     assert len({answer.headers["ETag"] for answer in answers}) == 1 and moves(owner) == [(None, 1)]
 
 
+def test_a_gate_with_a_number_that_json_writes_in_many_digits_is_the_same_gate(owner: Owner, engine: Engine) -> None:
+    train(owner, engine)
+    put(owner, 1)
+
+    etags = {put(owner, 1, gate=[{"metric": FID, "at_most": 1e23}]).headers["ETag"] for _ in range(2)}
+
+    assert len(etags) == 1
+
+
 def test_a_move_says_who_made_it_and_by_what_figures(owner: Owner, engine: Engine) -> None:
     train(owner, engine)
     job = evaluate(owner, engine, "digits@1", **{FID: figure(10.0, 9.0, 11.0)})
@@ -223,6 +232,7 @@ WRONG: list[tuple[Any, str]] = [
     ({"version": 1, "gate": [BOUND | {"at_most": True}]}, "/gate/0/at_most"),
     ({"version": 1, "gate": [BOUND | {"metric": "FID!"}]}, "/gate/0/metric"),
     ({"version": 1, "gate": [BOUND | {"dataset": "digits"}]}, "/gate/0/dataset"),
+    ({"version": 1, "gate": [BOUND, BOUND | {"dataset": "ds_" + "0" * 32}]}, "/gate/1/dataset"),
     ({"version": 1, "gate": [BOUND | {"better": "higher"}]}, "/gate/0/better"),
     ({"version": 1, "gate": [{"metric": FID, "no_worse_than_current": False}]}, "/gate/0/no_worse_than_current"),
     ({"version": 1, "gate": [{"metric": FID, "no_worse_than_current": True, "better": "higher"}]}, "/gate/0/better"),
