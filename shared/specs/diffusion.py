@@ -75,13 +75,17 @@ class DiffusionSpec(TrainSpec):
         return self
 
     def check_references(self, specs: Mapping[str, Mapping[str, Any]]) -> None:
-        """Refuse latents that are maps of several sizes, and to go on in another space than ``init_from``."""
+        """Refuse latents that are maps of several sizes, and to go on in another space, or else augmented, than
+        ``init_from``."""
         if specs.get("autoencoder", {}).get("network") == "ladder":
             raise wrong("autoencoder", "the latents of a ladder are maps of several sizes: name another model")
         if "init_from" in specs and specs["init_from"].get("autoencoder") != self.autoencoder:
             space = specs["init_from"].get("autoencoder")
             known = f"the latents of {space}" if space else "pixels"
             raise wrong("autoencoder", f"the model that init_from names works in {known}: so must this one")
+        if "init_from" in specs and bool(specs["init_from"].get("augment")) != bool(self.augment):
+            known = "was" if specs["init_from"].get("augment") else "was not"
+            raise wrong("augment", f"the model that init_from names {known} told of augmentation: so must this one be")
 
     def check_task(self, request: Request, info: Mapping[str, Any]) -> None:
         """Refuse, beside what any family refuses, options without effect and those that need what was not learnt."""

@@ -199,6 +199,16 @@ def test_the_models_that_a_training_names_must_fit(specs: dict[str, Any], field:
     assert refused.value.context["field"] == field
 
 
+@pytest.mark.parametrize(("before", "now"), [(0.0, 0.1), (0.1, 0.0)])
+def test_a_model_goes_on_being_told_of_augmentation_or_not(before: float, now: float) -> None:
+    spec = spec_of(init_from="drawn@1", augment=now)
+
+    spec.check_references({"init_from": {"autoencoder": None, "augment": now / 2}})
+    with pytest.raises(PydanticCustomError) as refused:
+        spec.check_references({"init_from": {"autoencoder": None, "augment": before}})
+    assert refused.value.context is not None and refused.value.context["field"] == "augment"
+
+
 def test_a_model_that_works_in_latents_is_not_tuned() -> None:
     spec = ConsistencySpec(family="consistency", dataset=DATASET, model="m", init_from="drawn@1")
 
