@@ -43,9 +43,14 @@ class EvaluateSpec(Generate):
 
     @model_validator(mode="after")
     def _classes_need_a_classifier(self) -> Self:
-        if self.features not in (None, "digits") and "classes" in (self.metrics or []):
+        if not self.knows_classes and "classes" in (self.metrics or []):
             raise wrong("metrics", f"the features {self.features} know no classes")
         return self
+
+    @property
+    def knows_classes(self) -> bool:
+        """Whether the features may be those of a classifier."""
+        return self.features in (None, "digits")
 
     def wanted(self, tasks: Collection[str]) -> frozenset[Metric]:
         """What is measured of a model that can do ``tasks``.
@@ -57,7 +62,7 @@ class EvaluateSpec(Generate):
         able |= OF_SAMPLES if "generate" in tasks else frozenset()
         able |= frozenset[Metric]({"reconstruction"} if "reconstruct" in tasks else ())
         if self.metrics is None:
-            return able
+            return able if self.knows_classes else able - {"classes"}
         for metric in self.metrics:
             if metric not in able:
                 raise wrong("metrics", f"{metric} cannot be measured of this model")

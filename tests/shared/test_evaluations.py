@@ -58,6 +58,16 @@ def test_what_is_measured_is_settled_at_submission(desk: Desk) -> None:
     assert evaluate(desk, metrics=["mind"]).spec["metrics"] == ["mind"]
 
 
+@pytest.mark.parametrize("features", [None, "digits", "dct", "pixels", "inception"])
+def test_what_was_settled_is_what_the_worker_reads(desk: Desk, features: str | None) -> None:
+    add_version(desk, "base", 1)
+
+    settled = evaluate(desk, features=features).spec
+
+    assert EvaluateSpec.model_validate(settled).metrics == settled["metrics"]
+    assert ("classes" in settled["metrics"]) == (features in (None, "digits"))
+
+
 def test_of_a_model_without_a_prior_no_samples_are_measured(desk: Desk) -> None:
     add_version(desk, "base", 1)
     told = func.jsonb_set(ModelVersion.spec, ["objective"], literal("denoising", JSONB))
