@@ -16,7 +16,7 @@ from shared.specs import FAMILIES as SPECS
 from tests.jobs.conftest import DATASET_ID, SHAPE, bars
 from tests.jobs.folder_run import store_array
 from tests.jobs.origins import origins
-from tests.jobs.variants import variants
+from tests.jobs.variants import together, variants
 from worker.families import FAMILIES
 from worker.families.family import DataInfo
 
@@ -102,7 +102,7 @@ def cases() -> list[Any]:
         always = {"fp32": True, "bf16": is_default, "fp16": is_default and spec["family"] in ("vae", "toy")}
         marks = [] if always[spec["precision"]] else [pytest.mark.long]
         marked.append(pytest.param(name, spec, id=name, marks=marks))
-    return marked
+    return [*marked, pytest.param("together", together(), id="together")]
 
 
 @pytest.mark.timeout(400)

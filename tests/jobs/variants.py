@@ -35,6 +35,13 @@ def variants() -> Iterator[tuple[str, dict[str, Any]]]:
                 yield name, small(family, kind, choice | {"precision": precision})
 
 
+def together() -> dict[str, Any]:
+    """Choices that could disturb each other: latents, whose scale the first batch decides, two averages and their
+    copies, in bf16."""
+    choice = {"autoencoder": "vq@1", "network": "dit", "ema": "power", "ema_snapshots": 4, "precision": "bf16"}
+    return small("diffusion", FAMILIES["diffusion"], choice | {"checkpoint_every": 3, "preview_every": 5})
+
+
 def choices(kind: type[TrainSpec]) -> Iterator[dict[str, Any]]:
     """The values that a field may have instead of its default, where they can be counted; a preset is but a size.
 
