@@ -131,7 +131,7 @@ async def _reaverage(session: AsyncSession, tenant_id: UUID, spec: ReaverageSpec
     found = select(col(Artifact.id)).where(col(Artifact.job_id) == version.job_id, *named)
     artifact_id = await session.scalar(found.order_by(col(Artifact.id).desc()).limit(1))
     if artifact_id is None:
-        raise InvalidSpec(f"{ref} was not trained with ema: power, or what that left is gone", pointer="/spec/model")
+        raise InvalidSpec(f"no training with ema: power made {ref}, or what it left is gone", pointer="/spec/model")
     dataset = {} if version.dataset_id is None else {"dataset_id": str(version.dataset_id)}
     return Draft(
         type=JobType.REAVERAGE,

@@ -345,4 +345,4 @@ def test_weights_are_averaged_anew_only_where_a_training_left_what_that_needs(ru
 
     refused = run("reaverage", "digits", "--ema-length", "0.07", exit_code=1)
 
-    assert "was not trained with ema: power" in refused.stderr
+    assert "no training with ema: power made" in refused.stderr

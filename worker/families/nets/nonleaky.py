@@ -2,7 +2,8 @@
 
 A training image is flipped, scaled, turned, stretched and moved, and the network is told how by nine numbers. All of
 them are zero for an image as it is, and when samples are drawn: so it learns of what it is shown, and draws what it is
-shown untouched. Shape suffixes: B = batch, C = channels, H, W = height and width, A = the nine numbers.
+shown untouched. As in the paper, two numbers tell of stretching, by its axis and its extent: along the opposite axis a
+squeeze is told as a stretch is. Shape suffixes: B = batch, C = channels, H, W = height and width, A = the nine numbers.
 """
 
 from math import log, pi
