@@ -252,7 +252,13 @@ def consistency_figures(trained: Trained, judge: Judge) -> Measures:
 
 CONSISTENCY: Final = Case(
     spec=ConsistencySpec(
-        family="consistency", init_from="teacher@1", steps=500, batch_size=64, ema_decay=0.99, **fields("consistency")
+        family="consistency",
+        init_from="teacher@1",
+        steps=1600,
+        batch_size=64,
+        learning_rate=3e-4,
+        ema_decay=0.995,
+        **fields("consistency"),
     ),
     measure=consistency_figures,
     asked=[at_most("fd_over_teacher", 1.3)],
