@@ -11,7 +11,7 @@ export async function showModels(page) {
     el("td", {}, el("a", { href: `/models/${model.name}` }, model.name)),
     el("td", {}, String(model.latest)),
     el("td", { class: "soft" }, model.latest_version?.family ?? ""),
-    el("td", {}, Object.entries(model.aliases).map(([alias, version]) => `${alias}: ${version}`).join(", ")),
+    el("td", { class: "wraps" }, Object.entries(model.aliases).map(([alias, version]) => `${alias}: ${version}`).join(", ")),
     el("td", { class: "soft", title: model.created_at }, ago(model.created_at))));
   const shown = rows.length ? table(["model", "newest", "family", "aliases", "since"], rows) : el("p", { class: "empty" }, "No models yet. Train one with `noisemill train`.");
   page.replaceChildren(el("h1", {}, "Models"), el("section", { class: "card" }, shown));
@@ -25,7 +25,7 @@ export async function showModel(page, name) {
   const moves = await Promise.all(aliases.data.map((one) => get(`${path}/aliases/${encodeURIComponent(one.alias)}/moves?limit=20`)));
   const rows = versions.data.map((one) => el("tr", {},
     el("td", {}, one.ref), el("td", { class: "soft" }, one.family), el("td", {}, ...job(one.job_id)),
-    el("td", {}, aliases.data.filter((alias) => alias.version === one.version).map((alias) => alias.alias).join(", ")),
+    el("td", { class: "wraps" }, aliases.data.filter((alias) => alias.version === one.version).map((alias) => alias.alias).join(", ")),
     el("td", { class: "soft", title: one.created_at }, ago(one.created_at))));
   page.replaceChildren(
     el("h1", {}, name),
@@ -39,9 +39,9 @@ function card(alias, moves) {
     el("td", { title: move.created_at }, ago(move.created_at)),
     el("td", {}, `${move.from_version ?? "–"} → ${move.to_version ?? "–"}`),
     el("td", { class: "soft" }, move.key_hint),
-    el("td", {}, ...move.checks.map((check) => el("div", {}, `${check.reason} `, ...(check.evaluation ? job(check.evaluation) : []))))));
+    el("td", { class: "wraps" }, ...move.checks.map((check) => el("div", {}, `${check.reason} `, ...(check.evaluation ? job(check.evaluation) : []))))));
   return el("section", { class: "card" },
-    el("h2", {}, `${alias.ref} is version ${alias.version}`),
+    el("h2", { class: "as-is" }, `${alias.ref} is version ${alias.version}`),
     el("p", { class: "soft" }, alias.gate.length ? `Gate: ${alias.gate.map(bound).join(", ")}` : "No gate: it moves to any version."),
     table(["when", "moved", "key", "what it showed"], rows));
 }
