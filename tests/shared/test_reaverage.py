@@ -67,7 +67,7 @@ def test_a_model_whose_training_left_nothing_is_refused(desk: Desk, left: str | 
     if left:
         leave_averages(desk, removed=True)
 
-    with pytest.raises(InvalidSpec, match="not trained with ema: power") as refused:
+    with pytest.raises(InvalidSpec, match="no training with ema: power") as refused:
         reaverage(desk)
 
     assert refused.value.pointer == "/spec/model"
