@@ -19,7 +19,7 @@ from shared.jobs.state import JobType
 from shared.specs import FAMILIES, TrainSpec
 from shared.specs.evaluate import OF_SAMPLES, EvaluateSpec
 from shared.specs.reaverage import AVERAGES, ReaverageSpec
-from shared.specs.tasks import Generate, Inpaint, Request, WithInputs
+from shared.specs.tasks import Generate, Inpaint, MatchStyle, PictureField, Request, Stylise, WithInputs
 from shared.wire import AnyJobRequest, EvaluateRequest, GenerateRequest, ReaverageRequest, TrainRequest
 
 PICTURES = "image/png"
@@ -181,16 +181,25 @@ async def _inputs(session: AsyncSession, tenant_id: UUID, spec: WithInputs, vers
         inputs["dataset_id"] = str(dataset.id)
     pictures = {f"/spec/images/{place}": one for place, one in enumerate(spec.images or [])}
     inputs["artifact_ids"] = [await _picture(session, tenant_id, one, pointer) for pointer, one in pictures.items()]
-    if isinstance(spec, Inpaint) and spec.mask is not None:
-        if spec.mask.startswith("ds_"):
-            mask = await _dataset(session, tenant_id, spec.mask, "image", pointer="/spec/mask")
-            _require_shape(mask, [(channels, *shape[1:]) for channels in (1, 3)], pointer="/spec/mask")
-            inputs["mask_dataset_id"] = str(mask.id)
-        else:
-            inputs["mask_artifact_id"] = await _picture(session, tenant_id, spec.mask, "/spec/mask")
+    if spec.picture is not None and getattr(spec, spec.picture) is not None:
+        inputs |= await _further_picture(session, tenant_id, spec, spec.picture, shape)
     if isinstance(spec, Inpaint) and spec.box is not None and (spec.box[2] > shape[2] or spec.box[3] > shape[1]):
         raise InvalidSpec(f"the images are {shape[2]} pixels wide and {shape[1]} high", pointer="/spec/box")
     return inputs
+
+
+async def _further_picture(
+    session: AsyncSession, tenant_id: UUID, spec: WithInputs, field: PictureField, shape: tuple[int, ...]
+) -> dict[str, str]:
+    """The id of the picture that ``field`` names: a dataset, one image of which it is, or an artifact."""
+    named: str = getattr(spec, field)
+    if not named.startswith("ds_"):
+        return {f"{field}_artifact_id": await _picture(session, tenant_id, named, f"/spec/{field}")}
+    dataset = await _dataset(session, tenant_id, named, "image", pointer=f"/spec/{field}")
+    _require_shape(dataset, spec.picture_shapes(shape), pointer=f"/spec/{field}")
+    if isinstance(spec, Stylise | MatchStyle) and spec.style_index >= (count := dataset.count or 0):
+        raise InvalidSpec(f"the dataset has {count} images", pointer="/spec/style_index")
+    return {f"{field}_dataset_id": str(dataset.id)}
 
 
 async def _picture(session: AsyncSession, tenant_id: UUID, artifact_id: str, pointer: str) -> str:

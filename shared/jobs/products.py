@@ -5,7 +5,7 @@ turns a finished job's result into rows, inside the transaction that makes it su
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args
 from uuid import UUID
 
 from sqlalchemy import select, update
@@ -17,6 +17,7 @@ from shared.errors import NotFound
 from shared.ids import parse, public
 from shared.jobs.rows import Artifact, Dataset, DatasetState, Model, ModelVersion
 from shared.jobs.state import JobType
+from shared.specs.tasks import PictureField
 
 
 def resolve(session: Session, job_id: UUID, kind: JobType, inputs: Mapping[str, Any]) -> dict[str, Any]:
@@ -59,10 +60,11 @@ def _task_inputs(session: Session, inputs: Mapping[str, Any]) -> dict[str, Any]:
         "dataset": _dataset_input(session, inputs),
     }
     resolved["images"] = [_artifact(session, one) for one in inputs.get("artifact_ids", [])]
-    if "mask_dataset_id" in inputs:
-        resolved["mask_dataset"] = _dataset_input(session, {"dataset_id": inputs["mask_dataset_id"]})
-    if "mask_artifact_id" in inputs:
-        resolved["mask_image"] = _artifact(session, inputs["mask_artifact_id"])
+    for field in get_args(PictureField):
+        if f"{field}_dataset_id" in inputs:
+            resolved[f"{field}_dataset"] = _dataset_input(session, {"dataset_id": inputs[f"{field}_dataset_id"]})
+        if f"{field}_artifact_id" in inputs:
+            resolved[f"{field}_image"] = _artifact(session, inputs[f"{field}_artifact_id"])
     return resolved
 
 

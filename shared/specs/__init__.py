@@ -11,6 +11,7 @@ from shared.specs.consistency import ConsistencySpec
 from shared.specs.diffusion import DiffusionSpec
 from shared.specs.gan import GanSpec
 from shared.specs.spec import Modality, Spec
+from shared.specs.style import StyleSpec
 from shared.specs.tasks import Generate, GenerateSpec, Interpolate, Reconstruct
 from shared.specs.training import Precision, TrainSpec
 from shared.specs.translation import TranslationSpec
@@ -24,13 +25,15 @@ _OWN: Final[Mapping[str, type[TrainSpec]]] = {
     "diffusion": DiffusionSpec,
     "consistency": ConsistencySpec,
     "translation": TranslationSpec,
+    "style": StyleSpec,
 }
 
 if TYPE_CHECKING:
     FAMILIES: Mapping[str, type[TrainSpec]]
     """Family name to the spec that trains it: ours, and those of installed packages."""
     AnyTrainSpec = Annotated[
-        VaeSpec | VqSpec | GanSpec | DiffusionSpec | ConsistencySpec | TranslationSpec, Field(discriminator="family")
+        VaeSpec | VqSpec | GanSpec | DiffusionSpec | ConsistencySpec | TranslationSpec | StyleSpec,
+        Field(discriminator="family"),
     ]
     """Union of all families' specs, told apart by ``family``."""
 else:
@@ -58,6 +61,7 @@ __all__ = [
     "Precision",
     "Reconstruct",
     "Spec",
+    "StyleSpec",
     "TrainSpec",
     "TranslationSpec",
     "VaeSpec",

@@ -5,7 +5,7 @@ the others must keep their defaults.
 """
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Final, Literal, Self
+from typing import Annotated, Any, ClassVar, Final, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -41,6 +41,9 @@ OPTIONS: Final = frozenset({
     "labels", "steps", "solver", "guidance_scale", "guidance_interval", "temperature", "eta",
 })  # fmt: skip
 """Fields that a family has to list to understand them."""
+
+PictureField = Literal["mask", "style"]
+"""Fields that name a picture beside a task's inputs."""
 
 
 Box = Annotated[tuple[Side, Side, Side, Side], AfterValidator(_not_empty)]
@@ -89,6 +92,9 @@ class Generate(Sampling):
 class _WithInputs(Sampling):
     """A task on images: those of a dataset, or some that jobs have made. A dataset may be a single uploaded picture."""
 
+    picture: ClassVar[PictureField | None] = None
+    """The field that names one more picture, which is for all of them."""
+
     dataset: DatasetId | None = None
     """Where the inputs come from; this or ``images``."""
     split: Literal["train", "held_out", "all"] = "held_out"
@@ -112,6 +118,10 @@ class _WithInputs(Sampling):
         """
         return [tuple(shape)]
 
+    def picture_shapes(self, shape: Sequence[int]) -> list[tuple[int, ...]]:
+        """The shapes that the picture may have which ``picture`` tells of."""
+        return [tuple(shape)]
+
 
 class Reconstruct(_WithInputs):
     """Encode images and decode them again."""
@@ -121,6 +131,8 @@ class Reconstruct(_WithInputs):
 
 class Inpaint(_WithInputs):
     """Fill in a part of each image, keeping the rest as it is to the bit (Wang et al., 2022; Lugmayr et al., 2022)."""
+
+    picture: ClassVar[PictureField | None] = "mask"
 
     task: Literal["inpaint"]
     box: Box | None = None
@@ -133,6 +145,9 @@ class Inpaint(_WithInputs):
         if (self.box is None) == (self.mask is None):
             raise wrong("box", "what to fill is said by a box or by a mask: give one of the two")
         return self
+
+    def picture_shapes(self, shape: Sequence[int]) -> list[tuple[int, ...]]:
+        return [(channels, *shape[1:]) for channels in (1, 3)]
 
 
 class SuperResolve(_WithInputs):
@@ -174,6 +189,46 @@ class Translate(_WithInputs):
     """To the look of the training's ``target_dataset``, or back to that of its ``dataset`` where the model knows it."""
 
 
+class _WithStyle(_WithInputs):
+    """A task on images and the style of one picture."""
+
+    picture: ClassVar[PictureField | None] = "style"
+
+    style: ArtifactId | DatasetId
+    """Whose style the images get: a PNG artifact, or an image of a dataset. It is as large as the model's images."""
+    style_index: int = Field(default=0, ge=0)
+    """Which image of the dataset, counted from 0 over both its parts."""
+
+    @model_validator(mode="after")
+    def _index_is_for_datasets(self) -> Self:
+        if self.style_index and self.style.startswith("art_"):
+            raise wrong(
+                "style_index", "style_index tells apart the images of a dataset, and an artifact is one picture"
+            )
+        return self
+
+
+class Stylise(_WithStyle):
+    """Draw images in the style of a picture, by one pass through the decoder (AdaIN, Huang and Belongie, 2017)."""
+
+    task: Literal["stylise"]
+    strength: float = Field(default=1.0, ge=0, le=1)
+    """How much of the style; 0 is a reconstruction of the image (alpha, equation 14 of the paper)."""
+
+
+class MatchStyle(_WithStyle):
+    """Change images step by step until the statistics of their features are those of a picture (Gatys et al., 2016).
+
+    ``steps`` are of gradient descent, 100 when left out.
+    """
+
+    task: Literal["match_style"]
+    style_weight: float = Field(default=100.0, ge=0, le=1e12)
+    """Weight of the style (beta over alpha, equation 7 of the paper); 0 keeps the image."""
+    learning_rate: float = Field(default=0.02, gt=0, le=1)
+    """About how far a pixel goes in a step; black is 0, white is 1."""
+
+
 class Interpolate(Sampling):
     """Walk between pairs of random latents along the great circle (slerp)."""
 
@@ -202,7 +257,7 @@ class Traverse(_Task):
     """The ends are minus and plus this, in standard deviations of the prior."""
 
 
-WithInputs = Reconstruct | Encode | Inpaint | SuperResolve | Colourise | ImageToImage | Translate
+WithInputs = Reconstruct | Encode | Inpaint | SuperResolve | Colourise | ImageToImage | Translate | Stylise | MatchStyle
 """Tasks that read images."""
 
 Request = Generate | Interpolate | Traverse | WithInputs

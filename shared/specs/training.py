@@ -111,6 +111,10 @@ class TrainSpec(Spec):
         """``betas`` of the update in ``step``."""
         return self.betas
 
+    def feature_networks(self) -> Mapping[str, str]:
+        """The parts of the network that are feature networks, frozen: the submodule, and the network's name."""
+        return {}
+
     def references(self) -> dict[str, tuple[ModelRef, frozenset[str]]]:
         """The models that a training needs: the field that names it, its reference, the families it may be of."""
         own = self.starts_from or frozenset({str(getattr(self, "family", ""))})

@@ -71,6 +71,7 @@ def attempt(order: Mapping[str, Any]) -> None:
     with Path(order["journal"]).open("a") as journal:
         run = MortalRun(
             folder=Path(order["folder"]),
+            feature_networks=Path(order["folder"]) / "networks",
             assignment=Assignment(**order["assignment"]),
             journal=journal,
             die_at=order["die_at"],

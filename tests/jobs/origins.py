@@ -1,7 +1,10 @@
-"""The models that a spec names, untrained and stored: for tests of every family, whatever it begins with."""
+"""The models and feature networks that a spec names, untrained and stored: for tests of every family, whatever it
+begins with."""
 
 from pathlib import Path
 from typing import Any
+
+from safetensors.torch import save_file
 
 from shared.specs import FAMILIES as SPECS
 from shared.specs.training import TrainSpec
@@ -18,6 +21,15 @@ def origins(folder: Path, spec: TrainSpec, data: DataInfo) -> dict[str, Any]:
     named = {field: (ref.partition("@")[0], families) for field, (ref, families) in spec.references().items()}
     chosen = {field: name if name in families else min(families) for field, (name, families) in named.items()}
     return {field: _origin(folder, field, family, data) for field, family in chosen.items()}
+
+
+def feature_networks(folder: Path, spec: TrainSpec, data: DataInfo) -> None:
+    """Write what an operator would have put into ``folder``, with random weights."""
+    names = spec.feature_networks()
+    net = build(FAMILIES[spec.model_dump()["family"]], spec, data) if names else None
+    for part, name in names.items():
+        folder.mkdir(exist_ok=True)
+        save_file(net.get_submodule(part).state_dict(), folder / f"{name}.safetensors")
 
 
 def _origin(folder: Path, field: str, family: str, data: DataInfo) -> dict[str, Any]:

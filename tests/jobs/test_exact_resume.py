@@ -15,7 +15,7 @@ import pytest
 from shared.specs import FAMILIES as SPECS
 from tests.jobs.conftest import DATASET_ID, SHAPE, bars
 from tests.jobs.folder_run import store_array
-from tests.jobs.origins import origins
+from tests.jobs.origins import feature_networks, origins
 from tests.jobs.variants import together, variants
 from worker.families import FAMILIES
 from worker.families.family import DataInfo
@@ -83,8 +83,10 @@ def story(mortal: subprocess.Popen[str], tmp_path: Path) -> Callable[[str, dict[
         models, further = {}, ()
         if spec["family"] in SPECS:
             data = DataInfo(shape=tuple(SHAPE), num_classes=4)
-            models = origins(tmp_path, SPECS[spec["family"]].model_validate(spec), data)
-            further = SPECS[spec["family"]].further_datasets
+            kind = SPECS[spec["family"]].model_validate(spec)
+            models = origins(tmp_path, kind, data)
+            feature_networks(tmp_path / "networks", kind, data)
+            further = kind.further_datasets
         read = {"dataset": dataset, "further_datasets": {field: dataset | {"files": negatives} for field in further}}
         return Story(mortal, tmp_path / name, spec, read | {"models": models})
 

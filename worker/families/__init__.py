@@ -11,6 +11,7 @@ from worker.families.consistency import FAMILY as CONSISTENCY
 from worker.families.diffusion import FAMILY as DIFFUSION
 from worker.families.family import Family
 from worker.families.gan import FAMILY as GAN
+from worker.families.style import FAMILY as STYLE
 from worker.families.translation import FAMILY as TRANSLATION
 from worker.families.vae import FAMILY as VAE
 from worker.families.vq import FAMILY as VQ
@@ -22,6 +23,7 @@ _OWN: Final[Mapping[str, Family[Any, Any]]] = {
     "diffusion": DIFFUSION,
     "consistency": CONSISTENCY,
     "translation": TRANSLATION,
+    "style": STYLE,
 }
 
 

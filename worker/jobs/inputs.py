@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from shared.errors import DatasetInvalid
-from shared.specs.tasks import Inpaint, WithInputs
+from shared.specs.tasks import Inpaint, MatchStyle, Stylise, WithInputs
 from worker.data.dataset import ImageDataset, open_images
 from worker.jobs.pictures import Pixels, decode_png
 from worker.run import Run, StoredObject
@@ -26,7 +26,8 @@ def fetch_images(run: Run, dataset: Mapping[str, Any]) -> ImageDataset:
 
 
 def fetch_task_inputs(run: Run, request: WithInputs, shape: tuple[int, ...]) -> list[dict[str, Pixels]]:
-    """What a task on images reads, one mapping per sample: ``image`` (C, H, W) and, to inpaint, ``mask`` (1, H, W).
+    """What a task on images reads, one mapping per sample: ``image`` (C, H, W) and what is for all of them, the
+    ``mask`` (1, H, W) to inpaint, the ``style`` (C, H, W) to follow.
 
     Raises:
         DatasetInvalid: there are none, or they do not fit images of ``shape``.
@@ -36,10 +37,8 @@ def fetch_task_inputs(run: Run, request: WithInputs, shape: tuple[int, ...]) -> 
     if images[0].shape not in allowed or any(image.shape != images[0].shape for image in images):
         needed = " or ".join(str(list(one)) for one in allowed)
         raise DatasetInvalid(f"the inputs must all be {needed}; the first is {list(images[0].shape)}")
-    if not isinstance(request, Inpaint):
-        return [{"image": image} for image in images]
-    mask = _mask(run, request, shape)
-    return [{"image": image, "mask": mask} for image in images]
+    for_all = _for_all(run, request, shape)
+    return [{"image": image, **for_all} for image in images]
 
 
 def _images(run: Run, request: WithInputs) -> Sequence[Pixels]:
@@ -53,6 +52,16 @@ def _images(run: Run, request: WithInputs) -> Sequence[Pixels]:
     return list(dataset.gather(indices))
 
 
+def _for_all(run: Run, request: WithInputs, shape: tuple[int, ...]) -> dict[str, Pixels]:
+    match request:
+        case Inpaint():
+            return {"mask": _mask(run, request, shape)}
+        case Stylise() | MatchStyle():
+            return {"style": _picture(run, request, shape, index=request.style_index)}
+        case _:
+            return {}
+
+
 def _mask(run: Run, request: Inpaint, shape: tuple[int, ...]) -> Pixels:
     """1 where the image is to be filled."""
     mask = np.zeros((1, *shape[1:]), np.uint8)
@@ -60,11 +69,21 @@ def _mask(run: Run, request: Inpaint, shape: tuple[int, ...]) -> Pixels:
         left, top, right, bottom = request.box
         mask[:, top:bottom, left:right] = 1
         return mask
-    inputs = run.assignment.inputs
-    if "mask_image" in inputs:
-        picture = decode_png(run.fetch(stored(inputs["mask_image"])))
+    return (_picture(run, request, shape).mean(0, keepdims=True) >= BRIGHT).astype(np.uint8)
+
+
+def _picture(run: Run, request: WithInputs, shape: tuple[int, ...], *, index: int = 0) -> Pixels:
+    """The one more picture that a request names: an artifact, or an image of a dataset."""
+    inputs, name = run.assignment.inputs, request.picture
+    if f"{name}_image" in inputs:
+        picture = decode_png(run.fetch(stored(inputs[f"{name}_image"])))
     else:
-        picture = fetch_images(run, inputs["mask_dataset"]).gather([0])[0]
-    if picture.shape[1:] != mask.shape[1:]:
-        raise DatasetInvalid(f"the mask is {list(picture.shape[1:])} pixels, the images {list(mask.shape[1:])}")
-    return (picture.mean(0, keepdims=True) >= BRIGHT).astype(np.uint8)
+        dataset = fetch_images(run, inputs[f"{name}_dataset"])
+        if index >= len(dataset):
+            raise DatasetInvalid(f"the dataset of the {name} has {len(dataset)} images, and none at {index}")
+        picture = dataset.gather([index])[0]
+    allowed = request.picture_shapes(shape)
+    if picture.shape not in allowed:
+        needed = " or ".join(str(list(one)) for one in allowed)
+        raise DatasetInvalid(f"the {name} is {list(picture.shape)}, and {needed} is needed")
+    return picture

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from copy import copy
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from math import ceil, isfinite
 from typing import Any, Final
 
@@ -27,6 +27,7 @@ from worker.jobs.checkpoints import Checkpoints
 from worker.jobs.inputs import fetch_images, stored
 from worker.jobs.pictures import encode_png, sheet
 from worker.jobs.weights import publish_averages, publish_weights
+from worker.metrics.networks import fill_from, find_network
 from worker.run import Run, Stopped
 
 MOST_MILESTONES: Final = 50
@@ -73,6 +74,8 @@ class Notes:
     """The held-out figure by which checkpoints are compared when it was last measured; less is better."""
     rollbacks: int = 0
     """How often the training went back because its loss was no number."""
+    feature_networks: dict[str, str] = field(default_factory=dict[str, str])
+    """SHA-256 of the files of the feature networks that are a part of the model, by part."""
 
 
 class _Training:
@@ -96,17 +99,30 @@ class _Training:
     def _begin(self) -> Notes:
         """Begin at the best checkpoint, or afresh; returns what was noted there."""
         resumed = self.checkpoints.restore(self._resumed)
-        self.trainer, notes = resumed or (self._fresh(), Notes())
+        self.trainer, notes = resumed or self._afresh()
         self.previewer = Previewer(self.trainer)
         self.checkpointed = self.trainer.step
         return notes
 
-    def _fresh(self) -> Trainer[Any, Any]:
+    def _afresh(self) -> tuple[Trainer[Any, Any], Notes]:
         trainer = Trainer(self.family, self.spec, self.data, self.device)
-        for field, model in self.models.items():
-            if field == "init_from" or field in self.spec.built_on:
-                trainer.begin_with(field, self.run.fetch(stored(model["weights"])))
-        return trainer
+        for named_by, model in self.models.items():
+            if named_by == "init_from" or named_by in self.spec.built_on:
+                trainer.begin_with(named_by, self.run.fetch(stored(model["weights"])))
+        return trainer, Notes(feature_networks=self._see_with(trainer))
+
+    def _see_with(self, trainer: Trainer[Any, Any]) -> dict[str, str]:
+        """Give the network its feature networks, unless it has those of the model that it begins with; their digests.
+
+        A resumed training has them in its checkpoint, and so asks nothing of its worker's folder.
+        """
+        if "init_from" in self.models:
+            return self.models["init_from"]["info"].get("feature_networks", {})
+        digests: dict[str, str] = {}
+        for part, name in self.spec.feature_networks().items():
+            path, digests[part] = find_network(name, self.run.feature_networks)
+            fill_from(path, *(net.get_submodule(part) for net in (trainer.net, trainer.average)))
+        return digests
 
     def _resumed(self, checkpoint: Checkpoint) -> tuple[Trainer[Any, Any], Notes]:
         trainer = Trainer.resume(self.family, self.spec, self.data, self.device, checkpoint)
@@ -226,10 +242,12 @@ class _Training:
         trainer, weights, step = self.trainer, weights_of(self.trainer.average), self.trainer.step
         if self.spec.weights == "best":
             step, metrics, weights = self.best.taken()
+        seen_with = {"feature_networks": self.notes.feature_networks} if self.notes.feature_networks else {}
+        info = trainer.data.as_json() | seen_with
         description = {
             "family": self.run.assignment.spec["family"],
             "spec": self.spec.model_dump(mode="json"),
-            "info": trainer.data.as_json(),
+            "info": info,
             "step": step,
         }
         published = publish_weights(self.run, weights, description)
@@ -242,10 +260,10 @@ class _Training:
             "best": self.best.shown(),
             "steps": trainer.step,
             "weights": published.as_json(),
-            "info": trainer.data.as_json(),
+            "info": info,
             "num_parameters": trainer.num_parameters,
             "reproducibility": BY_CHANCE if by_chance else REPRODUCIBILITY,
-            "fingerprint": fingerprint(trainer.device) | trainer.numerics.as_json(),
+            "fingerprint": fingerprint(trainer.device) | trainer.numerics.as_json() | seen_with,
         }
 
 

@@ -25,13 +25,8 @@ from shared.errors import ModelLoadFailed
 from shared.specs.spec import Spec
 from worker.engine.checkpoint import fill, read_tensors
 from worker.metrics.inception import Inception
+from worker.metrics.networks import DIGITS, DIGITS_SHA256, digest_of, find_network
 
-DIGITS: Final = Path(__file__).with_name("digits.safetensors")
-"""Weights of the shipped network; ``python -m bench.train_featnet`` made them."""
-DIGITS_SHA256: Final = "3f2265005003a4b8d50dbdf3679a994519f700857a7dd6aaddc9d4a1d0646242"
-"""Of that file: another one is refused."""
-INCEPTION: Final = "inception.safetensors"
-"""The file of FID's network in the operator's folder."""
 INCEPTION_BATCH: Final = 32
 """Its images are large: so many need less than a gigabyte."""
 CPU: Final = torch.device("cpu")
@@ -164,9 +159,7 @@ def read_features(path: Path, name: str, *, sha256: str | None = None) -> Featur
     Raises:
         ModelLoadFailed: the file is damaged, not a ``FeatureNetwork`` or not the one that ``sha256`` names.
     """
-    digest = sha256_of(path)
-    if sha256 is not None and digest != sha256:
-        raise ModelLoadFailed(f"{path.name} has SHA-256 {digest}, expected {sha256}")
+    digest = digest_of(path, expected=sha256)
     net = FeatureNetwork.read(path)
 
     def extract(image_BCHW: Tensor) -> Tensor:
@@ -178,30 +171,14 @@ def read_features(path: Path, name: str, *, sha256: str | None = None) -> Featur
     return Features(name=name, digest=digest, extract=extract, classify=classify, num_classes=net.spec.num_classes)
 
 
-def sha256_of(path: Path) -> str:
-    """The digest of a file, in hexadecimal.
-
-    Raises:
-        ModelLoadFailed: it cannot be read.
-    """
-    try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    except OSError as error:
-        raise ModelLoadFailed(f"{path.name} cannot be read: {error.strerror}") from error
-
-
 def read_inception(folder: Path | None) -> Features:
     """2,048 features of FID's network, whose weights the operator has put into ``folder``.
 
     Raises:
         ModelLoadFailed: there is no folder, or no file of these weights in it.
     """
-    if folder is None:
-        raise ModelLoadFailed(
-            "the features inception need weights, and the worker's NOISEMILL_WORKER_FEATURE_NETWORKS is not set"
-        )
-    path = folder.expanduser() / INCEPTION
-    digest, net = sha256_of(path), Inception.read(path)
+    path, digest = find_network("inception", folder)
+    net = Inception.read(path)
     return Features(
         name="inception",
         digest=digest,

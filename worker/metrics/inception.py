@@ -15,12 +15,10 @@ from typing import Final, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from shared.errors import ModelLoadFailed
 from worker.engine.checkpoint import fill
+from worker.metrics.networks import tensors_of
 
 SIDE: Final = 299
 """Of the square that images are resized to."""
@@ -219,19 +217,13 @@ class Inception(nn.Module):
         Raises:
             ModelLoadFailed: it is no safetensors file, or lacks a tensor, or has one of another shape.
         """
-        try:
-            tensors = load_file(path)
-        except (SafetensorError, OSError) as error:
-            raise ModelLoadFailed(f"{path.name} is no safetensors file: {error}") from error
         # Without memory, so without first weights: those would come from torch's global generator.
         with torch.device("meta"):
             net = cls()
         own = net.state_dict()
-        given = {name: tensor.float() for name, tensor in tensors.items() if name in own}
         # How many batches the statistics saw is of no use here, and not in every file.
-        given |= {name: torch.tensor(0) for name in own if name.endswith(COUNTER)}
-        if missing := own.keys() - given.keys():
-            raise ModelLoadFailed(f"{path.name} is no Inception of FID: it lacks {min(missing)}")
+        counters = {name: torch.tensor(0) for name in own if name.endswith(COUNTER)}
+        given = tensors_of(path, own.keys() - counters.keys()) | counters
         fill(own, given, path.name)
         net.load_state_dict(given, assign=True)
         return net.requires_grad_(requires_grad=False).eval()

@@ -1,0 +1,69 @@
+"""What may be asked of style transfer: a decoder that gives images the style of others, or of one picture."""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Final, Literal
+
+from pydantic import Field, model_validator
+
+from shared.specs.spec import DatasetId, Direction, Modality, wrong
+from shared.specs.training import TrainSpec
+
+Encoder = Literal["digits", "vgg19"]
+
+RECIPES: Final[Mapping[Encoder, Mapping[str, Any]]] = {
+    "digits": {"base_channels": 16, "learning_rate": 2e-3},
+    "vgg19": {"base_channels": 64, "learning_rate": 1e-4},
+}
+"""A decoder about as large as the encoder, and how fast it learns."""
+
+
+class StyleSpec(TrainSpec):
+    """Learn to draw the images of ``dataset`` in the styles of ``style_dataset``: AdaIN (Huang and Belongie, 2017).
+
+    What is left out follows from ``encoder`` (``RECIPES``). Matching a style by descent (Gatys et al., 2016) needs the
+    encoder alone: a training of one step will do.
+    """
+
+    modality: ClassVar[Modality] = "image"
+    tasks: ClassVar[Mapping[str, frozenset[str]]] = {
+        "stylise": frozenset(),
+        "match_style": frozenset({"steps"}),
+        "reconstruct": frozenset(),
+    }
+    further_datasets: ClassVar[tuple[str, ...]] = ("style_dataset",)
+
+    family: Literal["style"]
+    style_dataset: DatasetId
+    """The styles to learn: images of the same size and number of channels as those of ``dataset``; it may be the same
+    dataset."""
+    encoder: Encoder = "digits"
+    """In whose features style is compared: a shipped classifier of grey digits, or VGG-19 up to relu4_1 where the
+    operator has put its weights. It becomes a frozen part of the model."""
+    base_channels: int = Field(default=16, ge=4, le=512)
+    """Channels of the decoder at the image's own resolution, doubled at each halving."""
+    style_weight: float = Field(default=10.0, ge=0, le=1e6)
+    """Weight of the distance between the statistics of features, beside that between the features themselves."""
+    batch_size: int = Field(default=16, ge=1, le=65_536)
+    """Images of each dataset per optimizer step."""
+    learning_rate: float = Field(default=2e-3, gt=0, le=1)
+    """Peak learning rate of AdamW."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _complete(cls, fields: Any) -> Any:
+        if not isinstance(fields, Mapping):
+            return fields
+        given: dict[str, Any] = dict(fields)  # pyright: ignore[reportUnknownArgumentType]
+        return {**RECIPES["vgg19" if given.get("encoder") == "vgg19" else "digits"], **given}
+
+    def compared_by(self) -> Mapping[str, Direction]:
+        """The loss and what it is made of."""
+        return {"loss": "lower", "content": "lower", "style": "lower"}
+
+    def feature_networks(self) -> Mapping[str, str]:
+        return {"encoder": self.encoder}
+
+    def check_references(self, specs: Mapping[str, Mapping[str, Any]]) -> None:
+        """Refuse to go on from a model that sees with another encoder."""
+        if "init_from" in specs and (theirs := specs["init_from"].get("encoder")) != self.encoder:
+            raise wrong("encoder", f"encoder must be that of init_from, {theirs}")
