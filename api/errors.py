@@ -49,6 +49,7 @@ STATUS: Final[Mapping[type[RequestRefused], HTTPStatus]] = {
     errors.NotFound: HTTPStatus.NOT_FOUND,
     errors.Gone: HTTPStatus.GONE,
     errors.IllegalMove: HTTPStatus.CONFLICT,
+    errors.NotReproducible: HTTPStatus.CONFLICT,
     errors.QueueFull: HTTPStatus.TOO_MANY_REQUESTS,
     errors.IdempotencyInProgress: HTTPStatus.CONFLICT,
     errors.IdempotencyMismatch: HTTPStatus.UNPROCESSABLE_ENTITY,

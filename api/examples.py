@@ -5,6 +5,7 @@ from typing import Any, Final
 
 _JOB = "job_0198f3a2b7c97d10a6c1d2e3f4a5b6c7"
 _RETRY = "job_0198f3b2b7c97d10a6c1d2e3f4a5b6c8"
+_REPRODUCTION = "job_0198f3b4b7c97d10a6c1d2e3f4a5b6cb"
 _INGEST = "job_0198f3a2a1b27c3d8e4f5a6b7c8d9e0f"
 _DATASET = "ds_0198f3a29f3e7a1b9c8d7e6f5a4b3c2d"
 _MODEL = "mdl_0198f3a2c0de7b5a8f9e0d1c2b3a4f5e"
@@ -67,11 +68,12 @@ _JOB_VIEW: Final = {
     "cancel_requested_at": None,
     "retry_of": None,
     "retried_by": None,
+    "reproduces": None,
     "urls": {
         "self": f"{_URL}/v1/jobs/{_JOB}",
         **{
             name: f"{_URL}/v1/jobs/{_JOB}/{name}"
-            for name in ("events", "attempts", "artifacts", "cancel", "pause", "resume", "retry")
+            for name in ("events", "attempts", "artifacts", "cancel", "pause", "resume", "retry", "reproduce")
         },
         "web": f"{_URL}/jobs/{_JOB}",
     },
@@ -253,6 +255,12 @@ REFUSALS: Final[Mapping[tuple[str, int], Any]] = {
         "errors": [{"pointer": "/version", "detail": _BELOW["reason"]}],
         "checks": [_CHECK, _BELOW],
     },
+    ("reproduceJob", 409): PROBLEMS[409]
+    | {
+        "detail": f"the job cannot be run again: the dataset {_DATASET} is gone",
+        "instance": f"/v1/jobs/{_JOB}/reproduce",
+        "code": "not_reproducible",
+    },
 }
 """By operation and status, where the example of the status would not do."""
 
@@ -267,6 +275,17 @@ ANSWERS: Final[Mapping[tuple[str, str], Any]] = {
     ("resumeJob", "200"): _QUEUED | {"state_version": 3},
     ("retryJob", "202"): _QUEUED | {"id": _RETRY, "retry_of": _JOB},
     ("retryJob", "200"): _JOB_VIEW | {"id": _RETRY, "retry_of": _JOB},
+    ("reproduceJob", "202"): _QUEUED
+    | {
+        "id": _REPRODUCTION,
+        "summary": "reproduce train vae digits",
+        "reproduces": {
+            "job_id": _JOB,
+            "sha256": _SHA256,
+            "reproducibility": "same_hardware",
+            "fingerprint": {"torch": "2.13.0", "device": "NVIDIA H200", "num_threads": 8, "precision": "bf16"},
+        },
+    },
 }
 """By operation and status, where the example of the view would not do."""
 

@@ -13,7 +13,8 @@ from pydantic.json_schema import models_json_schema
 from api import examples
 from api.errors import PROBLEM_TYPE
 from api.intake import DatasetForm
-from shared.wire import AliasRequest, DatasetUpload, JobRequest, Problem
+from shared.specs.gate import AliasRequest
+from shared.wire import DatasetUpload, JobRequest, Problem
 
 VERSION: Final = "0.1.0"
 DESCRIPTION: Final = """\
@@ -39,10 +40,12 @@ _RETRY_AFTER: Final = {
 }
 _REFUSALS: Final[Mapping[HTTPStatus, frozenset[str]]] = {
     HTTPStatus.CONFLICT: frozenset(
-        {"submitJob", "completeDataset", "pauseJob", "resumeJob", "retryJob", "eraseJob", "putAlias"}
+        {"submitJob", "completeDataset", "pauseJob", "resumeJob", "retryJob", "reproduceJob", "eraseJob", "putAlias"}
     ),
     HTTPStatus.PRECONDITION_FAILED: frozenset({"putAlias", "deleteAlias"}),
-    HTTPStatus.TOO_MANY_REQUESTS: frozenset({"submitJob", "resumeJob", "retryJob", "createDataset", "completeDataset"}),
+    HTTPStatus.TOO_MANY_REQUESTS: frozenset(
+        {"submitJob", "resumeJob", "retryJob", "reproduceJob", "createDataset", "completeDataset"}
+    ),
     HTTPStatus.GONE: frozenset({"submitJob", "getArtifact", "getArtifactContent", "putAlias"}),
 }
 """Which operations refuse what; 410 besides for all that is done with one job."""

@@ -57,7 +57,8 @@ class Links:
     def job(self, job_id: UUID) -> dict[str, str]:
         own = f"{self.base}/v1/jobs/{public('job', job_id)}"
         under = {
-            name: f"{own}/{name}" for name in ("events", "attempts", "artifacts", "cancel", "pause", "resume", "retry")
+            name: f"{own}/{name}"
+            for name in ("events", "attempts", "artifacts", "cancel", "pause", "resume", "retry", "reproduce")
         }
         return {"self": own, **under, "web": f"{self.base}/jobs/{public('job', job_id)}"}
 
@@ -97,6 +98,7 @@ def job(row: Job, facts: JobFacts, links: Links) -> JobView:
         cancel_requested_at=row.cancel_requested_at,
         retry_of=_job_id(row.retry_of),
         retried_by=_job_id(facts.retried_by),
+        reproduces=row.inputs.get("reproduces"),
         urls=links.job(row.id),
     )
 

@@ -170,6 +170,14 @@ class Client:
         """The new job that tries one again that failed, expired or was canceled. Idempotent: there is one of each."""
         return self._change(job_id, "retry")
 
+    def reproduce(self, job_id: str, *, idempotency_key: str | None = None) -> JobView:
+        """The new job that does again what one did that succeeded, and compares the bytes: ``result["reproduction"]``.
+
+        Sent again after a lost answer, it is still one job; with ``idempotency_key`` repeated calls are, too.
+        """
+        headers = {"Idempotency-Key": header(idempotency_key or uuid.uuid4().hex)}
+        return self._change(job_id, "reproduce", headers=headers)
+
     def erase(self, job_id: str) -> None:
         """Erase an ended job with its events and artifacts; what models and datasets are made of stays. Idempotent."""
         try:
@@ -334,8 +342,9 @@ class Client:
         given = {} if spec is None else spec.model_dump(mode="json", exclude_unset=True)
         return self.submit({"type": type, "spec": {**given, **fields}}, wait=wait)
 
-    def _change(self, job_id: str, action: str) -> JobView:
-        answer = self._transport.request("POST", f"/v1/jobs/{quoted(job_id)}/{action}", repeatable=True)
+    def _change(self, job_id: str, action: str, *, headers: Mapping[str, str] | None = None) -> JobView:
+        path = f"/v1/jobs/{quoted(job_id)}/{action}"
+        answer = self._transport.request("POST", path, repeatable=True, headers=headers)
         return parse(JobView, answer.content)
 
     def _follower(self, job_id: str, *, after: int = 0, deadline: float | None = None) -> Follower:

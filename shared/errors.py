@@ -5,6 +5,7 @@
     - NotFound               no such thing for this tenant
     - Gone                   it was deleted
     - IllegalMove            the job is not in a state that allows this
+    - NotReproducible        what the job read is gone, or it left nothing to compare with
     - InvalidSpec            the request can never work (names the field)
     - IdempotencyConflict    same key, other body, or still in flight
     - GateFailed             a version does not show what an alias asks for
@@ -57,6 +58,12 @@ class IllegalMove(RequestRefused):
     """The job is not in a state that allows this."""
 
     code = "invalid_state"
+
+
+class NotReproducible(RequestRefused):
+    """The job cannot be run again as it was: what it read is gone, or it left nothing to compare with."""
+
+    code = "not_reproducible"
 
 
 class InvalidSpec(RequestRefused):

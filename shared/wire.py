@@ -8,11 +8,11 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
+from shared.reproduction import Original
 from shared.specs import AnyTrainSpec, GenerateSpec
 from shared.specs.evaluate import EvaluateSpec
-from shared.specs.gate import Bound, Check, Gate
+from shared.specs.gate import Bound, Check
 from shared.specs.reaverage import ReaverageSpec
-from shared.specs.spec import JobId
 
 JobStateName = Literal[
     "queued", "running", "canceling", "pausing", "paused", "succeeded", "failed", "canceled", "expired"
@@ -90,17 +90,6 @@ class DatasetUpload(_Request):
     """What it must turn out to be; told by the content when left out."""
     resolution: Resolution | None = None
     """Side length that images are brought to; their own when left out."""
-
-
-class AliasRequest(_Request):
-    """What an alias shall stand for, and by which gate it is moved."""
-
-    version: int = Field(ge=1, lt=2**31)
-    """A version of the model."""
-    gate: Gate | None = None
-    """Takes the place of the alias's gate; that stays as it is when left out."""
-    evaluation: JobId | None = None
-    """The evaluate job of the version that is looked at; for each bound the newest that measured it when left out."""
 
 
 class View(BaseModel):
@@ -212,6 +201,8 @@ class JobView(View):
     """The job that this one was made to try again."""
     retried_by: str | None = None
     """The job that was made to try this one again."""
+    reproduces: Original | None = None
+    """The job that this one runs again, and what it has to match; ``result.reproduction`` tells whether it does."""
     urls: dict[str, str] = {}
 
     @property

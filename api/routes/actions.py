@@ -1,4 +1,4 @@
-"""What is done to a job that exists: cancel, pause, resume, retry, erase. Each may be asked for again."""
+"""What is done to a job that exists: cancel, pause, resume, retry, reproduce, erase. Each may be asked for again."""
 
 from collections.abc import Awaitable, Callable
 from http import HTTPStatus
@@ -96,13 +96,42 @@ async def retry_job(
         idempotency_key=idempotency_key,
         record=lambda session: requests.retry(session, caller.tenant_id, wanted, settings=parts.settings.jobs),
     )
-    accepted = await submission.accept(parts, links, asked)
-    headers = {"Location": links.job(accepted.job_id)["self"]}
-    if accepted.status == HTTPStatus.ACCEPTED:
-        headers["Retry-After"] = POLL_SECONDS
-    if accepted.is_replay:
-        headers["Idempotency-Replayed"] = "true"
-    return Response(accepted.body, accepted.status, headers=headers, media_type="application/json")
+    return await _accept(parts, links, asked)
+
+
+@router.post(
+    "/{job_id}/reproduce",
+    operation_id="reproduceJob",
+    status_code=status.HTTP_202_ACCEPTED,
+    response_model=JobView,
+)
+async def reproduce_job(
+    *,
+    caller: JobWriter,
+    job_id: str,
+    request: Request,
+    parts: TheParts,
+    links: TheLinks,
+    idempotency_key: IdempotencyKey = None,
+) -> Response:
+    """Do again what a job did that succeeded, from the same inputs and from the start, and compare the bytes.
+
+    The new job's `reproduces` tells what it has to match, and once it has ended `result.reproduction` whether it did:
+    `identical`, both SHA-256, and what differs in the fingerprints of the two runs. It registers no model version and
+    no dataset. Each request makes a job of its own, but for those with the same `Idempotency-Key`.
+
+    A job that has not succeeded cannot be reproduced (409, `invalid_state`), nor can one whose inputs are gone (409,
+    `not_reproducible`).
+    """
+    wanted = ids.parse("job", job_id)
+
+    async def record(session: AsyncSession) -> tuple[Job, bool]:
+        return await requests.reproduce(session, caller.tenant_id, wanted, settings=parts.settings.jobs), True
+
+    asked = Submission(
+        tenant_id=caller.tenant_id, path=request.url.path, body={}, idempotency_key=idempotency_key, record=record
+    )
+    return await _accept(parts, links, asked)
 
 
 @router.delete("/{job_id}", operation_id="eraseJob", status_code=status.HTTP_204_NO_CONTENT)
@@ -116,6 +145,16 @@ async def erase_job(caller: JobWriter, job_id: str, parts: TheParts) -> None:
     async with parts.transaction() as session:
         await erasure.erase(session, caller.tenant_id, wanted)
     parts.relay.wake(wanted)
+
+
+async def _accept(parts: Parts, links: Links, asked: Submission) -> Response:
+    accepted = await submission.accept(parts, links, asked)
+    headers = {"Location": links.job(accepted.job_id)["self"]}
+    if accepted.status == HTTPStatus.ACCEPTED:
+        headers["Retry-After"] = POLL_SECONDS
+    if accepted.is_replay:
+        headers["Idempotency-Replayed"] = "true"
+    return Response(accepted.body, accepted.status, headers=headers, media_type="application/json")
 
 
 async def _change(

@@ -16,8 +16,9 @@ from shared.jobs import aliases
 from shared.jobs.alias_rows import AliasMove, ModelAlias
 from shared.jobs.aliases import Condition, Named, Standing
 from shared.jobs.rows import ApiKey
+from shared.specs.gate import AliasRequest
 from shared.specs.spec import AliasName
-from shared.wire import AliasMoveView, AliasRequest, AliasView, Page
+from shared.wire import AliasMoveView, AliasView, Page
 
 router = APIRouter(
     prefix="/v1/models/{name}/aliases", tags=["models"], dependencies=[Depends(refuse_unknown_parameters)]

@@ -8,6 +8,7 @@ const ACTIONS = [
   { name: "pause", label: "Pausing…", states: ["pausing"], waits: true },
   { name: "resume", label: "Resume", states: ["paused", "pausing"] },
   { name: "retry", label: "Retry", states: ["failed", "canceled", "expired"], unless: (job) => job.retried_by },
+  { name: "reproduce", label: "Reproduce", states: ["succeeded"] },
   { name: "cancel", label: "Cancel", states: ["queued", "running", "pausing", "paused"], danger: true },
   { name: "cancel", label: "Canceling…", states: ["canceling"], danger: true, waits: true },
   { name: "delete", label: "Delete", states: ["succeeded", "failed", "canceled", "expired"], danger: true },
@@ -40,6 +41,6 @@ async function act(job, name) {
     location.assign("/");
   } else {
     const answer = await request(`${path}/${name}`, { method: "POST" });
-    if (name === "retry") location.assign(`/jobs/${(await answer.json()).id}`);
+    if (["retry", "reproduce"].includes(name)) location.assign(`/jobs/${(await answer.json()).id}`);
   }
 }

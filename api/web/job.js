@@ -91,12 +91,22 @@ function showFacts(view, job) {
     took: job.completed_at && job.started_at ? duration((Date.parse(job.completed_at) - Date.parse(job.started_at)) / 1000) : "",
     "retry of": job.retry_of && jobLink(job.retry_of),
     "retried by": job.retried_by && jobLink(job.retried_by),
+    reproduces: job.reproduces && jobLink(job.reproduces.job_id),
+    reproduction: reproduction(job),
     result: job.result?.model ?? job.result?.dataset ?? "",
   };
   const shown = Object.entries(facts).filter(([, value]) => value).flatMap(([name, value]) => [el("dt", {}, name), el("dd", {}, value)]);
   const spec = el("details", {}, el("summary", { class: "soft" }, "spec"), el("pre", {}, JSON.stringify(job.spec, null, 2)));
   spec.open = view.slots.facts.querySelector("details")?.open ?? false;
   fill(view.slots.facts, "Job", el("dl", { class: "facts" }, ...shown), spec);
+}
+
+/** Whether the job made the bytes of the one that it reproduces, and what of the two runs differs. */
+function reproduction(job) {
+  const found = job.result?.reproduction;
+  if (!found) return job.reproduces?.reproducibility === "none" ? "the first job's bytes cannot be had again, it says" : "";
+  const differing = Object.entries(found.differing).map(([name, one]) => `${name} (${JSON.stringify(one.expected)}, now ${JSON.stringify(one.found)})`);
+  return found.identical ? "identical" : ["not identical", ...differing].join(", ");
 }
 
 const jobLink = (id) => el("a", { href: `/jobs/${id}` }, el("code", {}, id));

@@ -154,6 +154,7 @@ def _fields(job: JobView) -> dict[str, object]:
         "causes": job.error and ", ".join(f"{cause.attempt}: {cause.code}" for cause in job.error.causes),
         "retry of": job.retry_of,
         "retried by": job.retried_by,
+        "reproduces": job.reproduces and job.reproduces.job_id,
         "result": job.result,
         "labels": job.labels,
         "created": job.created_at,

@@ -1,9 +1,9 @@
-"""``noisemill train``, ``generate``, ``evaluate`` and ``reaverage``: submit a job, and follow it to its end."""
+"""``noisemill train``, ``generate``, ``evaluate``, ``reaverage``, ``reproduce``: submit a job, follow it to its end."""
 
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
 
@@ -23,10 +23,12 @@ from noisemill.cli.watching import watch
 from noisemill.client import Client
 from noisemill.errors import InvalidInput
 from noisemill.terminal import say, show, show_json
+from shared.reproduction import Reproduction
 from shared.specs import FAMILIES
+from shared.specs.tasks import PictureField
 from shared.wire import JobView
 
-_DATASET_ID = re.compile(r"ds_[0-9a-f]{32}")
+_ID = re.compile(r"(ds|art)_[0-9a-f]{32}")
 
 
 def register(app: typer.Typer) -> None:
@@ -35,6 +37,7 @@ def register(app: typer.Typer) -> None:
     app.command()(generate)
     app.command()(evaluate)
     app.command()(reaverage)
+    app.command()(reproduce)
 
 
 def train(  # noqa: PLR0913, PLR0917 - a parameter is an option
@@ -157,6 +160,36 @@ def reaverage(  # noqa: PLR0913, PLR0917 - a parameter is an option
             say(f"Registered {(job.result or {})['model']}.")
 
 
+def reproduce(
+    job_id: Annotated[str, typer.Argument(metavar="JOB", help="Id of a job that succeeded.")],
+    wait: Wait = True,
+    as_json: AsJson = False,
+) -> None:
+    """Do again what a job did, and compare the bytes; exits with 1 if they are not the same."""
+    with Client() as client:
+        job = client.reproduce(job_id)
+        say(f"Submitted {job.id}.")
+        if job.reproduces and job.reproduces.reproducibility == "none":
+            say("The first job says of itself that its bytes cannot be had again.")
+        job = watch(client, job) if wait else job
+    _present(job, as_json=as_json)
+    if wait:
+        found = Reproduction.model_validate((job.result or {})["reproduction"])
+        say(_verdict(found))
+        raise typer.Exit(0 if found.identical else 1)
+
+
+def _verdict(found: Reproduction) -> str:
+    """Whether it made the same bytes, and what may be why it did not."""
+    if found.identical:
+        return f"Identical to {found.of}: {found.expected_sha256}."
+    lines = [f"Not identical to {found.of}: expected {found.expected_sha256}, found {found.found_sha256}."]
+    lines += [f"  {name}: {one.expected} then, {one.found} now" for name, one in found.differing.items()]
+    if found.same_fingerprint:
+        lines.append("Nothing that is recorded of the two runs differs.")
+    return "\n".join(lines)
+
+
 def _figures(job: JobView) -> list[str]:
     """One line per figure, with its interval."""
     lines: list[str] = []
@@ -192,16 +225,17 @@ def _carry_out(
     client: Client, body: dict[str, Any], *, wait: bool, out: Path | None = None
 ) -> tuple[JobView, list[Path]]:
     """Submit it and, where that is wanted, follow it to its end and download what it made."""
-    _resolve_dataset(client, body["spec"])
+    for field in ("dataset", *get_args(PictureField)):
+        _resolve_dataset(client, body["spec"], field)
     job = client.submit(body)
     say(f"Submitted {job.id}.")
     job = watch(client, job) if wait else job
     return job, [] if out is None else fetch_all(client, job.id, out)
 
 
-def _resolve_dataset(client: Client, spec: dict[str, Any], field: str = "dataset") -> None:
+def _resolve_dataset(client: Client, spec: dict[str, Any], field: str) -> None:
     name = spec.get(field)
-    if not isinstance(name, str) or _DATASET_ID.fullmatch(name):
+    if not isinstance(name, str) or _ID.fullmatch(name):
         return
     found = next((dataset for dataset in client.datasets() if dataset.name == name), None)
     if found is None:

@@ -21,8 +21,7 @@ from shared.jobs.alias_rows import AliasMove, ModelAlias
 from shared.jobs.gates import Evaluation
 from shared.jobs.rows import Dataset, Job, Model, ModelVersion
 from shared.jobs.state import JobState, JobType
-from shared.specs.gate import Bound, Check
-from shared.wire import AliasRequest
+from shared.specs.gate import AliasRequest, Bound, Check
 
 Condition = Callable[[UUID | None], bool]
 """Whether an alias may be changed whose latest move this is; None: there is no such alias."""

@@ -5,7 +5,7 @@ turns a finished job's result into rows, inside the transaction that makes it su
 """
 
 from collections.abc import Mapping
-from typing import Any, get_args
+from typing import Any, Final, get_args
 from uuid import UUID
 
 from sqlalchemy import select, update
@@ -17,11 +17,28 @@ from shared.errors import NotFound
 from shared.ids import parse, public
 from shared.jobs.rows import Artifact, Dataset, DatasetState, Model, ModelVersion
 from shared.jobs.state import JobType
+from shared.reproduction import Original, compare
 from shared.specs.tasks import PictureField
+
+_IN_ROWS: Final[Mapping[JobType, tuple[str, ...]]] = {
+    JobType.TRAIN: ("weights", "info"),
+    JobType.REAVERAGE: ("weights", "info"),
+    JobType.INGEST: ("files",),
+}
+"""What of a result is shown with the model version or the dataset that it became."""
 
 
 def resolve(session: Session, job_id: UUID, kind: JobType, inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """The ``inputs`` of an assignment, as ``worker/run.py`` describes them."""
+    """The ``inputs`` of an assignment, as ``worker/run.py`` describes them; ``reproduces`` is kept for ``publish``.
+
+    Raises:
+        NotFound: something of it is gone.
+    """
+    kept = {"reproduces": inputs["reproduces"]} if "reproduces" in inputs else {}
+    return _resolved(session, job_id, kind, inputs) | kept
+
+
+def _resolved(session: Session, job_id: UUID, kind: JobType, inputs: Mapping[str, Any]) -> dict[str, Any]:
     match kind:
         case JobType.INGEST:
             return {"source": _dataset(session, inputs["dataset_id"]).source}
@@ -50,7 +67,7 @@ def resolve(session: Session, job_id: UUID, kind: JobType, inputs: Mapping[str, 
 def _dataset(session: Session, dataset_id: str) -> Dataset:
     dataset = session.get(Dataset, UUID(dataset_id))
     if dataset is None:
-        raise NotFound(f"dataset {dataset_id} is gone")
+        raise NotFound(f"the dataset {public('ds', UUID(dataset_id))} is gone")
     return dataset
 
 
@@ -71,7 +88,7 @@ def _task_inputs(session: Session, inputs: Mapping[str, Any]) -> dict[str, Any]:
 def _artifact(session: Session, artifact_id: str) -> dict[str, Any]:
     row = session.get(Artifact, UUID(artifact_id))
     if row is None or row.removed_at is not None:
-        raise NotFound(f"artifact {artifact_id} is gone")
+        raise NotFound(f"the artifact {public('art', UUID(artifact_id))} is gone")
     return {"key": row.key, "sha256": row.sha256, "size_bytes": row.size_bytes}
 
 
@@ -109,7 +126,7 @@ def _model_input(session: Session, version_id: str) -> dict[str, Any]:
     version = session.get(ModelVersion, UUID(version_id))
     model = None if version is None else session.get(Model, version.model_id)
     if version is None or model is None:
-        raise NotFound(f"model version {version_id} is gone")
+        raise NotFound("the version of the model is gone")
     return {
         "id": public("mdl", model.id),
         "name": model.name,
@@ -131,7 +148,13 @@ def publish(
     inputs: Mapping[str, Any],
     result: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Write the rows that a finished job's result stands for; returns the result to show."""
+    """Write the rows that a finished job's result stands for; returns the result to show.
+
+    A job that reproduces another makes no dataset and no version, whose first ones are there: its result tells how it
+    compares (``docs/decisions/0020-a-reproduction-registers-nothing.md``).
+    """
+    if "reproduces" in inputs:
+        return _compared(kind, _shown(kind, result), Original.model_validate(inputs["reproduces"]))
     match kind:
         case JobType.INGEST:
             return _publish_dataset(session, job_id, result)
@@ -142,6 +165,22 @@ def publish(
             return _publish_version(session, tenant_id, job_id, trained, inputs, result)
         case _:
             return dict(result)
+
+
+def digest_of(kind: JobType, result: Mapping[str, Any]) -> str | None:
+    """The SHA-256 of all that a job made, by which it is known (``shared/reproduction.py``), as its result shows it."""
+    return result.get("digest" if kind == JobType.INGEST else "sha256")
+
+
+def _compared(kind: JobType, shown: dict[str, Any], original: Original) -> dict[str, Any]:
+    found = compare(original, sha256=digest_of(kind, shown), fingerprint=shown.get("fingerprint"))
+    return {**shown, "reproduction": found.model_dump(mode="json")}
+
+
+def _shown(kind: JobType, result: Mapping[str, Any]) -> dict[str, Any]:
+    """What a result tells that no row tells."""
+    told = {name: value for name, value in result.items() if name not in _IN_ROWS.get(kind, ())}
+    return {"sha256": result["weights"]["sha256"], **told} if "weights" in result else told
 
 
 def _publish_dataset(session: Session, job_id: UUID, result: Mapping[str, Any]) -> dict[str, Any]:
@@ -156,8 +195,7 @@ def _publish_dataset(session: Session, job_id: UUID, result: Mapping[str, Any]) 
         .returning(col(Dataset.id))
     )
     dataset_id = session.execute(ready).scalar_one()
-    shown = {name: value for name, value in result.items() if name != "files"}
-    return {"dataset": public("ds", dataset_id), **shown}
+    return {"dataset": public("ds", dataset_id), **_shown(JobType.INGEST, result)}
 
 
 def _publish_version(
@@ -190,5 +228,5 @@ def _publish_version(
             dataset_id=None if dataset is None else parse("ds", dataset["id"]),
         )
     )
-    shown = {name: value for name, value in result.items() if name not in ("weights", "info")}
-    return {"model": f"{spec['model']}@{version}", "model_id": public("mdl", model_id), "version": version, **shown}
+    named = {"model": f"{spec['model']}@{version}", "model_id": public("mdl", model_id), "version": version}
+    return named | _shown(JobType.TRAIN, result)

@@ -1,11 +1,11 @@
-"""What a client may do: submit a job, cancel, pause, resume, retry. Async, in the caller's transaction, never commits.
+"""What a client may do: submit a job, cancel, pause, resume, retry, reproduce.
 
-Checks that need SQL (does the dataset exist, does the model's family know the task) happen before (``drafts.py``), so
-that a job that was accepted can run.
+Async, in the caller's transaction, never commits. Checks that need SQL (does the dataset exist, does the model's
+family know the task) happen before (``drafts.py``), so that a job that was accepted can run.
 """
 
 from datetime import timedelta
-from typing import Final
+from typing import Any, Final
 from uuid import UUID
 
 from sqlalchemy import ColumnElement, func, literal, select, update
@@ -13,12 +13,13 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import col
 
 from shared import ids
-from shared.errors import Gone, IllegalMove, NotFound, QueueFull
-from shared.jobs import drafts, fairness
+from shared.errors import Gone, IllegalMove, NotFound, NotReproducible, QueueFull
+from shared.jobs import drafts, fairness, products
 from shared.jobs.drafts import Draft
 from shared.jobs.moves import move, move_by_case
 from shared.jobs.rows import Bell, Dataset, DatasetState, Event, Job
 from shared.jobs.state import QUEUES, JobState, JobType, Priority
+from shared.reproduction import Original
 from shared.settings import JobSettings
 from shared.specs.ingest import IngestSpec
 from shared.wire import AnyJobRequest
@@ -138,23 +139,63 @@ async def retry(session: AsyncSession, tenant_id: UUID, job_id: UUID, *, setting
     if (again := await _retry_of(session, tenant_id, job_id)) is not None:
         return again, False
     lineage = [str(ended.id), *ended.inputs.get("lineage", [])] if ended.type == JobType.TRAIN else []
-    draft = Draft(
-        type=ended.type,
-        spec=ended.spec,
-        summary=ended.summary,
-        inputs=ended.inputs | ({"lineage": lineage} if lineage else {}),
-    )
-    job = _job(tenant_id, draft, max_attempts=ended.max_attempts)
-    job.retry_of, job.priority, job.labels = ended.id, ended.priority, ended.labels
-    job.timeout_seconds = ended.timeout_seconds
-    if ended.start_deadline is not None and ended.created_at is not None:
-        patience = literal(ended.start_deadline - ended.created_at)
-        job.start_deadline = await session.scalar(select(func.clock_timestamp() + patience))
+    inputs = ended.inputs | ({"lineage": lineage} if lineage else {})
+    job = await _like(session, ended, summary=ended.summary, inputs=inputs)
+    job.retry_of = ended.id
     job = await _add(session, job, settings)
     if job.type == JobType.INGEST:
         values = {"state": DatasetState.INGESTING, "job_id": job.id, "error": None}
         await session.execute(update(Dataset).where(col(Dataset.job_id) == ended.id).values(**values))
     return job, True
+
+
+async def reproduce(session: AsyncSession, tenant_id: UUID, job_id: UUID, *, settings: JobSettings) -> Job:
+    """A new job that does again, from the same inputs and from the start, what one did that succeeded.
+
+    Its result tells whether it made the same bytes (``shared/reproduction.py``).
+
+    Raises:
+        NotFound: the tenant has no such job.
+        Gone: it was erased.
+        IllegalMove: it has not succeeded.
+        NotReproducible: what it read is gone, or it left nothing to compare with.
+        QueueFull: the tenant has as many jobs waiting as it may.
+    """
+    await _lock(session, tenant_id, job_id)
+    done = await get(session, tenant_id, job_id)
+    if done.state != JobState.SUCCEEDED:
+        raise IllegalMove(f"the job is {done.state.value}: only one that succeeded is reproduced")
+    # References were pinned when it was submitted. What a retry went on from is no part of what was asked.
+    read = {name: value for name, value in done.inputs.items() if name not in ("lineage", "reproduces")}
+    inputs = read | {"reproduces": _original(done).model_dump(mode="json")}
+    summary = f"reproduce {done.summary.removeprefix('reproduce ')}"
+    job = await _like(session, done, summary=summary, inputs=inputs)
+    try:
+        await session.run_sync(products.resolve, job.id, job.type, inputs)
+    except NotFound as error:
+        raise NotReproducible(f"the job cannot be run again: {error.detail}") from error
+    return await _add(session, job, settings)
+
+
+def _original(done: Job) -> Original:
+    """What the second run of a job has to match."""
+    result = done.result or {}
+    sha256 = products.digest_of(done.type, result)
+    if sha256 is None:
+        raise NotReproducible("the job's result tells no SHA-256 to compare with")
+    told = {name: result.get(name) for name in ("reproducibility", "fingerprint")}
+    return Original.model_validate({"job_id": ids.public("job", done.id), "sha256": sha256, **told})
+
+
+async def _like(session: AsyncSession, ended: Job, *, summary: str, inputs: dict[str, Any]) -> Job:
+    """A job with the same spec, on the same terms; not recorded yet."""
+    draft = Draft(type=ended.type, spec=ended.spec, summary=summary, inputs=inputs)
+    job = _job(ended.tenant_id, draft, max_attempts=ended.max_attempts)
+    job.priority, job.labels, job.timeout_seconds = ended.priority, ended.labels, ended.timeout_seconds
+    if ended.start_deadline is not None and ended.created_at is not None:
+        patience = literal(ended.start_deadline - ended.created_at)
+        job.start_deadline = await session.scalar(select(func.clock_timestamp() + patience))
+    return job
 
 
 async def _retry_of(session: AsyncSession, tenant_id: UUID, job_id: UUID) -> Job | None:

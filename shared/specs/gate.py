@@ -5,7 +5,7 @@ from typing import Annotated, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
-from shared.specs.spec import DatasetId, Direction, Spec, wrong
+from shared.specs.spec import DatasetId, Direction, JobId, Spec, wrong
 
 BETTER: Final[Mapping[str, Direction]] = {
     **dict.fromkeys(("frechet_distance", "kernel_distance", "mind", "reconstruction_mse"), "lower"),
@@ -64,6 +64,17 @@ class Bound(Spec):
 
 Gate = Annotated[list[Bound], Field(max_length=32)]
 """All of its bounds must hold; an empty one lets every version pass."""
+
+
+class AliasRequest(Spec):
+    """What an alias shall stand for, and by which gate it is moved."""
+
+    version: int = Field(ge=1, lt=2**31)
+    """A version of the model."""
+    gate: Gate | None = None
+    """Takes the place of the alias's gate; that stays as it is when left out."""
+    evaluation: JobId | None = None
+    """The evaluate job of the version that is looked at; for each bound the newest that measured it when left out."""
 
 
 class Check(BaseModel):

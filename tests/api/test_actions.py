@@ -92,6 +92,8 @@ def test_a_pause_that_has_not_happened_is_withdrawn(owner: Owner, engine: Engine
         *(("pause", state) for state in ("succeeded", "failed", "canceled", "canceling")),
         *(("resume", state) for state in ("succeeded", "failed", "canceled", "canceling")),
         *(("retry", state) for state in ("queued", "running", "paused", "pausing", "canceling", "succeeded")),
+        *(("reproduce", state) for state in ("queued", "running", "paused", "pausing", "canceling")),
+        *(("reproduce", state) for state in ("failed", "canceled")),
         *(("erase", state) for state in ("queued", "running", "paused", "pausing", "canceling")),
     ],
     indirect=["reached"],
@@ -201,7 +203,7 @@ def test_a_failed_job_names_what_ended_each_attempt(owner: Owner, engine: Engine
 def urls_under(job: dict[str, Any]) -> Iterator[tuple[str, str]]:
     for name in ("self", "events", "attempts", "artifacts"):
         yield "GET", job["urls"][name]
-    for name in ("cancel", "pause", "resume", "retry"):
+    for name in ("cancel", "pause", "resume", "retry", "reproduce"):
         yield "POST", job["urls"][name]
     yield "DELETE", job["urls"]["self"]
 

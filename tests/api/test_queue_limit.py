@@ -119,6 +119,15 @@ def test_who_comes_back_into_a_full_queue_waits_too(owner: Owner, engine: Engine
     assert owner.client.get(job["urls"]["self"]).json()["state"] == state
 
 
+def test_a_reproduction_finds_no_place_in_a_full_queue_either(owner: Owner, engine: Engine) -> None:
+    job = owner.train()
+    succeed(engine, claim(engine, job["id"]))
+    fill(owner, engine, LIMIT)
+
+    assert is_full(owner.client.post(job["urls"]["reproduce"]))
+    assert num_waiting(owner, engine) == LIMIT
+
+
 def test_an_upload_into_a_full_queue_leaves_no_dataset(owner: Owner, engine: Engine) -> None:
     fill(owner, engine, LIMIT)
 

@@ -210,6 +210,43 @@ def test_a_job_is_paused_resumed_retried_and_deleted(run: Run, train: list[str])
     assert "was erased" in run("jobs", "show", job_id, exit_code=1).stderr
 
 
+def _draw(hand: Hand, sha256: str, reproducibility: str = "same_hardware") -> None:
+    made = {"sha256": sha256, "reproducibility": reproducibility, "fingerprint": {"torch": f"of {sha256}"}}
+    hand.succeed(hand.claim("generate"), **made)
+
+
+@pytest.mark.parametrize(("again", "exit_code"), [("a", 0), ("b", 1)])
+def test_a_job_is_reproduced_and_other_bytes_are_an_exit_code(
+    run: Run, hand: Hand, train: list[str], again: str, exit_code: int
+):
+    run(*train, "--no-wait")
+    hand.train(hand.claim("train"))
+    job_id = run("generate", "digits", "--no-wait").stdout.strip()
+    _draw(hand, "a")
+
+    with ThreadPoolExecutor(1) as worker:
+        worker.submit(_when_there_is_work, lambda: _draw(hand, again))
+        done = run("reproduce", job_id, exit_code=exit_code)
+
+    told = [f"Identical to {job_id}: a.", f"Not identical to {job_id}: expected a, found b."][exit_code]
+    assert told in done.stderr
+    assert ("torch: of a then, of b now" in done.stderr) == bool(exit_code)
+    assert job_id in run("jobs", "show", done.stdout.strip()).stdout
+
+
+def test_a_job_that_cannot_be_had_again_is_reproduced_with_a_warning(run: Run, hand: Hand, train: list[str]):
+    run(*train, "--no-wait")
+    hand.train(hand.claim("train"))
+    job_id = run("generate", "digits", "--no-wait").stdout.strip()
+    assert "only one that succeeded is reproduced" in run("reproduce", job_id, exit_code=1).stderr
+    _draw(hand, "a", reproducibility="none")
+
+    again = run("reproduce", job_id, "--no-wait")
+
+    assert "its bytes cannot be had again" in again.stderr
+    run("jobs", "cancel", again.stdout.strip())
+
+
 def test_a_waiting_job_says_why_and_how_long(little: LittleServer, monkeypatch: pytest.MonkeyPatch):
     queue = {"position": 3, "reason": "behind_others", "eta": {"p50": 65.0, "p90": 130.4}}
     little.app = JobServer(job=job_view("queued", queue=queue, attempts=[], attempt=0))

@@ -127,6 +127,17 @@ def test_what_is_done_to_a_job_may_be_asked_for_again(little: LittleServer, clie
     assert [(request.method, request.path) for request in little.requests] == [("POST", f"/v1/jobs/{JOB}/{action}")] * 2
 
 
+def test_a_reproduction_whose_answer_was_lost_is_one_and_two_are_two(little: LittleServer, client: Client):
+    little.app = _in_turn(LOST, ACCEPTED, ACCEPTED, ACCEPTED)
+
+    for key in (None, None, "mine"):
+        client.reproduce(JOB, idempotency_key=key)
+
+    first, again, second, third = (request.headers["idempotency-key"] for request in little.requests)
+    assert (first == again, first != second, third) == (True, True, "mine")
+    assert {request.path for request in little.requests} == {f"/v1/jobs/{JOB}/reproduce"}
+
+
 def test_an_erasure_whose_answer_was_lost_has_happened(little: LittleServer, client: Client):
     little.app = _in_turn(LOST, _refusal(410, "gone"))
 

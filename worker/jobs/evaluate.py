@@ -270,8 +270,9 @@ class _Evaluation:
             "split": self.spec.split,
         }
         body = json.dumps(result, indent=2, sort_keys=True, allow_nan=False).encode()
-        self.run.publish("report", "evaluation.json", body, media_type="application/json")
+        report = self.run.publish("report", "evaluation.json", body, media_type="application/json")
         return result | {
+            "sha256": report.sha256,
             "reproducibility": BY_CHANCE if self.by_chance else REPRODUCIBILITY,
             "fingerprint": fingerprint(self.device) | {"tiles": self.tiles, "precision": "fp32"},
         }

@@ -7,7 +7,8 @@ import torch
 from shared.specs.reaverage import ReaverageSpec
 from worker.engine.averages import averaged
 from worker.engine.checkpoint import fill, weights_of
-from worker.engine.numerics import exact
+from worker.engine.numerics import exact, fingerprint
+from worker.engine.sampling import REPRODUCIBILITY
 from worker.engine.training import build
 from worker.families import FAMILIES
 from worker.families.family import DataInfo
@@ -33,6 +34,7 @@ def reaverage(run: Run) -> dict[str, Any]:
     with exact(), torch.no_grad():
         state, fit = averaged(path, length=spec.ema_length)
         net = build(family, trained, DataInfo.from_json(model["info"]))
+        computed_by = fingerprint(torch.device("cpu"))
         fill(net.state_dict(), state, path.name)
     run.step(1, 1)
     run.phase("uploading")
@@ -46,4 +48,6 @@ def reaverage(run: Run) -> dict[str, Any]:
         "weights": weights.as_json(),
         "info": info,
         "num_parameters": sum(parameter.numel() for parameter in net.parameters()),
+        "reproducibility": REPRODUCIBILITY,
+        "fingerprint": computed_by,
     }
