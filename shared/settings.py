@@ -154,6 +154,11 @@ class WorkerSettings(Section):
     """How often an idle worker looks into SQL by itself (with jitter)."""
     beat: Duration = timedelta(seconds=0.75)
     """Between two heartbeats of a running attempt; also the bound on noticing a cancel."""
+    look: Duration = timedelta(seconds=0.25)
+    """Between two looks for jobs that can join those on the device, while it has room for more."""
+    time_slice: Duration = timedelta(seconds=10)
+    """For so long a worker may go on taking jobs for the model that is loaded while others wait, unless these are more
+    urgent."""
     tick: Duration = timedelta(seconds=2)
     """Between two rounds of what keeps jobs moving: reaping, redispatching, publishing bells."""
     collect: Duration = timedelta(minutes=10)

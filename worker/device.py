@@ -33,6 +33,8 @@ class Device:
     def __init__(self, command: Sequence[str] = COMMAND) -> None:
         self._command = list(command)
         self.name: str | None = None
+        self.num_assigned = 0
+        """Jobs that this runner was given."""
         self._process: subprocess.Popen[bytes] | None = None
         self._channel: Channel | None = None
         self._heard: Queue[Message] = Queue()
@@ -53,7 +55,7 @@ class Device:
                     start_new_session=True,
                 )
             self._channel, self._heard, self.name = Channel(ours), Queue(), None
-            self._killed = False
+            self._killed, self.num_assigned = False, 0
             Thread(target=_pump, args=(self._channel, self._heard), name="pump", daemon=True).start()
 
     def ready(self) -> bool:
@@ -71,6 +73,7 @@ class Device:
 
     def send(self, message: Message) -> None:
         """Tell the runner something; if it is dead, ``receive`` will say so."""
+        self.num_assigned += message["type"] == "run"
         if self._channel is not None:
             self._channel.send(message)
 

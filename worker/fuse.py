@@ -2,8 +2,7 @@
 
 import time
 from collections.abc import Callable
-from threading import Event, Thread
-from typing import Self
+from threading import Event, Thread, current_thread
 
 
 class Fuse:
@@ -21,14 +20,16 @@ class Fuse:
         """It was good at ``when`` (monotonic seconds): the moment a heartbeat was *sent*, not answered."""
         self._fed = when
 
-    def __enter__(self) -> Self:
+    def light(self) -> None:
+        """Begin to watch."""
         self._thread.start()
-        return self
 
-    def __exit__(self, *_: object) -> None:
+    def put_out(self) -> None:
+        """Burn no more. Safe to call twice, and from ``burn``."""
         self._done.set()
         # One that has begun to burn must be done with it: what runs next is not its to kill.
-        self._thread.join()
+        if self._thread.is_alive() and self._thread is not current_thread():
+            self._thread.join()
 
     def _watch(self) -> None:
         while not self._done.wait(self._left()):

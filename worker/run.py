@@ -1,11 +1,12 @@
 """What a job's executor may ask of the runner around it. Knows neither SQL nor Celery.
 
 An executor (``worker/jobs/*.py``) is a function ``(run: Run) -> result``. It reads its
-assignment, fetches its inputs, reports each step, publishes objects and returns a JSON result.
+assignment, fetches its inputs, reports each step, publishes objects and returns a JSON result. One whose jobs share
+the device is a function ``(desk: Desk)`` instead, and settles each of them.
 Everything it reports travels over a pipe to the supervisor, which commits it under the fence.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal, Protocol
@@ -32,6 +33,10 @@ class Stopped(Exception):
     def __init__(self, reason: StopReason) -> None:
         super().__init__(reason)
         self.reason = reason
+
+
+class Parted(Exception):
+    """What was done for several jobs at once failed, and nobody knows because of which: each is to be tried alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,4 +148,25 @@ class Run(Protocol):
             InputDamaged: its bytes are not those that were stored.
             StorageUnavailable: it could not be read, or there is no room for it here.
         """
+        ...
+
+
+class Desk(Protocol):
+    """Where jobs that share the device arrive, while others of them are being worked on."""
+
+    @property
+    def device(self) -> str:
+        """A torch device string."""
+        ...
+
+    def arrivals(self) -> Sequence[Run]:
+        """What has come since the last call; the first call gives the job that all began with. Does not wait."""
+        ...
+
+    def room(self, samples: int) -> None:
+        """Say how many more samples could be drawn at once with those that are being drawn. Cheap."""
+        ...
+
+    def settle(self, run: Run, result: Callable[[], dict[str, Any]]) -> None:
+        """End the attempt with what ``result`` returns or raises."""
         ...

@@ -1,10 +1,10 @@
-"""The process that owns the device. Runs one job after another and keeps models warm between them.
+"""The process that owns the device. Runs one job after another, or several that share it, and keeps models warm.
 
 Started by the supervisor as ``python -m worker.runner --fd N`` in its own process group. It talks to
 the supervisor over a channel and to storage, never to SQL or the broker. When the supervisor dies,
 the channel closes and the runner kills its whole group.
 
-Says: ready, phase, step, metrics, log, artifact, done, failed, stopped. Hears: run, stop.
+Says: ready, room, phase, step, metrics, log, artifact, done, failed, stopped, parted. Hears: run, stop.
 """
 
 import argparse
@@ -16,10 +16,11 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from queue import SimpleQueue
-from threading import Event, Thread
+from threading import Condition, Event, Thread
 from typing import Any, Final, Literal, TypeVar
 
 from shared.errors import (
@@ -37,9 +38,9 @@ from shared.settings import Settings
 from shared.storage import DigestMismatch, ObjectMissing, Storage
 from worker.cache import ObjectCache
 from worker.channel import Channel, Message
-from worker.jobs import executor
+from worker.jobs import executor, server
 from worker.pace import Pace
-from worker.run import Assignment, InputDamaged, Stopped, StopReason, StoredObject, most_urgent
+from worker.run import Assignment, Desk, InputDamaged, Parted, Run, Stopped, StopReason, StoredObject, most_urgent
 
 logger = logging.getLogger(__name__)
 
@@ -181,7 +182,7 @@ class RunnerRun:
 
 
 class Runner:
-    """Hears assignments, runs them one at a time, and says how they went."""
+    """Hears assignments, runs them, and says how they went."""
 
     def __init__(self, settings: Settings, channel: Channel) -> None:
         self.channel = channel
@@ -189,15 +190,56 @@ class Runner:
         self.cache = ObjectCache(settings.worker.cache_dir, self.storage, limit_bytes=settings.worker.cache_bytes)
         self.device = choose_device(settings.worker)
         self.feature_networks = settings.worker.feature_networks
-        self._current: RunnerRun | None = None
-        self._work: SimpleQueue[Assignment] = SimpleQueue()
+        self._runs: dict[tuple[str, int], RunnerRun] = {}
+        self.num_begun = 0
+        """Jobs begun so far."""
+        self._work: deque[Assignment] = deque()
+        self._has_work = Condition()
 
     def serve(self) -> None:
         """Run jobs until the supervisor is gone; does not return."""
         Thread(target=self._listen, name="listen", daemon=True).start()
         self.channel.send({"type": "ready", "device": self.device})
         while True:
-            self._run(self._work.get())
+            with self._has_work:
+                self._has_work.wait_for(lambda: self._work)
+                kind = self._work[0].type
+            serve = server(kind)
+            if serve is None:
+                [run] = self.begin(kind, most=1)
+                self.settle(run, partial(executor(kind), run))
+            else:
+                self._serve_together(kind, serve)
+
+    def _serve_together(self, kind: str, serve: Callable[[Desk], None]) -> None:
+        try:
+            serve(_SharedDesk(self, kind))
+        except BaseException as error:  # noqa: BLE001  (whatever it was, the supervisor must hear of it)
+            for run in list(self._runs.values()):
+                self.settle(run, partial(_raise, error))
+
+    def begin(self, kind: str, most: int | None = None) -> "list[RunnerRun]":
+        """The jobs of this type that wait at the head of the line; from now on they hear what they are told."""
+        begun: list[RunnerRun] = []
+        with self._has_work:
+            while self._work and self._work[0].type == kind and len(begun) != most:
+                begun.append(RunnerRun(self, self._work.popleft()))
+        self.num_begun += len(begun)
+        self._runs |= {_name(run.assignment): run for run in begun}
+        return begun
+
+    def settle(self, run: Run, result: Callable[[], dict[str, Any]]) -> None:
+        """Say how the attempt ended: with what ``result`` returns or raises."""
+        try:
+            ending: Message = {"type": "done", "result": result()}
+        except Stopped as stopped:
+            ending = {"type": "stopped", "reason": stopped.reason}
+        except Parted:
+            ending = {"type": "parted"}
+        except BaseException as error:  # noqa: BLE001  (as above)
+            ending = {"type": "failed"} | _failure(error)
+        del self._runs[_name(run.assignment)]
+        self.channel.send({**run.assignment.attempt, **ending})
 
     def _listen(self) -> None:
         for message in self.channel.messages():
@@ -208,26 +250,47 @@ class Runner:
     def _hear(self, message: Message) -> None:
         match message["type"]:
             case "run":
-                self._work.put(Assignment(**message["assignment"]))
+                with self._has_work:
+                    self._work.append(Assignment(**message["assignment"]))
+                    self._has_work.notify()
             case "stop":
-                run = self._current
-                if run is not None and message.items() >= run.assignment.attempt.items():
+                run = self._runs.get((message["job_id"], message["fence"]))
+                if run is not None:
                     run.stop(message["reason"])
             case _:
                 logger.warning("ignored message %s", message["type"])
 
-    def _run(self, assignment: Assignment) -> None:
-        run = self._current = RunnerRun(self, assignment)
-        try:
-            result = executor(assignment.type)(run)
-        except Stopped as stopped:
-            ending: Message = {"type": "stopped", "reason": stopped.reason}
-        except BaseException as error:  # noqa: BLE001  (whatever it was, the supervisor must hear of it)
-            ending = {"type": "failed"} | _failure(error)
-        else:
-            ending = {"type": "done", "result": result}
-        self._current = None
-        self.channel.send({**assignment.attempt, **ending})
+
+class _SharedDesk:
+    """``worker.run.Desk`` for the jobs of one type."""
+
+    def __init__(self, runner: Runner, kind: str) -> None:
+        self._runner, self._kind = runner, kind
+        self._told: int | None = None
+
+    @property
+    def device(self) -> str:
+        return self._runner.device
+
+    def arrivals(self) -> "Sequence[Run]":
+        return self._runner.begin(self._kind)
+
+    def room(self, samples: int) -> None:
+        if samples != self._told:
+            self._told = samples
+            self._runner.channel.send({"type": "room", "samples": samples, "begun": self._runner.num_begun})
+
+    def settle(self, run: Run, result: Callable[[], dict[str, Any]]) -> None:
+        self._runner.settle(run, result)
+        self._told = None  # whoever takes the free place must hear of it again
+
+
+def _name(assignment: Assignment) -> tuple[str, int]:
+    return assignment.job_id, assignment.fence
+
+
+def _raise(error: BaseException) -> Any:
+    raise error
 
 
 def _failure(error: BaseException) -> Message:

@@ -1,8 +1,8 @@
 """Claims a job, has the runner do it, and commits what comes of it under the fence.
 
-Never imports torch, so that a busy or hung device cannot starve the heartbeat. One attempt at a
-time; what happens within one is in ``worker/watch.py``. A claim whose commit nobody confirmed is looked
-for again before the next one is made.
+Never imports torch, so that a busy or hung device cannot starve the heartbeat. One attempt at a time, or some that
+share the device (``worker/company.py``); what happens within one is in ``worker/watch.py``. A claim whose commit nobody
+confirmed is looked for again before the next one is made.
 """
 
 import fcntl
@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Event, Lock
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 from uuid import UUID
 
 from sqlalchemy import Engine
@@ -24,20 +24,13 @@ from shared.errors import LeaseLost
 from shared.ids import uuid7
 from shared.jobs import attempts, claims
 from shared.settings import Settings
+from worker.company import Company, Held
 from worker.device import Device
 from worker.ringer import Ringer
-from worker.watch import Watch
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
-
-
-class _Held(NamedTuple):
-    """A claim, and a moment (monotonic seconds) at which its lease had not begun to run yet."""
-
-    claim: attempts.Claim
-    asked_at: float
 
 
 class Supervisor:
@@ -55,6 +48,9 @@ class Supervisor:
         self._ringer = Ringer(settings.broker)
         self._doubtful: dict[UUID, float] = {}
         """Tokens of claims whose commit was not confirmed, and when they were made (monotonic seconds)."""
+        self._warm: str | None = None
+        """The company that the runner served last, and so has the model of."""
+        self._slice_ends = 0.0
         self._turn = Lock()
         self._lock_file = lock_file
 
@@ -63,7 +59,7 @@ class Supervisor:
         return self._turn.locked()
 
     def run_next(self) -> bool:
-        """Claim the best waiting job and run it to the end of its attempt; False if there was none."""
+        """Claim the best waiting job, run it and whoever joins it to the end; False if there was none."""
         # A shutdown does not wait for a runner that still starts.
         with self._turn:
             return not self.draining.is_set() and self.device.ready() and self._run_next()
@@ -73,30 +69,60 @@ class Supervisor:
             if self.draining.is_set():
                 return False
             try:
-                held = self._found_again() or self._claim()
+                held = self._found_again() or self._claim_warm() or self._claim()
             except AWAY as error:
                 logger.warning("could not claim: %s", str(error).splitlines()[0])
                 return False
-            if held is None:
+            if not held:
                 return False
-            self.ring(held.claim.job_id)
-            self.job_id = held.claim.job_id
+            self.job_id = held[0].claim.job_id
+            if held[0].claim.company != self._warm:
+                self._warm = held[0].claim.company
+                self._slice_ends = time.monotonic() + self.settings.worker.time_slice.total_seconds()
             try:
-                Watch(self, held.claim, asked_at=held.asked_at).see_through()
+                Company(self, held, slice_ends=self._slice_ends).see_through()
             finally:
                 self.job_id = None
             return True
 
-    def _claim(self) -> _Held | None:
+    def _claim(self) -> list[Held]:
+        """The best waiting job."""
         terms = claims.Terms.of(self.settings.jobs)
+        held = self._claimed(
+            lambda s, token: claims.claim(s, worker=self.name, queues=self.queues, terms=terms, token=token)
+        )
+        self._warm = None
+        return held
+
+    def _claim_warm(self) -> list[Held]:
+        """One for the model that is loaded, while its time slice lasts."""
+        if self._warm is None or time.monotonic() > self._slice_ends:
+            return []
+        return self.claim_company(self._warm, limit=1, others_wait=True)
+
+    def claim_company(self, company: str, *, limit: int, others_wait: bool) -> list[Held]:
+        """Jobs that can share the device with one of this company; first those claimed without our knowing it."""
+        if found := self._found_again():
+            return found
+        terms = claims.Terms.of(self.settings.jobs)
+        how = {"worker": self.name, "queues": self.queues, "terms": terms, "limit": limit, "others_wait": others_wait}
+        return self._claimed(lambda s, token: claims.claim_company(s, company, token=token, **how))
+
+    @property
+    def is_in_doubt(self) -> bool:
+        """Whether something may have been claimed without our knowing it."""
+        return bool(self._doubtful)
+
+    def _claimed(self, claim: Callable[[Session, UUID], list[attempts.Claim]]) -> list[Held]:
         token, asked_at = uuid7(), time.monotonic()
         self._doubtful[token] = asked_at
-        found = self.transact(lambda s: claims.claim(s, worker=self.name, queues=self.queues, terms=terms, token=token))
+        found = self.transact(lambda s: claim(s, token))
         del self._doubtful[token]
-        return _Held(found[0], asked_at) if found else None
+        return [Held(one, asked_at) for one in found]
 
-    def _found_again(self) -> _Held | None:
-        """An attempt that was claimed without our knowing it, and is still ours."""
+    def _found_again(self) -> list[Held]:
+        """Attempts that were claimed without our knowing it, and are still ours."""
+        held = list[Held]()
         lease = self.settings.jobs.lease
         for token, asked_at in list(self._doubtful.items()):
             for claim in self.transact(lambda s, token=token: claims.reclaim(s, token)):
@@ -105,12 +131,13 @@ class Supervisor:
                     self.ask(lambda s, claim=claim: attempts.heartbeat(s, claim.job_id, claim.fence, lease=lease))
                 except LeaseLost:
                     continue
-                del self._doubtful[token]
-                return _Held(claim, sent)
+                held.append(Held(claim, sent))
             # The commit may still be on its way to the server; after a lease nothing of it can be left.
-            if time.monotonic() - asked_at > lease.total_seconds():
+            if held or time.monotonic() - asked_at > lease.total_seconds():
                 del self._doubtful[token]
-        return None
+            if held:
+                break
+        return held
 
     def transact(self, work: Callable[[Session], T]) -> T:
         """Do ``work`` in one transaction of its own."""

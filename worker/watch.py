@@ -1,15 +1,16 @@
 """One attempt, from claim to end: relays what the runner reports, heartbeats, stops it, ends it.
 
-The loop waits for the runner's next message at most until the next beat. SQL may be away for a
-while: reports are kept and written in order once it is back. Without a confirmed heartbeat the runner
-is asked in time to leave a checkpoint, and at three quarters of the lease it is killed, whether or not
-this loop still turns.
+SQL may be away for a while: reports are kept and written in order once it is back. Without a confirmed heartbeat the
+runner is asked in time to leave a checkpoint, and at three quarters of the lease it is killed, whether or not anybody
+still turns the loop (``worker/company.py``). Where others share the runner, an attempt that must end is asked first.
 """
 
 import logging
 import signal
 import time
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from sqlalchemy.orm import Session
 
@@ -35,7 +36,7 @@ _ASK, _SELF_FENCE = 0.5, 0.75
 _EVENT_STEP, _EVENT_SECONDS = 0.01, 10.0
 """A progress event is written when this share of the work, or this time, has passed since the last."""
 _VISIBLE_AT_ONCE: Final = frozenset({"preview", "checkpoint"})
-_ENDINGS: Final = frozenset({"done", "failed", "stopped"})
+_ENDINGS: Final = frozenset({"done", "failed", "stopped", "parted"})
 _SIGNS_OF_LIFE: Final = frozenset({"phase", "step"})
 """Said by the thread that works, as it gets on; all else may come from one that uploads while the work hangs."""
 _ERRORS: Final = {
@@ -43,13 +44,32 @@ _ERRORS: Final = {
 }
 
 
-class Watch:
-    """Sees one attempt through."""
+class Companions(Protocol):
+    """The attempts that have the runner at the same time, as one of them sees it."""
 
-    def __init__(self, supervisor: "Supervisor", claim: attempts.Claim, *, asked_at: float) -> None:
-        self._supervisor = supervisor
+    @property
+    def are_several(self) -> bool:
+        """Whether killing the runner would end others, too."""
+        ...
+
+
+class Watch:
+    """Sees one attempt through: ``begin``, then ``hear`` and ``beat`` until it is ``over``, then ``close``."""
+
+    def __init__(
+        self, supervisor: "Supervisor", claim: attempts.Claim, *, asked_at: float, company: Companions
+    ) -> None:
+        self._supervisor, self._company = supervisor, company
         self._claim = claim
-        self._attempt = {"job_id": public("job", claim.job_id), "fence": claim.fence}
+        self.attempt = {"job_id": public("job", claim.job_id), "fence": claim.fence}
+        self.over = False
+        """Nothing is left to do: it has ended in SQL, or its lease runs out by itself."""
+        self.next_beat = 0.0
+        self.seconds = 0.0
+        """Its part of the device's time so far."""
+        self.is_unforeseen = False
+        """It ended by an error that nobody foresaw, so that nobody knows what that left behind on the device."""
+        self._is_lost = False
         self._lease = supervisor.settings.jobs.lease
         self._settings = supervisor.settings.worker
         self._reports = Reports(claim, lease=self._lease, ask=supervisor.ask)
@@ -60,57 +80,80 @@ class Watch:
         self._event_at, self._event_value, self._event_phase = 0.0, -1.0, ""
         self._stop_reason: StopReason | None = None
         self._stop_by = float("inf")
-        self._killed_for: JobError | None = None
+        self._failed_by: JobError | None = None
         self._alarm = Fuse(self._lease.total_seconds() * _ASK, self._interrupt)
         self._fuse = Fuse(self._lease.total_seconds() * _SELF_FENCE, supervisor.device.kill)
         # The lease began when SQL ran the claim, which may be long before the answer to it came.
         self._feed(asked_at)
 
-    def see_through(self) -> None:
-        """Run the attempt; afterwards it has ended in SQL, or its lease runs out by itself."""
+    def begin(self) -> None:
+        """Have the runner do it."""
         claim = self._claim
         logger.info("job %s attempt %d: %s", public("job", claim.job_id), claim.fence, claim.type.value)
-        with self._alarm, self._fuse:
-            try:
-                ending = self._until_ending()
-                self._commit_ending(ending)
-                if ending.get("code") == InternalError.code:
-                    # Nobody foresaw this, so nobody knows what it left behind: a broken CUDA context stays broken.
-                    self._supervisor.device.kill()
-            except LeaseLost as lost:
-                logger.warning("%s; killing the runner", lost)
-                self._supervisor.device.kill()
-            except Exception:
-                # Not an outage: SQL or we refuse what this attempt reports, and would again.
-                logger.exception("the attempt's reports cannot be recorded")
-                self._reports.drop()
-                self._kill(InternalError("what the job reported could not be recorded; the worker's log says why"))
-                self._commit_ending(GONE)
-        self._supervisor.ring(claim.job_id)
-        if not self._supervisor.draining.is_set():
-            self._supervisor.device.start()
-
-    def _until_ending(self) -> Message:
-        claim, device = self._claim, self._supervisor.device
+        self._alarm.light()
+        self._fuse.light()
         assignment = {"type": claim.type.value, "spec": claim.spec, "inputs": claim.inputs}
-        device.send({"type": "run", "assignment": self._attempt | assignment})
-        beat_every = self._settings.beat.total_seconds()
-        next_beat = time.monotonic() + beat_every
-        while True:
-            message = device.receive(next_beat - time.monotonic())
-            if message is GONE:
-                return GONE
-            if message is not None and self._is_ours(message):
-                if message["type"] in _ENDINGS:
-                    return message
-                self._take(message)
-            if time.monotonic() >= next_beat:
-                self._beat()
-                next_beat = time.monotonic() + beat_every
+        self._supervisor.device.send({"type": "run", "assignment": self.attempt | assignment})
+        self.next_beat = time.monotonic() + self._settings.beat.total_seconds()
 
-    def _is_ours(self, message: Message) -> bool:
-        """Whether it was said by this attempt: a thread of the last one may still have spoken."""
-        return all(message.get(name) == value for name, value in self._attempt.items())
+    def close(self) -> None:
+        """Burn nothing any more."""
+        self._alarm.put_out()
+        self._fuse.put_out()
+        self._supervisor.ring(self._claim.job_id)
+
+    def hear(self, message: Message) -> None:
+        """Take what the runner says of this attempt."""
+        self._survive(lambda: self._end_by(message) if message["type"] in _ENDINGS else self._take(message))
+
+    def beat(self) -> None:
+        """Confirm the lease, write what is new, and enforce what is due."""
+        self._survive(self._beat)
+        self.next_beat = time.monotonic() + self._settings.beat.total_seconds()
+
+    def runner_gone(self, *, was_shared: bool) -> None:
+        """The runner is dead; ``was_shared``: others die with it, and nobody knows because of which."""
+        self._survive(lambda: self._end_by(GONE | {"was_shared": was_shared}))
+
+    def _survive(self, act: Callable[[], None]) -> None:
+        try:
+            act()
+        except LeaseLost as lost:
+            self._forsake(lost)
+        except Exception:
+            # Not an outage: SQL or we refuse what this attempt reports, and would again.
+            logger.exception("the attempt's reports cannot be recorded")
+            self._reports.drop()
+            self._abort(InternalError("what the job reported could not be recorded; the worker's log says why"))
+
+    def _forsake(self, lost: LeaseLost) -> None:
+        """The attempt is not ours any more: it must leave the device."""
+        if self._company.are_several and not self._is_lost and not self.over:
+            logger.warning("%s; stopping it", lost)
+            self._is_lost = True
+            self._stop("cancel", self._settings.cancel_grace.total_seconds())
+            # Its lease is not ours to hold, and the device belongs to others, too.
+            self._alarm.put_out()
+            self._fuse.put_out()
+        elif not self.over:
+            logger.warning("%s; killing the runner", lost)
+            self._supervisor.device.kill()
+            self.over = True
+
+    def _abort(self, why: JobError) -> None:
+        """Fail the attempt whatever the runner does: softly where it serves others, too."""
+        self._failed_by = why
+        if self._company.are_several:
+            self._stop("cancel", self._settings.cancel_grace.total_seconds())
+        else:
+            self._supervisor.device.kill()
+            self._end_by(GONE)
+
+    def _end_by(self, ending: Message) -> None:
+        if not self._is_lost:
+            self._commit_ending(ending)
+            self.is_unforeseen = ending.get("code") == InternalError.code
+        self.over = True
 
     def _take(self, message: Message) -> None:
         if message["type"] in _SIGNS_OF_LIFE:
@@ -142,6 +185,9 @@ class Watch:
 
     def _beat(self) -> None:
         """Write what is new, confirm the lease, learn what the client wants; SQL may be away."""
+        if self._is_lost:
+            self._enforce()
+            return
         self._note_progress()
         sent, has_news = time.monotonic(), self._reports.any_left
         try:
@@ -180,10 +226,12 @@ class Watch:
             self._interrupt()
         limit = self._claim.timeout
         if limit is not None and now - self._began > limit.total_seconds():
-            self._kill(TimeLimitExceeded(f"the attempt ran longer than {limit.total_seconds():.0f} s"))
+            self._abort_once(TimeLimitExceeded(f"the attempt ran longer than {limit.total_seconds():.0f} s"))
         elif now - self._lived_at > self._settings.stall.total_seconds():
-            self._kill(Stalled(f"no step within {self._settings.stall.total_seconds():.0f} s"))
-        elif now > self._stop_by:
+            # Whoever shares the device hangs with it.
+            self._failed_by = Stalled(f"no step within {self._settings.stall.total_seconds():.0f} s")
+            self._supervisor.device.kill()
+        if now > self._stop_by:
             logger.warning("the runner did not stop in time; killing it")
             self._supervisor.device.kill()
 
@@ -200,11 +248,11 @@ class Watch:
         urgent = most_urgent(self._stop_reason, reason)
         if urgent != self._stop_reason:
             self._stop_reason, self._stop_by = urgent, time.monotonic() + grace
-        self._supervisor.device.send({"type": "stop", "reason": urgent, **self._attempt})
+        self._supervisor.device.send({"type": "stop", "reason": urgent, **self.attempt})
 
-    def _kill(self, why: JobError) -> None:
-        self._killed_for = why
-        self._supervisor.device.kill()
+    def _abort_once(self, why: JobError) -> None:
+        if self._failed_by is None:
+            self._abort(why)
 
     def _commit_ending(self, ending: Message) -> None:
         """Commit how the attempt ended, trying until that is known: without SQL there is nothing else to do."""
@@ -233,31 +281,33 @@ class Watch:
 
     def _end(self, session: Session, ending: Message) -> None:
         claim = self._claim
-        backoff = self._supervisor.settings.jobs.retry_backoff
+        whose = {"session": session, "job_id": claim.job_id, "fence": claim.fence, "seconds": self.seconds}
+        failed = partial(attempts.fail, **whose, backoff=self._supervisor.settings.jobs.retry_backoff)
         match ending:
-            case {"type": "done", "result": result}:
+            case {"type": "done", "result": result} if self._failed_by is None:
                 how = {"result": result, "artifacts": self._artifacts, "timings": self._timings(), "steps": self._steps}
-                if attempts.succeed(session, claim, **how) is None:
-                    attempts.hand_back(session, claim.job_id, claim.fence)
-            case {"type": "failed", "code": code, "message": message}:
-                attempts.fail(
-                    session, claim.job_id, claim.fence, _ERRORS.get(code, InternalError)(message), backoff=backoff
-                )
-            case {"type": "stopped", "reason": reason}:
-                attempts.hand_back(session, claim.job_id, claim.fence, preempted=reason == "preempt")
+                if attempts.succeed(session, claim, **how, seconds=self.seconds) is None:
+                    attempts.hand_back(**whose)
+            case {"type": "failed", "code": code, "message": message} if self._failed_by is None:
+                failed(error=_ERRORS.get(code, InternalError)(message))
+            case {"type": "stopped", "reason": reason} if self._failed_by is None:
+                attempts.hand_back(**whose, preempted=reason == "preempt")
+            case {"type": "parted"} if self._failed_by is None:
+                attempts.hand_back(**whose, parted=True)
+            case {"type": "gone"} if self._failed_by is None:
+                self._end_without_runner(whose, failed, was_shared=ending.get("was_shared", False))
             case _:
-                self._end_without_runner(session)
+                failed(error=self._failed_by or InternalError(f"the runner said {ending['type']}"))
 
-    def _end_without_runner(self, session: Session) -> None:
-        """The runner is dead: killed by us for a reason, or by somebody else."""
-        claim, backoff = self._claim, self._supervisor.settings.jobs.retry_backoff
+    def _end_without_runner(self, whose: dict[str, Any], failed: Callable[..., object], *, was_shared: bool) -> None:
+        """The runner is dead, and not because this attempt was to fail."""
         status = self._supervisor.device.kill()
-        if self._killed_for is not None:
-            attempts.fail(session, claim.job_id, claim.fence, self._killed_for, backoff=backoff)
-        elif self._fuse.burnt or self._stop_reason not in (None, "preempt"):
-            attempts.hand_back(session, claim.job_id, claim.fence)
+        if self._fuse.burnt or self._stop_reason not in (None, "preempt"):
+            attempts.hand_back(**whose)
+        elif was_shared:
+            attempts.hand_back(**whose, parted=True)
         else:
-            attempts.fail(session, claim.job_id, claim.fence, WorkerLost(_obituary(status)), backoff=backoff)
+            failed(error=WorkerLost(_obituary(status)))
 
     def _timings(self) -> dict[str, float]:
         """Milliseconds by what they were spent on."""

@@ -37,6 +37,8 @@ class Claim:
     inputs: Mapping[str, Any]
     """What the references in the spec stand for (``shared/jobs/products.py``)."""
     timeout: timedelta | None
+    company: str | None = None
+    """What it shares a device by with others that have the same; None: it has the device for itself."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,8 +228,11 @@ def succeed(
     artifacts: Sequence[NewArtifact],
     timings: Mapping[str, float],
     steps: int,
+    seconds: float | None = None,
 ) -> JobState | None:
     """End the attempt well: state, artifacts and what the job made become visible together.
+
+    ``seconds``, here and below: its part of the time of a device that it shared.
 
     Returns:
         ``succeeded``, or None: a cancel came first or the attempt is over, and nothing changed.
@@ -239,6 +244,7 @@ def succeed(
                 JobState.SUCCEEDED,
                 *where,
                 outcome=AttemptOutcome.SUCCEEDED,
+                seconds=seconds,
                 step=steps,
                 steps=steps,
                 timings=col(Job.timings).op("||")(literal(dict(timings), JSONB)),
@@ -258,7 +264,9 @@ def succeed(
     return JobState.SUCCEEDED
 
 
-def fail(session: Session, job_id: UUID, fence: int, error: JobError, *, backoff: timedelta) -> JobState | None:
+def fail(
+    session: Session, job_id: UUID, fence: int, error: JobError, *, backoff: timedelta, seconds: float | None = None
+) -> JobState | None:
     """End the attempt badly: queued again if the error may pass and attempts are left, else failed.
 
     Returns:
@@ -282,6 +290,7 @@ def fail(session: Session, job_id: UUID, fence: int, error: JobError, *, backoff
             JobState.FAILED: AttemptOutcome.FAILED,
         },
         error=error,
+        seconds=seconds,
         failures=Job.failures + 1,
         not_before=func.clock_timestamp() + func.make_interval(0, 0, 0, 0, 0, 0, wait),
     )
@@ -291,10 +300,19 @@ def fail(session: Session, job_id: UUID, fence: int, error: JobError, *, backoff
     return JobState(moved["state"])
 
 
-def hand_back(session: Session, job_id: UUID, fence: int, *, preempted: bool = False) -> JobState | None:
+def hand_back(
+    session: Session,
+    job_id: UUID,
+    fence: int,
+    *,
+    preempted: bool = False,
+    parted: bool = False,
+    seconds: float | None = None,
+) -> JobState | None:
     """End an attempt that stopped when it was told to: canceled, paused, or queued for the next worker.
 
-    ``preempted``: it gave its device to a more urgent job.
+    ``preempted``: it gave its device to a more urgent job. ``parted``: it ended together with others, nobody knows
+    because of which, so that from now on it is tried alone, where only its own failures count.
 
     Returns:
         The state the job is in now, or None: the attempt was over already.
@@ -311,7 +329,9 @@ def hand_back(session: Session, job_id: UUID, fence: int, *, preempted: bool = F
             JobState.PAUSED: AttemptOutcome.PAUSED,
             JobState.QUEUED: AttemptOutcome.PREEMPTED if preempted else AttemptOutcome.INTERRUPTED,
         },
+        seconds=seconds,
         interruptions=Job.interruptions + case((col(Job.state) == JobState.RUNNING, 1), else_=0),
+        alone=literal(value=True) if parted else col(Job.alone),
     )
     moved = session.execute(statement).mappings().one_or_none()
     return None if moved is None else JobState(moved["state"])

@@ -11,7 +11,7 @@ from typing import Final
 from uuid import UUID
 
 from sqlalchemy import UUID as SQL_UUID
-from sqlalchemy import RowMapping, Text, bindparam, select, text
+from sqlalchemy import RowMapping, Text, TextClause, bindparam, select, text
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.orm import Session
 from sqlmodel import col
@@ -25,6 +25,8 @@ from shared.settings import JobSettings
 
 logger = logging.getLogger(__name__)
 
+_WANTED: Final = ("id", "fence", "tenant_id", "type", "spec", "inputs", "timeout_seconds", "alone")
+"""Columns that make a claim."""
 _AT_ONCE: Final = 16
 """Jobs looked at beyond those wanted: so many claims at the same moment find one each."""
 
@@ -42,15 +44,27 @@ class Terms:
         return cls(lease=settings.lease, ageing=settings.ageing, quantum=settings.quantum)
 
 
+_JOINS: Final = "type = 'generate' AND NOT alone AND inputs->>'version_id' = :company"
+"""Which queued jobs may join those that share a model; ``ix_jobs_company`` finds them."""
+_OTHERS: Final = f"""others AS MATERIALIZED (
+    SELECT max(priority) AS highest FROM jobs
+    WHERE state = 'queued' AND queue = ANY(:queues) AND {fairness.MAY_START} AND ({_JOINS}) IS NOT TRUE
+), """  # noqa: S608  (constants of ours)
+"""How urgent the most urgent of those is that may not."""
+_OTHERS_MAY_WAIT: Final = """coalesce(
+    (SELECT highest FROM others) <= CASE WHEN CAST(:others_wait AS boolean) THEN lines.priority ELSE -1 END, true)"""
+
+
 # SKIP LOCKED may answer "none" while rows are merely locked, so nobody stops polling on one empty
 # answer. MATERIALIZED: the locking scan must run once, never inside a join.
-_CLAIM: Final = text(f"""
-WITH RECURSIVE {fairness.LINES}, heads AS MATERIALIZED (
+def _claiming(condition: str, tables: str = "") -> TextClause:
+    return text(f"""
+WITH RECURSIVE {fairness.LINES}, {tables}heads AS MATERIALIZED (
     SELECT head.id, head.queued_at, lines.attained, CASE WHEN place = 1 THEN {fairness.RISEN} ELSE priority END AS rank
     FROM lines CROSS JOIN unnest(:queues) AS q (queue) CROSS JOIN LATERAL (
         SELECT id, queued_at, row_number() OVER (ORDER BY queued_at, id) AS place FROM jobs
         WHERE state = 'queued' AND tenant_id = lines.tenant_id AND queue = q.queue AND priority = lines.priority
-            AND {fairness.MAY_START}
+            AND {fairness.MAY_START} AND {condition}
         ORDER BY queued_at, id LIMIT {_AT_ONCE} + :limit
     ) AS head
 ), best AS MATERIALIZED (
@@ -75,8 +89,12 @@ WITH RECURSIVE {fairness.LINES}, heads AS MATERIALIZED (
     SELECT id, event_seq, 'job.state', jsonb_build_object(
         'state', state, 'state_version', state_version, 'attempt', fence, 'worker', worker) FROM claimed
 )
-SELECT id, fence, tenant_id, type, spec, inputs, timeout_seconds FROM claimed
+SELECT {", ".join(_WANTED)} FROM claimed
 """).bindparams(bindparam("queues", type_=ARRAY(Text)), bindparam("token", type_=SQL_UUID()))  # noqa: S608  (constants of ours)
+
+
+_CLAIM: Final = _claiming("true")
+_CLAIM_COMPANY: Final = _claiming(f"{_JOINS} AND {_OTHERS_MAY_WAIT}", _OTHERS)
 
 
 def claim(
@@ -95,11 +113,32 @@ def claim(
     return []
 
 
+def claim_company(
+    session: Session,
+    company: str,
+    *,
+    worker: str,
+    queues: Sequence[str],
+    terms: Terms,
+    limit: int,
+    token: UUID,
+    others_wait: bool,
+) -> list[Claim]:
+    """Take jobs that can share a device with one of this ``company`` (``Claim.company``), in the same order.
+
+    ``others_wait``: whether jobs that cannot may go on waiting, if they are not more urgent; else none is taken while
+    there are such.
+    """
+    wanted = {"worker": worker, "queues": list(queues), "limit": limit, "token": token, "company": company}
+    wanted |= {"lease": terms.lease, "ageing": terms.ageing, "quantum": terms.quantum, "others_wait": others_wait}
+    rows = session.execute(_CLAIM_COMPANY, wanted).mappings().all()
+    return [made for row in rows if (made := _claim(session, row)) is not None]
+
+
 def reclaim(session: Session, token: UUID) -> list[Claim]:
     """The claims that were made with ``token`` and still hold: for a worker whose commit was not confirmed."""
-    wanted = ("id", "fence", "tenant_id", "type", "spec", "inputs", "timeout_seconds")
     held = (
-        select(*(Job.metadata.tables["jobs"].c[name] for name in wanted))
+        select(*(Job.metadata.tables["jobs"].c[name] for name in _WANTED))
         .join(Attempt, (col(Attempt.job_id) == Job.id) & (col(Attempt.fence) == Job.fence))
         .where(col(Attempt.token) == token, col(Attempt.ended_at).is_(None), col(Job.state).in_(HELD))
     )
@@ -129,4 +168,5 @@ def _claim(session: Session, row: RowMapping) -> Claim | None:
         spec=row["spec"],
         inputs=inputs,
         timeout=None if seconds is None else timedelta(seconds=seconds),
+        company=row["inputs"].get("version_id") if kind == JobType.GENERATE and not row["alone"] else None,
     )

@@ -39,12 +39,14 @@ def move_by_case(
     *conditions: ColumnElement[bool],
     outcome: AttemptOutcome | dict[JobState, AttemptOutcome] | None = None,
     error: JobError | None = None,
+    seconds: float | None = None,
     **values: Any,
 ) -> Select[Any]:
     """``move``, where the target is the first case that holds; a job for which none holds stays.
 
     A case whose condition does not imply a legal move never applies: the table of moves is
-    added to each condition. ``error`` goes to the attempt, and to the job if that fails.
+    added to each condition. ``error`` goes to the attempt, and to the job if that fails. ``seconds`` is the attempt's
+    part of the device's time, which is all of it when left out.
     """
     targets = [to for to, _ in cases]
     legal = [(condition & col(Job.state).in_(states_before(to)), literal(to.value, Text)) for to, condition in cases]
@@ -59,7 +61,7 @@ def move_by_case(
     statement = select(moved).add_cte(_event(moved))
     if outcome is not None:
         by_state = outcome if isinstance(outcome, dict) else dict.fromkeys(targets, outcome)
-        ended = _end_attempt(moved, by_state, error)
+        ended = _end_attempt(moved, by_state, error, seconds)
         statement = statement.add_cte(ended, *charge(moved, ended))
     if JobState.QUEUED in targets:
         statement = statement.add_cte(_bell(moved))
@@ -121,15 +123,19 @@ def _event(moved: CTE) -> CTE:
     return insert(Event).from_select(["job_id", "seq", "type", "data"], rows).cte("event")
 
 
-def _end_attempt(moved: CTE, outcomes: dict[JobState, AttemptOutcome], error: JobError | None) -> CTE:
+def _end_attempt(
+    moved: CTE, outcomes: dict[JobState, AttemptOutcome], error: JobError | None, seconds: float | None
+) -> CTE:
     outcome = case(*((moved.c.state == to, literal(how.value, Text)) for to, how in outcomes.items()))
     why = {} if error is None else {"error_code": error.code, "error_message": str(error)}
-    seconds = func.extract("epoch", col(Attempt.ended_at) - col(Attempt.started_at)).label("seconds")
+    passed = func.extract("epoch", col(Attempt.ended_at) - col(Attempt.started_at))
+    # No worker's clock makes anybody pay for more than the database saw pass.
+    spent = passed if seconds is None else func.least(passed, literal(seconds))
     return (
         update(Attempt)
         .where(col(Attempt.job_id) == moved.c.id, col(Attempt.fence) == moved.c.fence, col(Attempt.ended_at).is_(None))
         .values(outcome=outcome, ended_at=func.clock_timestamp(), **why)
-        .returning(col(Attempt.job_id), col(Attempt.fence), seconds)
+        .returning(col(Attempt.job_id), col(Attempt.fence), spent.label("seconds"))
         .cte("ended")
     )
 

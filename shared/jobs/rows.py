@@ -10,6 +10,7 @@ from uuid import UUID
 
 from sqlalchemy import (
     BigInteger,
+    Boolean,
     CheckConstraint,
     Column,
     Double,
@@ -77,6 +78,12 @@ class Job(SQLModel, table=True):
         columns.partial(
             "ix_jobs_whole_log", "completed_at", where="completed_at IS NOT NULL AND log_pruned_at IS NULL"
         ),
+        Index(
+            "ix_jobs_company",
+            text("(inputs ->> 'version_id')"),
+            *("tenant_id", "queue", "priority", "queued_at", "id"),
+            postgresql_where=text("state = 'queued' AND type = 'generate' AND NOT alone"),
+        ),
         Index("ix_jobs_evaluations", text("(inputs ->> 'version_id')"), postgresql_where=text("type = 'evaluate'")),
         columns.partial("ix_jobs_unended_retries", "id", where="retry_of IS NOT NULL AND completed_at IS NULL"),
         CheckConstraint(f"({_HELD}) = (lease_until IS NOT NULL)", name="lease_while_held"),
@@ -110,6 +117,8 @@ class Job(SQLModel, table=True):
     max_attempts: int = Field(sa_column=Column(Integer, nullable=False))
     preempt_fence: int | None = Field(default=None, sa_column=Column(BigInteger))
     """The attempt that was asked to give way to a more urgent job."""
+    alone: bool = Field(default=False, sa_column=Column(Boolean, nullable=False, server_default=text("false")))
+    """An attempt was lost together with others on the same device, so that it shares none any more."""
     worker: str | None = Field(default=None, sa_column=Column(Text))
     lease_until: datetime | None = Field(default=None, sa_column=columns.time())
     not_before: datetime | None = Field(default=None, sa_column=columns.time())

@@ -42,6 +42,8 @@ def reap(session: Session) -> list[tuple[UUID, JobState]]:
         outcome=AttemptOutcome.LOST,
         error=lost,
         losses=Job.losses + 1,
+        # Whichever job killed the worker, next time it takes no other with it.
+        alone=literal(True),
     )
     return [(row["id"], JobState(row["state"])) for row in session.execute(statement).mappings()]
 

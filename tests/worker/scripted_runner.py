@@ -6,7 +6,8 @@ A script is a list of acts: ``["steps", n, seconds_each]``, ``["publish", kind, 
 ``["chatter", seconds]`` (a thread that says something again and again), ``["exit", status]``,
 ``["fork"]`` (starts a child process; the log says ``pids`` and those of both), and
 ``["train", steps, seconds_each, checkpoint_every]``: leaves at a boundary, goes on from its last checkpoint, and
-publishes as ``weights`` what depends on every step that was done.
+publishes as ``weights`` what depends on every step that was done. Generate jobs are played together, a few at once;
+``["part"]`` says that what failed was everybody's.
 """
 
 import hashlib
@@ -20,7 +21,10 @@ from typing import Any
 
 from shared import errors
 from worker import runner
-from worker.run import Run, Stopped, StoredObject
+from worker.run import Desk, Parted, Run, Stopped, StoredObject
+
+SEATS = 4
+"""Jobs that are played at once, if they share the device."""
 
 
 def play(run: Run) -> dict[str, Any]:
@@ -28,6 +32,20 @@ def play(run: Run) -> dict[str, Any]:
     for act, *arguments in run.assignment.spec["script"]:
         result |= _ACTS[act](run, *arguments) or {}
     return result
+
+
+def play_together(desk: Desk) -> None:
+    """Each job in a thread, all of them at once."""
+    playing: list[Thread] = []
+    while True:
+        for run in desk.arrivals():
+            playing.append(Thread(target=lambda run=run: desk.settle(run, lambda: play(run)), daemon=True))
+            playing[-1].start()
+        playing = [thread for thread in playing if thread.is_alive()]
+        desk.room(SEATS - len(playing))
+        if not playing:
+            return
+        time.sleep(0.01)
 
 
 def _steps(run: Run, count: int, seconds: float) -> None:
@@ -104,6 +122,10 @@ def _fetch(run: Run, key: str, sha256: str, size_bytes: int) -> None:
     run.log(run.fetch(StoredObject(key=key, sha256=sha256, size_bytes=size_bytes)).read_text())
 
 
+def _throw(error: Exception) -> None:
+    raise error
+
+
 _ACTS: dict[str, Any] = {
     "steps": _steps,
     "publish": _publish,
@@ -118,10 +140,12 @@ _ACTS: dict[str, Any] = {
     "chatter": _chatter,
     "fork": _fork,
     "train": _train,
-    "oom": lambda run: (_ for _ in ()).throw(MemoryError()),
+    "oom": lambda run: _throw(MemoryError()),
+    "part": lambda run: _throw(Parted()),
 }
 
 if __name__ == "__main__":
     runner.executor = lambda job_type: play  # pyright: ignore[reportAttributeAccessIssue]
+    runner.server = lambda job_type: play_together if job_type == "generate" else None  # pyright: ignore
     runner.choose_device = lambda settings: "cpu"  # pyright: ignore[reportAttributeAccessIssue]
     runner.main()

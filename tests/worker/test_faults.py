@@ -209,8 +209,10 @@ def test_a_fuse_that_is_left_burns_nothing_any_more() -> None:
         time.sleep(0.2)
         burnt.set()
 
-    with Fuse(0.01, burn):
-        burning.wait(5)
+    fuse = Fuse(0.01, burn)
+    fuse.light()
+    burning.wait(5)
+    fuse.put_out()
 
     assert burnt.is_set()
 

@@ -6,14 +6,14 @@ or on the order of requests. Knows no family and no job.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final, Generic, Literal, TypeVar
+from typing import Any, Final, Generic, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from shared.errors import OutOfMemory
+from shared.errors import NanLoss, OutOfMemory
 from worker.engine.memory import is_out_of_memory, release
 from worker.engine.tile_width import widest
 from worker.families.family import Draw, Sampler, Seeded, SlotState
@@ -66,10 +66,10 @@ class Tile(Generic[RequestT]):
         return self.num_free == self.width
 
     @property
-    def steps_done(self) -> int:
-        """Steps that the samples in its slots have behind them."""
+    def underway(self) -> list[tuple[Draw[RequestT], int]]:
+        """What is in its slots, each with the steps it has behind it."""
         taken = [occupant for occupant in self._slots if occupant is not None]
-        return sum(self.sampler.num_steps(occupant.draw.request) - occupant.steps_left for occupant in taken)
+        return [(one.draw, self.sampler.num_steps(one.draw.request) - one.steps_left) for one in taken]
 
     def admit(self, draws: Sequence[Draw[RequestT]]) -> None:
         """Put draws into free slots; ValueError if there are too many."""
@@ -81,8 +81,11 @@ class Tile(Generic[RequestT]):
                 self._state[name][slot] = row[0]
             self._slots[slot] = _Occupant(draw=draw, steps_left=self.sampler.num_steps(draw.request))
 
-    def step(self) -> list[tuple[Draw[RequestT], Tensor]]:
-        """Advance every slot by one step; samples that are done leave, each with its draw."""
+    def step(self) -> list[tuple[Draw[RequestT], Tensor | None]]:
+        """Advance every slot by one step; samples that are done leave, each with its draw.
+
+        None stands for a sample that came out as no number; its neighbours know nothing of it.
+        """
         self._state = self._stepped(self._state)
         taken = [(slot, occupant) for slot, occupant in enumerate(self._slots) if occupant is not None]
         for _, occupant in taken:
@@ -118,20 +121,32 @@ class Tile(Generic[RequestT]):
 
     # A row starts and finishes alone: that costs little, and alone it has no neighbours.
 
-    @torch.no_grad()
     def _start(self, draw: Draw[RequestT]) -> SlotState:
-        keys = {STEP: 0, SEED: draw.request.seed, INDEX: draw.index}
-        state = {name: torch.tensor([key], device=self.device) for name, key in keys.items()}
-        return state | self.sampler.start([draw], _noise(state))
+        return _started(self.sampler, draw, self.device)
 
     @torch.no_grad()
     def _stepped(self, state: SlotState) -> SlotState:
         return state | self.sampler.step(self.net, state, _noise(state)) | {STEP: state[STEP] + 1}
 
     @torch.no_grad()
-    def _finish(self, slot: int) -> Tensor:
+    def _finish(self, slot: int) -> Tensor | None:
         row = {name: tensor[slot : slot + 1].clone() for name, tensor in self._state.items()}
+        if any(bool(tensor.isnan().any()) for tensor in row.values() if tensor.is_floating_point()):
+            return None
         return self.sampler.finish(self.net, row)[0].cpu()
+
+
+@torch.no_grad()
+def _started(sampler: Sampler, draw: Draw[Any], device: torch.device) -> SlotState:
+    keys = {STEP: 0, SEED: draw.request.seed, INDEX: draw.index}
+    state = {name: torch.tensor([key], device=device) for name, key in keys.items()}
+    return state | sampler.start([draw], _noise(state))
+
+
+def signature(sampler: Sampler, draw: Draw[Any], device: torch.device) -> Hashable:
+    """What draws must have in common, beside network and sampler, to share a tile."""
+    state = _started(sampler, draw, device)
+    return tuple((name, tensor.dtype, tuple(tensor.shape)) for name, tensor in sorted(state.items()))
 
 
 def _noise(state: SlotState) -> Noise:
@@ -142,34 +157,86 @@ def _repeat(row: SlotState, width: int) -> SlotState:
     return {name: tensor.expand(width, *tensor.shape[1:]).clone() for name, tensor in row.items()}
 
 
+class Line(Generic[RequestT]):
+    """A tile and the draws that wait for its slots; they may be of different owners, and more may come at any time.
+
+    Samples of equally many steps come in the order they were asked for.
+    """
+
+    def __init__(self, tile: Tile[RequestT]) -> None:
+        self.tile = tile
+        self._waiting: deque[Draw[RequestT]] = deque()
+
+    @property
+    def is_empty(self) -> bool:
+        return not self._waiting and self.tile.is_empty
+
+    @property
+    def draws(self) -> list[Draw[RequestT]]:
+        """All that is in it."""
+        return [*(draw for draw, _ in self.tile.underway), *self._waiting]
+
+    @property
+    def num_free(self) -> int:
+        """Slots that nothing waits for."""
+        return max(0, self.tile.num_free - len(self._waiting))
+
+    def add(self, draws: Iterable[Draw[RequestT]]) -> None:
+        self._waiting.extend(draws)
+
+    def step(self) -> list[tuple[Draw[RequestT], Tensor | None]]:
+        """Fill free slots, advance all of them and return what is done (``Tile.step``).
+
+        Where a step does not fit into memory the tile gets narrower, and what is not done by then begins again: see
+        ``tile.width`` for what it came to.
+
+        Raises:
+            OutOfMemory: not even one sample fits.
+        """
+        self.tile.admit([self._waiting.popleft() for _ in range(min(self.tile.num_free, len(self._waiting)))])
+        done = _stepped(self.tile)
+        if done is None:
+            self._waiting.extendleft(reversed(self.tile.narrow()))
+            return []
+        return done
+
+    def evict(self, unwanted: Callable[[Draw[RequestT]], bool]) -> None:
+        """Forget draws that nobody wants any more, wherever they are."""
+        self.tile.evict(unwanted)
+        self._waiting = deque(draw for draw in self._waiting if not unwanted(draw))
+
+
 def sample(
     tile: Tile[RequestT], draws: Iterable[Draw[RequestT]], on_step: Callable[[int], None] = lambda done: None
 ) -> Iterator[tuple[Draw[RequestT], Tensor]]:
     """Draw all of ``draws``, yielding each sample as soon as it is done.
-
-    Samples of equally many steps come in the order they were asked for. Where a step does not fit into memory the
-    tile gets narrower, and what is not done by then begins again: see ``tile.width`` for what it came to.
 
     ``on_step`` is called after each step of the tile with the steps that all samples have behind them, but for the
     last one of each: that is counted by who takes the sample. What it raises ends the drawing.
 
     Raises:
         OutOfMemory: not even one sample fits.
+        NanLoss: a sample came out as no number.
     """
-    waiting = deque(draws)
+    line = Line(tile)
+    line.add(draws)
     left_behind = 0
-    while waiting or not tile.is_empty:
-        tile.admit([waiting.popleft() for _ in range(min(tile.num_free, len(waiting)))])
-        done = _stepped(tile)
-        if done is None:
-            waiting.extendleft(reversed(tile.narrow()))
-            done = []
+    while not line.is_empty:
+        done = line.step()
         left_behind += sum(tile.sampler.num_steps(draw.request) - 1 for draw, _ in done)
-        on_step(left_behind + tile.steps_done)
-        yield from done
+        on_step(left_behind + sum(steps for _, steps in tile.underway))
+        for draw, made in done:
+            if made is None:
+                raise no_number(draw)
+            yield draw, made
 
 
-def _stepped(tile: Tile[RequestT]) -> list[tuple[Draw[RequestT], Tensor]] | None:
+def no_number(draw: Draw[Any]) -> NanLoss:
+    """The error that a sample stands for which came out as no number."""
+    return NanLoss(f"sample {draw.index} came out as no number: the model or what was asked of it is too extreme")
+
+
+def _stepped(tile: Tile[RequestT]) -> list[tuple[Draw[RequestT], Tensor | None]] | None:
     """What a step finished; None if it did not fit into memory."""
     try:
         return tile.step()

@@ -91,6 +91,8 @@ class Draw(Generic[RequestT]):
     index: int
     inputs: Batch | None = None
     """One row per tensor, without the batch axis; always present or always absent within a task."""
+    owner: object = None
+    """Whose it is; nobody between who asked and who takes the sample looks at it."""
 
 
 class Sampler(Protocol):

@@ -16,8 +16,8 @@ from worker.data.dataset import ImageDataset
 from worker.engine.numerics import exact, fingerprint
 from worker.engine.sampling import BY_CHANCE, REPRODUCIBILITY, Tile, sample
 from worker.families.family import Batch, Draw, Score
-from worker.jobs.generate import LoadedModel
 from worker.jobs.inputs import fetch_images
+from worker.jobs.loaded import LoadedModel
 from worker.jobs.pictures import encode_png, sheet
 from worker.kernels.noise import Domain, Noise
 from worker.metrics import sets

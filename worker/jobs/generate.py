@@ -1,175 +1,171 @@
-"""Executes ``generate`` jobs, whatever the task: load the model, draw, publish each sample and a sheet."""
+"""Serves ``generate`` jobs, whatever the task, as many at once as there is room for.
 
-import hashlib
-import io
-import json
-from collections.abc import Mapping
-from math import ceil, sqrt
+Jobs that ask the same of one model share each step of its network. A job joins between two steps and leaves when its
+samples are stored; what it gets is what it would have got alone. What fails for one job ends that one; where a step
+fails for several, each of them is to be tried alone.
+"""
+
+from collections.abc import Callable, Hashable, Sequence
+from concurrent.futures import FIRST_COMPLETED, wait
+from functools import partial
 from typing import Any, Final
+from weakref import WeakKeyDictionary
 
-import numpy as np
 import torch
-from pydantic import TypeAdapter
-from torch import Tensor, nn
+from torch import nn
 
-from shared.specs import GenerateSpec
-from shared.specs.tasks import OPTIONS, Generate, Interpolate, Request, Traverse
-from shared.specs.training import TrainSpec
-from worker.engine.checkpoint import load_weights
-from worker.engine.models import MODELS
-from worker.engine.numerics import exact, fingerprint
-from worker.engine.sampling import BY_CHANCE, REPRODUCIBILITY, Reproducibility, Tile, sample
-from worker.engine.training import build
-from worker.families import FAMILIES
-from worker.families.family import DataInfo, Draw
-from worker.jobs.inputs import fetch_task_inputs, stored
-from worker.jobs.pictures import Pixels, encode_png, fitted, sheet
-from worker.run import Run, StoredObject
+from shared.errors import JobError
+from worker.engine.numerics import exact
+from worker.engine.sampling import Line, Tile, signature
+from worker.jobs.order import MOST_UNSTORED, Order
+from worker.run import Desk, Parted, Run
 
-REQUEST: Final[TypeAdapter[Request]] = TypeAdapter(GenerateSpec)
+_LOOK_EVERY: Final = 0.02
+"""Seconds between two looks for new jobs while all that is left is being stored."""
 
-NPY: Final = "application/x-numpy-data"
-"""Media type of an array."""
-MOST_IN_SHEET: Final = 256
-"""Samples beyond these are published alone."""
+WIDTHS: Final[WeakKeyDictionary[nn.Module, dict[Hashable, int]]] = WeakKeyDictionary()
+"""How wide the tiles of networks are, which is found out by trying."""
 
 
-def generate(run: Run) -> dict[str, Any]:
-    """Draw the samples that ``spec`` asks for; equal requests to equal weights give equal bytes.
+def serve(desk: Desk) -> None:
+    """Draw what the jobs at ``desk`` ask for, until none is left; equal requests to equal weights give equal bytes.
 
     Where memory runs out it goes on with a narrower tile. That is another tile, and other last bits: the fingerprint
     names it, unless some samples were drawn with the wider one.
+    """
+    with exact():
+        service = _Service(desk)
+        while service.goes_on():
+            pass
+
+
+def generate(run: Run) -> dict[str, Any]:
+    """Draw the samples of one job, and return its result.
 
     Raises:
         Stopped: on request.
         ModelLoadFailed: the weights do not fit their description.
         OutOfMemory: not even one sample fits.
+        NanLoss: a sample came out as no number.
     """
-    run.phase("loading_model")
-    request = REQUEST.validate_python(dict(run.assignment.spec))
-    device = torch.device(run.device)
-    with exact():
-        model = LoadedModel.load(run, run.assignment.inputs["model"], device)
-        draws = _draws(run, request, model.data)
-        tile = Tile(model.net, model.sampler(request.task), draws[0], device)
-        run.phase("sampling")
-        images, digests, reproducibility = _publish_samples(run, model, tile, draws)
-        run.phase("uploading")
-        if images[0].dtype == torch.uint8:
-            _publish_sheet(run, model, request, images, draws)
-        return {
-            "num_samples": len(draws),
-            "sha256": hashlib.sha256("".join(digests).encode()).hexdigest(),
-            "reproducibility": reproducibility,
-            "fingerprint": fingerprint(device) | {"tile": tile.width, "precision": "fp32"},
-        }
+    desk = _OwnDesk(run)
+    serve(desk)
+    return desk.result()
 
 
-class LoadedModel:
-    """A model version on the device."""
+class _OwnDesk:
+    """A desk that one job comes to."""
 
-    def __init__(self, fields: Mapping[str, Any], net: nn.Module, spec: TrainSpec, data: DataInfo) -> None:
-        self.name = f"{fields['name']}@{fields['version']}"
-        self.sha256: str = fields["weights"]["sha256"]
-        self.family = FAMILIES[fields["family"]]
-        self.net, self.spec, self.data = net, spec, data
+    def __init__(self, run: Run) -> None:
+        self.device = run.device
+        self._coming = [run]
+        self.result: Callable[[], dict[str, Any]]
 
-    @classmethod
-    def load(cls, run: Run, fields: Mapping[str, Any], device: torch.device) -> "LoadedModel":
-        family = FAMILIES[fields["family"]]
-        spec = family.spec.model_validate(fields["spec"])
-        data = DataInfo.from_json(fields["info"])
+    def arrivals(self) -> Sequence[Run]:
+        arrived, self._coming = self._coming, []
+        return arrived
 
-        def load() -> nn.Module:
-            net = build(family, spec, data)
-            load_weights(run.fetch(stored(fields["weights"])), net)
-            return net.requires_grad_(requires_grad=False).eval().to(device)
+    def room(self, samples: int) -> None:
+        """Nobody else comes."""
 
-        # The same weights may be described in another way, which makes another network of them.
-        key = (fields["weights"]["sha256"], spec.model_dump_json(), json.dumps(data.as_json()), str(device))
-        return cls(fields, MODELS.get(key, load), spec, data)
-
-    def sampler(self, task: str) -> Any:
-        return self.family.tasks[task](self.spec, self.data)
-
-    def recipe(self, request: Request) -> dict[str, Any]:
-        """What the bytes of a sample depend on, and how to ask for it again; nothing of the job."""
-        meaningless = OPTIONS - self.spec.tasks[request.task]
-        elsewhere = {"model", "task", "seed", "num_samples", "num_pairs"}
-        parameters = request.model_dump(mode="json", exclude=elsewhere | meaningless)
-        return {
-            "model": self.name,
-            "weights_sha256": self.sha256,
-            "task": request.task,
-            "parameters": parameters,
-            "seed": request.seed,
-        }
+    def settle(self, run: Run, result: Callable[[], dict[str, Any]]) -> None:
+        self.result = result
 
 
-def _draws(run: Run, request: Request, data: DataInfo) -> list[Draw[Request]]:
-    match request:
-        case Generate():
-            return [Draw(request=request, index=index) for index in range(request.num_samples)]
-        case Interpolate() | Traverse():
-            num_rows = request.num_pairs if isinstance(request, Interpolate) else request.num_dimensions
-            num_samples = num_rows * request.num_points
-            return [Draw(request=request, index=index) for index in range(num_samples)]
-        case _:
-            inputs = fetch_task_inputs(run, request, data.shape)
-            tensors = [{name: torch.from_numpy(array) for name, array in one.items()} for one in inputs]
-            return [Draw(request=request, index=index, inputs=one) for index, one in enumerate(tensors)]
+class _Service:
+    """The jobs being served, and the tiles that they share."""
+
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+        self._device = torch.device(desk.device)
+        self._orders: list[Order] = []
+        self._lines: dict[Hashable, Line[Any]] = {}
+
+    def goes_on(self) -> bool:
+        """Do one step of every tile; False when nothing is left to do."""
+        for run in self._desk.arrivals():
+            self._open(run)
+        if not self._orders:
+            return False
+        self._desk.room(next(reversed(self._lines.values())).num_free if self._lines else 0)
+        stepped = [self._step(line) for line in list(self._lines.values())]
+        underway = self._underway()
+        for order in list(self._orders):
+            self._look_after(order, underway.get(order, 0))
+        if not any(stepped):
+            wait([one for order in self._orders for one in order.waits_for], _LOOK_EVERY, FIRST_COMPLETED)
+        return True
+
+    def _open(self, run: Run) -> None:
+        try:
+            order = Order(run, self._device)
+            self._line_of(order).add(order.draws)
+        except BaseException as error:  # noqa: BLE001  (it ends this job, and the desk says how)
+            self._desk.settle(run, partial(_raise, error))
+        else:
+            self._orders.append(order)
+
+    def _line_of(self, order: Order) -> Line[Any]:
+        """The line in which its draws can share steps with others, put last."""
+        net, example = order.model.net, order.draws[0]
+        shapes = order.request.task, signature(order.sampler, example, self._device)
+        line = self._lines.pop((id(net), shapes), None)
+        if line is None:
+            widths = WIDTHS.setdefault(net, {})
+            line = Line(Tile(net, order.sampler, example, self._device, widths.get(shapes)))
+            widths[shapes] = line.tile.width
+        # Those that nobody uses any more take memory.
+        self._lines = {key: one for key, one in self._lines.items() if not one.is_empty} | {(id(net), shapes): line}
+        return line
+
+    def _step(self, line: Line[Any]) -> bool:
+        """Whether there was anything to do."""
+        if line.is_empty or sum(order.num_unstored for order in self._orders) > MOST_UNSTORED:
+            return False
+        try:
+            done = line.step()
+        except Exception as error:  # noqa: BLE001  (it ends those whose step this was)
+            self._break_up(line, error)
+            return True
+        for draw, sample in done:
+            for order in [one for one in self._orders if one is draw.owner]:
+                try:
+                    order.take(draw, sample, line.tile.width)
+                except JobError as error:
+                    self._end(order, partial(_raise, error))
+        return True
+
+    def _break_up(self, line: Line[Any], error: Exception) -> None:
+        """The step failed: end the job that it was for; several may be tried again, each alone."""
+        orders = [order for order in self._orders if any(draw.owner is order for draw in line.draws)]
+        for order in orders:
+            is_known = len(orders) == 1 or isinstance(error, JobError)
+            self._end(order, partial(_raise, error if is_known else Parted()))
+        self._lines = {key: one for key, one in self._lines.items() if one is not line}
+
+    def _underway(self) -> dict[Any, int]:
+        steps: dict[Any, int] = {}
+        for line in self._lines.values():
+            for draw, behind in line.tile.underway:
+                steps[draw.owner] = steps.get(draw.owner, 0) + behind
+        return steps
+
+    def _look_after(self, order: Order, underway: int) -> None:
+        try:
+            order.report(underway)
+        except BaseException as error:  # noqa: BLE001  (as above)
+            self._end(order, partial(_raise, error))
+        else:
+            if order.is_done:
+                self._end(order, order.result)
+
+    def _end(self, order: Order, result: Callable[[], dict[str, Any]]) -> None:
+        self._orders.remove(order)
+        order.close()
+        for line in self._lines.values():
+            line.evict(lambda draw: draw.owner is order)
+        self._desk.settle(order.run, result)
 
 
-def _publish_samples(
-    run: Run, model: LoadedModel, tile: Tile[Request], draws: list[Draw[Request]]
-) -> tuple[list[Tensor], list[str], Reproducibility]:
-    """Publish each sample as soon as it is done; returns the first ones and all digests, by index."""
-    images: dict[int, Tensor] = {}
-    digests: dict[int, str] = {}
-    width, reproducibility = tile.width, REPRODUCIBILITY
-    steps, stepped = sum(tile.sampler.num_steps(draw.request) for draw in draws), 0
-
-    def tell(done: int) -> None:
-        # With each step, as one sample of many may take longer than a job is believed to be alive.
-        nonlocal stepped
-        stepped = done
-        run.step(stepped + len(digests), steps)
-
-    for draw, image in sample(tile, draws, on_step=tell):
-        if tile.width < width:
-            run.log(f"Memory ran out: drawing {tile.width} at a time from here on, not {width}.")
-            width, reproducibility = tile.width, BY_CHANCE if digests else reproducibility
-        digests[draw.index] = _publish_sample(run, model, draw, image).sha256
-        if draw.index < MOST_IN_SHEET:
-            images[draw.index] = image
-        tell(stepped)
-    in_order = [images[index] for index in sorted(images)], [digests[index] for index in sorted(digests)]
-    return *in_order, reproducibility
-
-
-def _publish_sample(run: Run, model: LoadedModel, draw: Draw[Request], sample: Tensor) -> StoredObject:
-    """Bytes are pixels and go into a PNG with their recipe; other numbers are an array."""
-    name, recipe = f"sample-{draw.index:04d}", model.recipe(draw.request) | {"index": draw.index}
-    if sample.dtype == torch.uint8:
-        picture = encode_png(sample.numpy(), recipe)
-        return run.publish("sample", f"{name}.png", picture, media_type="image/png", metadata={"index": draw.index})
-    array = io.BytesIO()
-    np.save(array, sample.numpy(), allow_pickle=False)
-    return run.publish("sample", f"{name}.npy", array.getvalue(), media_type=NPY, metadata=recipe)
-
-
-def _publish_sheet(
-    run: Run, model: LoadedModel, request: Request, images: list[Tensor], draws: list[Draw[Request]]
-) -> None:
-    samples: Pixels = torch.stack(images).numpy()
-    columns = None
-    if isinstance(request, Interpolate | Traverse):
-        columns = request.num_points
-    elif draws[0].inputs is not None:
-        # Each input stands left of what became of it.
-        shape = samples.shape[1:]
-        inputs = np.stack([fitted(draw.inputs["image"].numpy(), shape) for draw in draws[: len(images)] if draw.inputs])
-        samples = np.stack([inputs, samples], axis=1).reshape(-1, *samples.shape[1:])
-        columns = 2 * ceil(sqrt(len(inputs) / 2))
-    picture = encode_png(sheet(samples, columns=columns), model.recipe(request) | {"num_samples": len(draws)})
-    run.publish("sheet", "sheet.png", picture, media_type="image/png")
+def _raise(error: BaseException) -> Any:
+    raise error

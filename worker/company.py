@@ -1,0 +1,150 @@
+"""The attempts that have the runner at one time: who joins, who hears what, and what each has had of the device.
+
+Most have it for themselves. Those of a kind that shares it (``Claim.company``) are joined by more of their kind while
+the runner has room, for a time slice even past what else waits and is not more urgent, and afterwards as long as
+nothing else waits.
+"""
+
+import logging
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from shared.database import AWAY
+from shared.jobs.attempts import Claim
+from worker.channel import Message
+from worker.device import GONE
+from worker.watch import Watch
+
+if TYPE_CHECKING:
+    from worker.supervisor import Supervisor
+
+logger = logging.getLogger(__name__)
+
+LARGEST: Final = 64
+"""Attempts at one time."""
+
+
+class Held(NamedTuple):
+    """A claim, and a moment (monotonic seconds) at which its lease had not begun to run yet."""
+
+    claim: Claim
+    asked_at: float
+
+
+class Company:
+    """Sees attempts through, from the first claim until nobody is left."""
+
+    def __init__(self, supervisor: "Supervisor", first: Sequence[Held], *, slice_ends: float) -> None:
+        self._supervisor, self._device = supervisor, supervisor.device
+        self._first = first
+        self._kind = first[0].claim.company
+        self._slice_ends = slice_ends
+        self._watches: dict[tuple[str, int], Watch] = {}
+        self._room = 0
+        self._look_at = 0.0
+        self._counted_at = time.monotonic()
+        self._is_tainted = False
+
+    @property
+    def are_several(self) -> bool:
+        return len(self._watches) > 1
+
+    def see_through(self) -> None:
+        """Run all of them; afterwards each has ended in SQL, or its lease runs out by itself."""
+        try:
+            self._join(self._first)
+            while self._watches:
+                self._listen()
+                self._beat()
+                self._invite()
+        finally:
+            for watch in self._watches.values():
+                watch.close()
+        if self._is_tainted:
+            # Nobody foresaw that error, so nobody knows what it left behind: a broken CUDA context stays broken.
+            self._device.kill()
+        if not self._supervisor.draining.is_set():
+            self._device.start()
+
+    def _join(self, held: Sequence[Held]) -> None:
+        self._count()
+        for claim, asked_at in held:
+            watch = Watch(self._supervisor, claim, asked_at=asked_at, company=self)
+            self._watches[_name(watch.attempt)] = watch
+            watch.begin()
+            self._supervisor.ring(claim.job_id)
+
+    def _listen(self) -> None:
+        """Wait for the runner, at most until something is due."""
+        due = min(watch.next_beat for watch in self._watches.values())
+        if self._may_grow:
+            due = min(due, self._look_at)
+        message = self._device.receive(due - time.monotonic())
+        if message is GONE:
+            was_shared = self.are_several
+            for watch in list(self._watches.values()):
+                watch.runner_gone(was_shared=was_shared)
+        elif message is not None:
+            self._pass_on(message)
+        self._see_off()
+
+    def _pass_on(self, message: Message) -> None:
+        if message["type"] == "room":
+            # Those on their way have not been counted by the runner yet.
+            room = message["samples"] - (self._device.num_assigned - message["begun"])
+            if room > self._room:
+                self._look_at = 0.0
+            self._room = room
+        # Of an attempt that is over, a thread may still have spoken.
+        elif (watch := self._watches.get(_name(message))) is not None:
+            watch.hear(message)
+
+    def _beat(self) -> None:
+        for watch in list(self._watches.values()):
+            if time.monotonic() >= watch.next_beat:
+                watch.beat()
+        self._see_off()
+
+    def _see_off(self) -> None:
+        """Let go of who is over."""
+        for name, watch in list(self._watches.items()):
+            if watch.over:
+                self._count()
+                self._is_tainted |= watch.is_unforeseen
+                del self._watches[name]
+                watch.close()
+
+    def _count(self) -> None:
+        """Charge the time since the last count to those who were there, in equal parts."""
+        now = time.monotonic()
+        for watch in self._watches.values():
+            watch.seconds += (now - self._counted_at) / len(self._watches)
+        self._counted_at = now
+
+    @property
+    def _may_grow(self) -> bool:
+        is_wanted = self._kind is not None and not self._is_tainted and not self._supervisor.draining.is_set()
+        has_room = self._room > 0 or self._supervisor.is_in_doubt
+        return is_wanted and has_room and 0 < len(self._watches) < LARGEST
+
+    def _invite(self) -> None:
+        """Claim what can share the device with those that are there."""
+        if not self._may_grow or self._kind is None or time.monotonic() < self._look_at:
+            return
+        self._look_at = time.monotonic() + self._supervisor.settings.worker.look.total_seconds()
+        try:
+            held = self._supervisor.claim_company(
+                self._kind,
+                limit=max(0, min(self._room, LARGEST - len(self._watches))),
+                others_wait=time.monotonic() < self._slice_ends,
+            )
+        except AWAY as error:
+            logger.warning("could not claim company: %s", str(error).splitlines()[0])
+            return
+        self._room -= len(held)
+        self._join(held)
+
+
+def _name(attempt: Message) -> tuple[str, int]:
+    return attempt.get("job_id", ""), attempt.get("fence", 0)

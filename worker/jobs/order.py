@@ -1,0 +1,168 @@
+"""One ``generate`` job: what it asks for, and what becomes of its samples as they are drawn.
+
+Samples are encoded and stored by a thread of the job's own, in the order they were drawn, so that the network never
+waits for storage.
+"""
+
+import hashlib
+import io
+from concurrent.futures import Future, ThreadPoolExecutor
+from math import ceil, sqrt
+from typing import Any, Final
+
+import numpy as np
+import torch
+from pydantic import TypeAdapter
+from torch import Tensor
+
+from shared.specs import GenerateSpec
+from shared.specs.tasks import Generate, Interpolate, Request, Traverse
+from worker.engine.numerics import fingerprint
+from worker.engine.sampling import BY_CHANCE, REPRODUCIBILITY, Reproducibility, no_number
+from worker.families.family import DataInfo, Draw
+from worker.jobs.inputs import fetch_task_inputs
+from worker.jobs.loaded import LoadedModel
+from worker.jobs.pictures import Pixels, encode_png, fitted, sheet
+from worker.run import Run, StoredObject
+
+REQUEST: Final[TypeAdapter[Request]] = TypeAdapter(GenerateSpec)
+
+NPY: Final = "application/x-numpy-data"
+"""Media type of an array."""
+MOST_IN_SHEET: Final = 256
+"""Samples beyond these are published alone."""
+MOST_UNSTORED: Final = 64
+"""Samples that may wait for storage; then no more are drawn."""
+
+
+class Order:
+    """A job on its way: ``draws`` go into a tile, ``take`` what comes out, until ``is_done``."""
+
+    def __init__(self, run: Run, device: torch.device) -> None:
+        self.run, self.device = run, device
+        run.phase("loading_model")
+        self.request = REQUEST.validate_python(dict(run.assignment.spec))
+        self.model = LoadedModel.load(run, run.assignment.inputs["model"], device)
+        self.sampler = self.model.sampler(self.request.task)
+        self.draws = _draws(run, self.request, self.model.data, owner=self)
+        self._steps = {draw.index: self.sampler.num_steps(draw.request) for draw in self.draws}
+        self._steps_behind = 0
+        self._width: int | None = None
+        self._reproducibility: Reproducibility = REPRODUCIBILITY
+        self._images: dict[int, Tensor] = {}
+        self._stored: dict[int, Future[StoredObject]] = {}
+        self._result: Future[dict[str, Any]] | None = None
+        self._storing = ThreadPoolExecutor(1, "store")
+        run.phase("sampling")
+
+    @property
+    def num_unstored(self) -> int:
+        return sum(not one.done() for one in self._stored.values())
+
+    @property
+    def is_done(self) -> bool:
+        return self._result is not None and self._result.done()
+
+    @property
+    def waits_for(self) -> "list[Future[Any]]":
+        """What goes on in its thread."""
+        futures: list[Future[Any]] = [*self._stored.values()]
+        return [one for one in (*futures, self._result) if one is not None and not one.done()]
+
+    def take(self, draw: Draw[Request], sample: Tensor | None, width: int) -> None:
+        """Store what became of one of its draws in a tile of ``width``.
+
+        Raises:
+            NanLoss: it is no number.
+        """
+        if sample is None:
+            raise no_number(draw)
+        if self._width is not None and width < self._width:
+            self.run.log(f"Memory ran out: drawing {width} at a time from here on, not {self._width}.")
+            self._reproducibility = BY_CHANCE
+        self._width = width
+        self._steps_behind += self._steps[draw.index] - 1
+        if draw.index < MOST_IN_SHEET:
+            self._images[draw.index] = sample
+        self._stored[draw.index] = self._storing.submit(_publish_sample, self.run, self.model, draw, sample)
+        if len(self._stored) == len(self.draws):
+            self._result = self._storing.submit(self._finish)
+
+    def report(self, underway: int) -> None:
+        """Say how far it is; ``underway`` are the steps that its draws in the tile have behind them.
+
+        Raises:
+            Stopped: on request.
+            UploadFailed, StorageUnavailable: a sample could not be stored.
+        """
+        num_stored = 0
+        for one in list(self._stored.values()):
+            if one.done():
+                one.result()
+                num_stored += 1
+        self.run.step(self._steps_behind + underway + num_stored, sum(self._steps.values()))
+
+    def result(self) -> dict[str, Any]:
+        """The job's result, once it is done."""
+        if self._result is None:
+            raise RuntimeError("asked for the result of a job that is still being drawn")
+        return self._result.result()
+
+    def close(self) -> None:
+        """Store nothing more."""
+        self._storing.shutdown(wait=False, cancel_futures=True)
+
+    def _finish(self) -> dict[str, Any]:
+        digests = [self._stored[draw.index].result().sha256 for draw in self.draws]
+        self.run.phase("uploading")
+        images = [self._images[index] for index in sorted(self._images)]
+        if images[0].dtype == torch.uint8:
+            _publish_sheet(self.run, self.model, self.request, images, self.draws)
+        return {
+            "num_samples": len(self.draws),
+            "sha256": hashlib.sha256("".join(digests).encode()).hexdigest(),
+            "reproducibility": self._reproducibility,
+            "fingerprint": fingerprint(self.device) | {"tile": self._width, "precision": "fp32"},
+        }
+
+
+def _draws(run: Run, request: Request, data: DataInfo, owner: object) -> list[Draw[Request]]:
+    match request:
+        case Generate():
+            return [Draw(request=request, index=index, owner=owner) for index in range(request.num_samples)]
+        case Interpolate() | Traverse():
+            num_rows = request.num_pairs if isinstance(request, Interpolate) else request.num_dimensions
+            num_samples = num_rows * request.num_points
+            return [Draw(request=request, index=index, owner=owner) for index in range(num_samples)]
+        case _:
+            inputs = fetch_task_inputs(run, request, data.shape)
+            tensors = [{name: torch.from_numpy(array) for name, array in one.items()} for one in inputs]
+            return [Draw(request=request, index=index, inputs=one, owner=owner) for index, one in enumerate(tensors)]
+
+
+def _publish_sample(run: Run, model: LoadedModel, draw: Draw[Request], sample: Tensor) -> StoredObject:
+    """Bytes are pixels and go into a PNG with their recipe; other numbers are an array."""
+    name, recipe = f"sample-{draw.index:04d}", model.recipe(draw.request) | {"index": draw.index}
+    if sample.dtype == torch.uint8:
+        picture = encode_png(sample.numpy(), recipe)
+        return run.publish("sample", f"{name}.png", picture, media_type="image/png", metadata={"index": draw.index})
+    array = io.BytesIO()
+    np.save(array, sample.numpy(), allow_pickle=False)
+    return run.publish("sample", f"{name}.npy", array.getvalue(), media_type=NPY, metadata=recipe)
+
+
+def _publish_sheet(
+    run: Run, model: LoadedModel, request: Request, images: list[Tensor], draws: list[Draw[Request]]
+) -> None:
+    samples: Pixels = torch.stack(images).numpy()
+    columns = None
+    if isinstance(request, Interpolate | Traverse):
+        columns = request.num_points
+    elif draws[0].inputs is not None:
+        # Each input stands left of what became of it.
+        shape = samples.shape[1:]
+        inputs = np.stack([fitted(draw.inputs["image"].numpy(), shape) for draw in draws[: len(images)] if draw.inputs])
+        samples = np.stack([inputs, samples], axis=1).reshape(-1, *samples.shape[1:])
+        columns = 2 * ceil(sqrt(len(inputs) / 2))
+    picture = encode_png(sheet(samples, columns=columns), model.recipe(request) | {"num_samples": len(draws)})
+    run.publish("sheet", "sheet.png", picture, media_type="image/png")
