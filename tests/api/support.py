@@ -72,7 +72,7 @@ def serving(settings: Settings) -> Iterator[str]:
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
     finally:
         server.should_exit = True
-        thread.join(10)
+        thread.join(60)
         listener.close()
         assert not thread.is_alive()
 
@@ -89,10 +89,8 @@ class Owner:
     def add_dataset(self, *, state: DatasetState = DatasetState.READY, modality: str = "image", **fields: Any) -> str:
         with Session(self.engine) as session, session.begin():
             source = {"filename": "a.zip", "key": "k", "size_bytes": 1, "sha256": "0"}
-            info = {"shape": [1, 28, 28]}
-            dataset = Dataset(
-                tenant_id=self.id, name="digits", state=state, modality=modality, info=info, source=source, **fields
-            )
+            known = {"name": "digits", "info": {"shape": [1, 28, 28]}, "source": source}
+            dataset = Dataset(tenant_id=self.id, state=state, modality=modality, **(known | fields))
             session.add(dataset)
             session.flush()
             return public("ds", dataset.id)

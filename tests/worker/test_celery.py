@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import psutil
@@ -141,7 +141,8 @@ def test_a_worker_that_slept_past_its_lease_changes_nothing(
     wait_until(lambda: workplace.get(job_id).fence == 2, timeout=30)
 
     for member in sleepers:
-        member.resume()
+        with suppress(psutil.NoSuchProcess):  # the first that wakes kills the runner, if it is quick
+            member.resume()
     wait_until(lambda: workplace.state(job_id) == JobState.SUCCEEDED, timeout=40)
 
     assert [attempt.outcome for attempt in workplace.attempts(job_id)] == [
