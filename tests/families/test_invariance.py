@@ -1,0 +1,155 @@
+"""Whatever the family, a sample has the same bits alone and among strangers of other seeds, steps and guidance, in
+whatever order they come."""
+
+import random
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from pydantic_core import PydanticCustomError
+from torch import nn
+
+from shared.specs import FAMILIES as SPECS
+from shared.specs.tasks import Generate
+from shared.specs.training import TrainSpec
+from tests.jobs.conftest import SHAPE
+from tests.jobs.variants import variants
+from worker.engine.sampling import Line, Tile
+from worker.engine.training import build
+from worker.families import FAMILIES
+from worker.families.family import DataInfo, Draw, Origin, Sampler
+from worker.kernels.noise import Domain, Noise
+
+CPU = torch.device("cpu")
+DATA = DataInfo(shape=tuple(SHAPE), num_classes=4)
+ASKED: dict[str, Any] = {"task": "generate", "model": "m@1", "seed": 11}
+
+
+def drawing() -> Iterator[Any]:
+    """Every choice of every family whose models draw by themselves, and are built on no other."""
+    for name, fields in variants():
+        kind = SPECS.get(fields["family"])
+        if kind is None or not name.endswith("-fp32") or "generate" not in FAMILIES[fields["family"]].tasks:
+            continue
+        spec = kind.model_validate(fields)
+        if not any(getattr(spec, field) for field in spec.built_on):
+            yield pytest.param(spec, id=name.removesuffix("-fp32"))
+
+
+class Exposed:
+    """A sampler whose output is the last state in full, before rounding to bytes could hide a bit."""
+
+    def __init__(self, inner: Sampler) -> None:
+        self.num_steps, self.start, self.step = inner.num_steps, inner.start, inner.step
+
+    def finish(self, net: Any, state: dict[str, torch.Tensor]) -> torch.Tensor:
+        return torch.cat([tensor.double().reshape(len(tensor), -1) for _, tensor in sorted(state.items())], 1)
+
+
+def known(spec: TrainSpec) -> DataInfo:
+    """What the network has to know, with the default model of the family that it begins with."""
+    if not type(spec).model_fields["init_from"].is_required():
+        return DATA
+    begun = SPECS["diffusion"].model_validate({"family": "diffusion", "dataset": spec.dataset, "model": "m"})
+    origin = Origin(family="diffusion", spec=begun.model_dump(mode="json"), data=DATA)
+    return replace(DATA, models={"init_from": origin})
+
+
+def network(spec: TrainSpec) -> nn.Module:
+    """With weights of which none is zero, as first weights often are on purpose."""
+    net = build(FAMILIES[spec.model_dump()["family"]], spec, known(spec)).eval().requires_grad_(requires_grad=False)
+    for place, parameter in enumerate(net.parameters()):
+        noise = Noise.of_step(Domain.TRAINING, 3, place, range(1), CPU)
+        parameter.add_(noise.normal(*parameter.shape)[0], alpha=0.02)
+    return net
+
+
+def requests(spec: TrainSpec, *, num_strangers: int) -> list[Generate]:
+    """One to look at, and strangers who ask for other things as far as the model understands them."""
+    understood = spec.tasks["generate"]
+    chance = random.Random(5)
+    asked = [Generate.model_validate(ASKED | {"steps": 4} if "steps" in understood else ASKED)]
+    for seed in range(num_strangers):
+        wishes = {"seed": seed, "temperature": chance.choice([0.5, 1.0]), "labels": [chance.randrange(4)]}
+        wishes |= {"steps": chance.randint(1, 6), "guidance_scale": chance.choice([1.0, 2.5])}
+        wishes |= {"solver": chance.choice(["euler", "heun", "ddim", "ddpm", "dpmpp_2m"]), "eta": 0.0}
+        asked.append(_as_understood(spec, wishes))
+    return asked
+
+
+def _as_understood(spec: TrainSpec, wishes: dict[str, Any]) -> Generate:
+    understood = spec.tasks["generate"] | {"seed"}
+    request = Generate.model_validate(ASKED | {name: wish for name, wish in wishes.items() if name in understood})
+    try:
+        spec.check_task(request, DATA.as_json())
+    except PydanticCustomError:
+        return Generate.model_validate(ASKED | {"seed": wishes["seed"]})
+    return request
+
+
+def drawn(spec: TrainSpec, net: nn.Module, asked: list[Generate], *, late: int = 0) -> torch.Tensor:
+    """The sample of the first request; the last ``late`` of the others come when it is under way."""
+    sampler = Exposed(FAMILIES[spec.model_dump()["family"]].tasks["generate"](spec, known(spec)))
+    draws = [Draw[Any](request=request, index=3, owner=place) for place, request in enumerate(asked)]
+    line: Line[Any] = Line(Tile(net, sampler, draws[-1], CPU))
+    early = draws[: len(draws) - late]
+    random.Random(7).shuffle(early)
+    line.add(early)
+    found, coming = None, draws[len(draws) - late :]
+    while not line.is_empty:
+        for draw, sample in line.step():
+            if draw.owner == 0:
+                found = sample
+        line.add(coming)
+        coming = []
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize("spec", [*drawing()])
+def test_a_sample_has_the_bits_it_has_alone(spec: TrainSpec) -> None:
+    net, asked = network(spec), requests(spec, num_strangers=6)
+
+    alone = drawn(spec, net, asked[:1])
+
+    assert torch.equal(drawn(spec, net, asked[:2]), alone)
+    assert torch.equal(drawn(spec, net, asked, late=3), alone)
+
+
+@pytest.mark.parametrize("family", [family for family in SPECS if "generate" in FAMILIES[family].tasks])
+def test_sixty_four_strangers_change_no_bit(family: str) -> None:
+    spec = next(one.values[0] for one in drawing() if one.values[0].model_dump()["family"] == family)
+    net, asked = network(spec), requests(spec, num_strangers=63)
+
+    assert torch.equal(drawn(spec, net, asked, late=20), drawn(spec, net, asked[:1]))
+
+
+def test_what_a_stranger_makes_of_no_number_stays_in_its_slot() -> None:
+    spec = next(one.values[0] for one in drawing() if one.id == "diffusion")
+    net, asked = network(spec), requests(spec, num_strangers=6)
+    broken = Generate.model_validate(ASKED | {"seed": 99, "steps": 3, "labels": [2]})
+    sampler = FAMILIES["diffusion"].tasks["generate"](spec, DATA)
+    line: Line[Any] = Line(Tile(net, Spoiled(Exposed(sampler)), Draw(request=asked[0], index=3), CPU))
+
+    line.add([Draw(request=one, index=3, owner=place) for place, one in enumerate([*asked, broken])])
+    done: dict[Any, torch.Tensor | None] = {}
+    while not line.is_empty:
+        done |= {draw.owner: sample for draw, sample in line.step()}
+
+    assert done[len(asked)] is None
+    sample = done[0]
+    assert sample is not None
+    assert torch.equal(sample, drawn(spec, net, asked[:1]))
+
+
+class Spoiled:
+    """A sampler that begins at infinity for one seed."""
+
+    def __init__(self, inner: Any) -> None:
+        self.num_steps, self.step, self.finish, self._start = inner.num_steps, inner.step, inner.finish, inner.start
+
+    def start(self, draws: Any, noise: Noise) -> dict[str, torch.Tensor]:
+        state = self._start(draws, noise)
+        return state | {"x": state["x"] * torch.inf} if draws[0].request.seed == 99 else state
