@@ -83,7 +83,7 @@ def _as_understood(spec: TrainSpec, wishes: dict[str, Any]) -> Generate:
     understood = spec.tasks["generate"] | {"seed"}
     request = Generate.model_validate(ASKED | {name: wish for name, wish in wishes.items() if name in understood})
     try:
-        spec.check_task(request, DATA.as_json())
+        spec.check_task(request, known(spec).as_json())
     except PydanticCustomError:
         return Generate.model_validate(ASKED | {"seed": wishes["seed"]})
     return request
