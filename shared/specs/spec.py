@@ -27,6 +27,9 @@ JobId = Annotated[str, StringConstraints(pattern=r"^job_[0-9a-f]{32}$")]
 
 DatasetId = Annotated[str, StringConstraints(pattern=r"^ds_[0-9a-f]{32}$")]
 
+PictureId = Annotated[str, StringConstraints(pattern=r"^(art|ds)_[0-9a-f]{32}$")]
+"""A PNG that a job has made, or a dataset, of which one image is meant."""
+
 ModelName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
 """Name of a registered model; each finished training adds a version to it."""
 

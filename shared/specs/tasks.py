@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Final, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from shared.specs.spec import ArtifactId, DatasetId, ModelRef, Seed, Spec, wrong
+from shared.specs.spec import ArtifactId, DatasetId, ModelRef, PictureId, Seed, Spec, wrong
 
 Solver = Literal["euler", "heun", "ddim", "ddpm", "dpmpp_2m"]
 """How a diffusion model goes from noise to data: Euler and Heun (Karras et al., 2022), DDIM (Song et al., 2020),
@@ -137,7 +137,7 @@ class Inpaint(_WithInputs):
     task: Literal["inpaint"]
     box: Box | None = None
     """What to fill: left, top, right and bottom in pixels, the last two excluded; this or ``mask``."""
-    mask: ArtifactId | DatasetId | None = None
+    mask: PictureId | None = None
     """What to fill: the bright pixels of this picture (an artifact, or the first image of a dataset)."""
 
     @model_validator(mode="after")
@@ -194,7 +194,7 @@ class _WithStyle(_WithInputs):
 
     picture: ClassVar[PictureField | None] = "style"
 
-    style: ArtifactId | DatasetId
+    style: PictureId
     """Whose style the images get: a PNG artifact, or an image of a dataset. It is as large as the model's images."""
     style_index: int = Field(default=0, ge=0)
     """Which image of the dataset, counted from 0 over both its parts."""

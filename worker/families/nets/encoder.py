@@ -137,6 +137,9 @@ class Decoder(nn.Module):
         )
         self.second = nn.ModuleList(Convolution(width, width) for width in widths)
         self.draw = Convolution(base_channels, num_out)
+        for layer in self.modules():
+            if isinstance(layer, nn.Conv2d):
+                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
 
     def forward(self, h_BFhw: Tensor) -> Tensor:
         for size, first, second in zip(self.sizes, self.first, self.second, strict=True):
