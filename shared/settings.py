@@ -149,7 +149,8 @@ class WorkerSettings(Section):
     cache_bytes: int = 20 * 1024 * _MEGABYTE
     """Size the cache is kept under."""
     feature_networks: Path | None = None
-    """Folder with networks that evaluate jobs may compare images in: ``inception.safetensors``, which is FID's."""
+    """Folder with networks that jobs may compare images in: ``inception.safetensors``, which is FID's, to evaluate, and
+    ``vgg19.safetensors`` to train style transfer."""
     poll: Duration = timedelta(seconds=3)
     """How often an idle worker looks into SQL by itself (with jitter)."""
     beat: Duration = timedelta(seconds=0.75)
