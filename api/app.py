@@ -15,6 +15,8 @@ from typing import Any
 from fastapi import FastAPI
 
 from api import errors, openapi
+from api.auth import Callers
+from api.crowd import Crowd
 from api.frame import RequestFrame
 from api.metrics import JobCollector, Meters
 from api.news import News
@@ -58,7 +60,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     parts = await asyncio.to_thread(_build, app.state.settings)
-    app.state.parts = parts
+    app.state.parts, app.state.callers, app.state.crowd = parts, Callers(parts), Crowd(parts)
     collector = JobCollector(parts.metrics_engine)
     app.state.meters.registry.register(collector)
     parts.relay.start()

@@ -5,20 +5,29 @@ A key is 20 or more characters from a good source of randomness, so a fast hash 
 
 import hashlib
 import hmac
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Final
+from functools import partial
+from typing import Annotated, Any, Final
 from uuid import UUID
 
 from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer, SecurityScopes
-from sqlalchemy import func, select
+from sqlalchemy import LargeBinary, bindparam, func, select
+from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlmodel import col
 
 from api.parts import Parts
+from api.together import Together
 from shared.errors import Forbidden, Unauthorized
 from shared.jobs.rows import ApiKey
 
 SCOPES: Final = ("jobs:read", "jobs:write", "datasets:read", "datasets:write", "models:read", "models:write")
+
+_MOST: Final = 64
+_LANES: Final = 2
+"""Look-ups for so many callers at once, and so many look-ups side by side."""
 
 _BEARER = HTTPBearer(auto_error=False, scheme_name="key", description="An API key, as `Authorization: Bearer <key>`.")
 
@@ -49,10 +58,50 @@ def digest(key: str) -> bytes:
     return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
 
 
+class Callers:
+    """Finds who holds a key. Those who ask at the same time are answered by one look into SQL."""
+
+    def __init__(self, parts: Parts) -> None:
+        # A single statement needs no transaction around it.
+        engine = parts.engine.execution_options(isolation_level="AUTOCOMMIT")
+        self._together = Together[bytes, Caller | None](partial(_find_all, engine), most=_MOST, lanes=_LANES)
+
+    @staticmethod
+    def of(request: Request) -> "Callers":
+        """The dependency."""
+        return request.app.state.callers
+
+    async def find(self, wanted: bytes) -> Caller | None:
+        """Who holds the key with this digest, if it is valid now."""
+        return await self._together.ask(wanted)
+
+
+_KEYS: Final = select(
+    *(col(column) for column in (ApiKey.digest, ApiKey.id, ApiKey.tenant_id, ApiKey.scopes)),
+    (
+        func.coalesce(col(ApiKey.expires_at) <= func.clock_timestamp(), False) | col(ApiKey.revoked_at).is_not(None)
+    ).label("ended"),
+).where(col(ApiKey.digest) == func.any(bindparam("wanted", type_=ARRAY(LargeBinary))))
+
+
+async def _find_all(engine: AsyncEngine, wanted: Sequence[bytes]) -> list[Caller | None]:
+    """One look-up by index, whatever the keys are."""
+    async with engine.connect() as connection:
+        rows = (await connection.execute(_KEYS, {"wanted": list(set(wanted))})).all()
+    return [_holder(rows, one) for one in wanted]
+
+
+def _holder(rows: Sequence[Any], wanted: bytes) -> Caller | None:
+    for row in rows:
+        if hmac.compare_digest(row.digest, wanted) and not row.ended:
+            return Caller(tenant_id=row.tenant_id, key_id=row.id, scopes=frozenset(row.scopes))
+    return None
+
+
 async def authenticate(
     needed: SecurityScopes,
     request: Request,
-    parts: Annotated[Parts, Depends(Parts.of)],
+    callers: Annotated[Callers, Depends(Callers.of)],
     credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_BEARER)],
 ) -> Caller:
     """The caller, if its key is valid and has the scopes.
@@ -63,7 +112,7 @@ async def authenticate(
     """
     if credentials is None:
         raise _Unauthorized("an API key is needed: Authorization: Bearer <key>", "Bearer")
-    caller = await _find(parts, digest(credentials.credentials))
+    caller = await callers.find(digest(credentials.credentials))
     if caller is None:
         raise _Unauthorized("the API key is not valid", 'Bearer error="invalid_token"')
     request.state.tenant_id = caller.tenant_id
@@ -71,15 +120,3 @@ async def authenticate(
         if scope not in caller.scopes:
             raise _Forbidden(scope)
     return caller
-
-
-async def _find(parts: Parts, wanted: bytes) -> Caller | None:
-    """One hash and one look-up by index, whatever the key is."""
-    now = func.clock_timestamp()
-    ended = func.coalesce(col(ApiKey.expires_at) <= now, False) | col(ApiKey.revoked_at).is_not(None)
-    statement = select(ApiKey, ended).where(col(ApiKey.digest) == wanted)
-    async with parts.transaction() as session:
-        row = (await session.execute(statement)).one_or_none()
-    if row is None or row[1] or not hmac.compare_digest(row[0].digest, wanted):
-        return None
-    return Caller(tenant_id=row[0].tenant_id, key_id=row[0].id, scopes=frozenset(row[0].scopes))

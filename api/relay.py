@@ -44,9 +44,10 @@ class RelayThread:
         self._woken.set()
         self._thread.join(timeout=2)
 
-    def wake(self, job_id: UUID) -> None:
-        """There is news of a job, and perhaps a bell in the outbox. Returns at once."""
-        self._rings.append(job_id)
+    def wake(self, job_id: UUID | None = None) -> None:
+        """There may be a bell in the outbox, and there is news of this job, unless it is new. Returns at once."""
+        if job_id is not None:
+            self._rings.append(job_id)
         self._woken.set()
 
     def _run(self) -> None:

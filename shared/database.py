@@ -1,13 +1,17 @@
 """Engines for PostgreSQL: one kind of pool, sync for workers and async for the API."""
 
-from typing import Final
+import math
+import time
+from typing import Any, Final
 
-from sqlalchemy import URL, Engine, create_engine, make_url
-from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy import URL, Engine, create_engine, event, make_url
+from sqlalchemy.exc import InterfaceError, InvalidatePoolError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from shared.settings import DatabaseSettings
+
+_FRESH_SECONDS: Final = 1.0
 
 AWAY: Final = (OperationalError, InterfaceError, PoolTimeout)
 """What a statement raises while the database cannot be reached, or asks to be tried again."""
@@ -47,5 +51,26 @@ def make_engine(settings: DatabaseSettings, application: str, *, ping: bool = Tr
 
 
 def make_async_engine(settings: DatabaseSettings, application: str) -> AsyncEngine:
-    """A pooled engine for asyncio."""
-    return create_async_engine(_url(settings), **_options(settings, application))
+    """A pooled engine for asyncio. Connections are pinged before use unless they were used a moment ago."""
+    engine = create_async_engine(_url(settings), **_options(settings, application) | {"pool_pre_ping": False})
+    _ping_when_rested(engine.sync_engine)
+    return engine
+
+
+def _ping_when_rested(engine: Engine) -> None:
+    """``pool_pre_ping``, without its round trip where requests follow each other closely."""
+
+    def rests(_connection: Any, record: Any) -> None:
+        record.info["rests_since"] = time.monotonic()
+
+    def is_wanted(connection: Any, record: Any, _fairy: Any) -> None:
+        if time.monotonic() - record.info.get("rests_since", math.inf) < _FRESH_SECONDS:
+            return
+        try:
+            engine.dialect.do_ping(connection)
+        except engine.dialect.loaded_dbapi.Error as error:
+            # The pool then makes a new one of this, and of all that are as old.
+            raise InvalidatePoolError from error
+
+    event.listen(engine, "checkin", rests)
+    event.listen(engine, "checkout", is_wanted)

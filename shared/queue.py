@@ -8,7 +8,7 @@ Why each setting: docs/reliability.md.
 # pyright: reportMissingTypeStubs=false
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any, Final, cast
 
@@ -78,6 +78,19 @@ def make_celery(settings: BrokerSettings) -> Celery:
     return app
 
 
+_UNSENT: Final = (
+    select(
+        Bell.metadata.tables["outbox"].c["id"].label("bell_id"),
+        *(Job.metadata.tables["jobs"].c[name] for name in ("id", "type", "queue", "summary", "state")),
+    )
+    .join(Job, col(Bell.job_id) == Job.id)
+    .where(col(Bell.sent_at).is_(None))
+    .order_by(col(Bell.id))
+    .with_for_update(skip_locked=True, of=Bell)
+)
+"""Bells that no relay holds, each with what is told of its job."""
+
+
 class Relay:
     """Publishes the unsent bells of the outbox. Several at once are safe."""
 
@@ -95,25 +108,25 @@ class Relay:
             RedisError, KombuError, OSError: the broker is away; the outbox is as it was.
         """
         with Session(self._engine) as session, session.begin():
-            rows = session.execute(
-                select(Bell, Job)
-                .join(Job, col(Bell.job_id) == Job.id)
-                .where(col(Bell.sent_at).is_(None))
-                .order_by(col(Bell.id))
-                .limit(self._batch)
-                .with_for_update(skip_locked=True, of=Bell)
-            ).all()
-            for _, job in rows:
-                if job.state == JobState.QUEUED:
-                    self._publish(job)
-            sent = [bell.id for bell, _ in rows]
+            rows: Sequence[Any] = session.execute(_UNSENT.limit(self._batch)).all()
+            self._publish_all([row for row in rows if row.state == JobState.QUEUED])
+            sent = [row.bell_id for row in rows]
             session.execute(update(Bell).where(col(Bell.id).in_(sent)).values(sent_at=func.clock_timestamp()))
             return len(sent)
 
-    def _publish(self, job: Job) -> None:
+    def _publish_all(self, jobs: Sequence[Any]) -> None:
+        """One pipeline for all of them: the broker is asked once."""
+        if not jobs:
+            return
+        with self._app.producer_pool.acquire(block=True) as producer, producer.batch():
+            for job in jobs:
+                self._publish(job, producer)
+
+    def _publish(self, job: Any, producer: Any) -> None:
         job_id = public("job", job.id)
         self._app.send_task(
             job.type.value,
+            producer=producer,
             args=[job_id],
             queue=job.queue,
             argsrepr=f"({job_id}, {job.summary})",

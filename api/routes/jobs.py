@@ -4,11 +4,11 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response, status
 from sqlalchemy import Select, select
-from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import col
 
 from api import submission, views
 from api.body import JsonBody
+from api.crowd import Crowd, NewJob
 from api.errors import FieldsRefused
 from api.paging import refuse_unknown_parameters
 from api.prefer import seconds_to_wait
@@ -21,7 +21,6 @@ from api.routes.dependencies import (
     ThePaging,
     TheParts,
 )
-from api.submission import Submission
 from api.waiting import facts
 from shared import ids
 from shared.jobs import requests
@@ -44,6 +43,7 @@ async def submit_job(
     body: TheRequest,
     request: Request,
     parts: TheParts,
+    crowd: Annotated[Crowd, Depends(Crowd.of)],
     links: TheLinks,
     idempotency_key: IdempotencyKey = None,
     prefer: Annotated[
@@ -55,20 +55,14 @@ async def submit_job(
     With an `Idempotency-Key`, sending the same body again gives the stored answer and makes no second job.
     """
 
-    async def record(session: AsyncSession) -> tuple[Job, bool]:
-        return await requests.submit(session, caller.tenant_id, body, settings=parts.settings.jobs), True
-
-    accepted = await submission.accept(
-        parts,
-        links,
-        Submission(
-            tenant_id=caller.tenant_id,
-            path="/v1/jobs",
-            body=request.state.body,
-            idempotency_key=idempotency_key,
-            record=record,
-        ),
+    new = NewJob(
+        tenant_id=caller.tenant_id,
+        request=body,
+        body=request.state.body,
+        idempotency_key=idempotency_key,
+        links=links,
     )
+    accepted = await crowd.submit(new)
     headers = {"Location": links.job(accepted.job_id)["self"]}
     if accepted.is_replay:
         headers["Idempotency-Replayed"] = "true"

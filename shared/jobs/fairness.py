@@ -14,9 +14,10 @@ long its last job has been waiting: otherwise whoever floods the queue would pas
 from typing import Any, Final
 from uuid import UUID
 
-from sqlalchemy import CTE, TextClause, cast, func, select, text
+from sqlalchemy import CTE, TextClause, bindparam, cast, func, select, text
+from sqlalchemy import UUID as SQL_UUID
 from sqlalchemy import Text as SqlText
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.dialects.postgresql import ARRAY, insert
 
 from shared.jobs.rows import Share, Usage
 
@@ -77,14 +78,14 @@ WITH in_flight AS MATERIALIZED (
 INSERT INTO shares (tenant_id, attained) SELECT :tenant_id, coalesce((SELECT min(attained) FROM active), 0)
 WHERE NOT EXISTS (
     SELECT FROM jobs WHERE tenant_id = :tenant_id AND state IN ('queued', 'running', 'canceling', 'pausing')
-        AND id <> :job_id)
+        AND id <> ALL(:job_ids))
 ON CONFLICT (tenant_id) DO UPDATE SET attained = greatest(shares.attained, excluded.attained)
-""")
+""").bindparams(bindparam("job_ids", type_=ARRAY(SQL_UUID)))
 
 
-def enter(tenant_id: UUID, job_id: UUID, *, quantum: Any) -> tuple[TextClause, dict[str, Any]]:
-    """Statement and parameters: a tenant whose one active job is ``job_id`` starts where the others stand."""
-    return _ENTER, {"tenant_id": tenant_id, "job_id": job_id, "quantum": quantum}
+def enter(tenant_id: UUID, *job_ids: UUID, quantum: Any) -> tuple[TextClause, dict[str, Any]]:
+    """Statement and parameters: a tenant that has no active jobs but ``job_ids`` starts where the others stand."""
+    return _ENTER, {"tenant_id": tenant_id, "job_ids": list(job_ids), "quantum": quantum}
 
 
 def charge(moved: CTE, ended: CTE) -> tuple[CTE, CTE]:

@@ -6,14 +6,14 @@ not at all. A second request with the key waits for that transaction, then repla
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, Final
 from uuid import UUID
 
-from sqlalchemy import delete, func, literal, select, text, update
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy import bindparam, delete, func, literal, select, text, update
+from sqlalchemy.dialects.postgresql import JSONB, insert
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import col
@@ -22,6 +22,19 @@ from shared.errors import IdempotencyInProgress, IdempotencyMismatch
 from shared.jobs.rows import IdempotencyKey
 
 _LOCK_NOT_AVAILABLE = "55P03"
+_PATIENCE = timedelta(milliseconds=100)
+
+_TAKE: Final = text("""
+INSERT INTO idempotency_keys (tenant_id, key, request_sha256)
+SELECT tenant_id, key, request_sha256
+FROM jsonb_to_recordset(:asked) AS asked (tenant_id uuid, key text, request_sha256 text)
+ON CONFLICT DO NOTHING RETURNING tenant_id, key
+""").bindparams(bindparam("asked", type_=JSONB))
+_COMPLETE: Final = text("""
+UPDATE idempotency_keys AS used SET status = told.status, body = told.body
+FROM jsonb_to_recordset(:answers) AS told (tenant_id uuid, key text, status integer, body text)
+WHERE used.tenant_id = told.tenant_id AND used.key = told.key
+""").bindparams(bindparam("answers", type_=JSONB))
 
 
 @dataclass(frozen=True)
@@ -65,7 +78,7 @@ async def begin(
             .returning(col(IdempotencyKey.key))
         )
     except DBAPIError as error:
-        if getattr(error.orig, "sqlstate", None) == _LOCK_NOT_AVAILABLE:
+        if is_held(error):
             raise IdempotencyInProgress("the first request with this Idempotency-Key has not ended yet") from error
         raise
     # What the request itself waits for, it waits for as long as any.
@@ -80,6 +93,25 @@ async def begin(
     return Answer(stored.status, stored.body)
 
 
+async def take(session: AsyncSession, keys: Sequence[tuple[UUID, str, str]]) -> set[tuple[UUID, str]]:
+    """Take, for this transaction, those of the keys (tenant, key, SHA-256 of the request) that were never used.
+
+    ``begin`` tells what is with the others. Whoever holds one of them is hardly waited for.
+
+    Raises:
+        OperationalError: a first request with one of the keys has not ended (``is_held``).
+    """
+    await session.execute(text(f"SET LOCAL lock_timeout = {int(_PATIENCE.total_seconds() * 1000)}"))
+    asked = [{"tenant_id": str(tenant_id), "key": key, "request_sha256": sha256} for tenant_id, key, sha256 in keys]
+    taken = await session.execute(_TAKE, {"asked": asked})
+    return {(row.tenant_id, row.key) for row in taken}
+
+
+def is_held(error: DBAPIError) -> bool:
+    """Whether somebody waited in vain for a key that another transaction holds."""
+    return getattr(error.orig, "sqlstate", None) == _LOCK_NOT_AVAILABLE
+
+
 async def complete(session: AsyncSession, tenant_id: UUID, key: str, answer: Answer) -> None:
     """Keep the answer for replays."""
     await session.execute(
@@ -87,3 +119,14 @@ async def complete(session: AsyncSession, tenant_id: UUID, key: str, answer: Ans
         .where(col(IdempotencyKey.tenant_id) == tenant_id, col(IdempotencyKey.key) == key)
         .values(status=answer.status, body=answer.body)
     )
+
+
+async def complete_all(session: AsyncSession, answers: Mapping[tuple[UUID, str], Answer]) -> None:
+    """``complete`` for several keys, each of a tenant."""
+    if not answers:
+        return
+    told = [
+        {"tenant_id": str(tenant_id), "key": key, "status": answer.status, "body": answer.body}
+        for (tenant_id, key), answer in answers.items()
+    ]
+    await session.execute(_COMPLETE, {"answers": told})

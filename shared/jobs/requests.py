@@ -5,7 +5,7 @@ family know the task) happen before (``drafts.py``), so that a job that was acce
 """
 
 from datetime import timedelta
-from typing import Any, Final
+from typing import Any
 from uuid import UUID
 
 from sqlalchemy import ColumnElement, func, literal, select, update
@@ -13,21 +13,16 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import col
 
 from shared import ids
-from shared.errors import Gone, IllegalMove, NotFound, NotReproducible, QueueFull
-from shared.jobs import drafts, fairness, products
+from shared.errors import Gone, IllegalMove, NotFound, NotReproducible
+from shared.jobs import admission, drafts, products
 from shared.jobs.drafts import Draft
 from shared.jobs.moves import move, move_by_case
-from shared.jobs.rows import Bell, Dataset, DatasetState, Event, Job
+from shared.jobs.rows import Dataset, DatasetState, Job
 from shared.jobs.state import QUEUES, JobState, JobType, Priority
 from shared.reproduction import Original
 from shared.settings import JobSettings
 from shared.specs.ingest import IngestSpec
 from shared.wire import AnyJobRequest
-
-_MARGIN: Final = 100
-"""Places below the limit of a queue from which on submissions are counted one after the other."""
-_LIMIT_LOCK: Final = 0x6A6F6273
-"""First key of the advisory lock, to keep it apart from others'."""
 
 
 async def submit(session: AsyncSession, tenant_id: UUID, request: AnyJobRequest, *, settings: JobSettings) -> Job:
@@ -37,6 +32,15 @@ async def submit(session: AsyncSession, tenant_id: UUID, request: AnyJobRequest,
         InvalidSpec: a reference in the spec cannot be used; the error points at the field.
         QueueFull: the tenant has as many jobs waiting as it may.
     """
+    return await _add(session, await prepare(session, tenant_id, request, settings=settings), settings)
+
+
+async def prepare(session: AsyncSession, tenant_id: UUID, request: AnyJobRequest, *, settings: JobSettings) -> Job:
+    """The job that ``request`` asks for, for ``admission.admit`` to record.
+
+    Raises:
+        InvalidSpec: a reference in the spec cannot be used; the error points at the field.
+    """
     draft = await drafts.draft(session, tenant_id, request)
     job = _job(tenant_id, draft, max_attempts=request.max_attempts or settings.max_attempts)
     job.priority = Priority(request.priority).rank
@@ -45,7 +49,7 @@ async def submit(session: AsyncSession, tenant_id: UUID, request: AnyJobRequest,
     if request.start_deadline_seconds is not None:
         deadline = literal(timedelta(seconds=request.start_deadline_seconds))
         job.start_deadline = await session.scalar(select(func.clock_timestamp() + deadline))
-    return await _add(session, job, settings)
+    return job
 
 
 async def submit_ingest(session: AsyncSession, dataset: Dataset, spec: IngestSpec, *, settings: JobSettings) -> Job:
@@ -111,7 +115,7 @@ async def resume(session: AsyncSession, tenant_id: UUID, job_id: UUID, *, settin
     if (await session.execute(withdrawn)).one_or_none() is None:
         queued = move_by_case([(JobState.QUEUED, col(Job.state) == JobState.PAUSED)], *mine, not_before=None)
         if (await session.execute(queued)).one_or_none() is not None:
-            await _enter(session, await get(session, tenant_id, job_id), settings)
+            await admission.enter(session, tenant_id, [job_id], settings)
     job = await get(session, tenant_id, job_id)
     if job.state not in (JobState.RUNNING, JobState.QUEUED):
         raise IllegalMove(f"the job is {job.state.value}: it cannot be resumed")
@@ -247,25 +251,5 @@ def _job(tenant_id: UUID, draft: Draft, *, max_attempts: int) -> Job:
 
 
 async def _add(session: AsyncSession, job: Job, settings: JobSettings) -> Job:
-    session.add(job)
-    await session.flush()
-    await _enter(session, job, settings)
-    session.add(
-        Event(job_id=job.id, seq=1, type="job.state", data={"state": "queued", "state_version": 1, "attempt": 0})
-    )
-    session.add(Bell(job_id=job.id))
-    await session.flush()
-    await session.refresh(job)
+    await admission.admit(session, [job], settings)
     return job
-
-
-async def _enter(session: AsyncSession, job: Job, settings: JobSettings) -> None:
-    """Let a job that waits now join its tenant's line, unless that is full; ``job`` is in it already."""
-    waiting = select(col(Job.id)).where(col(Job.tenant_id) == job.tenant_id, col(Job.state) == JobState.QUEUED)
-    count = select(func.count()).select_from(waiting.limit(settings.max_queued + 1).subquery())
-    if (await session.scalar(count) or 0) > settings.max_queued - _MARGIN:
-        # Near the limit submissions of a tenant take turns, so that not even many at once exceed it.
-        await session.execute(select(func.pg_advisory_xact_lock(_LIMIT_LOCK, func.hashtext(str(job.tenant_id)))))
-        if (await session.scalar(count) or 0) > settings.max_queued:
-            raise QueueFull(f"{settings.max_queued} jobs are waiting already")
-    await session.execute(*fairness.enter(job.tenant_id, job.id, quantum=settings.quantum))

@@ -3,8 +3,8 @@
 Everything is looked up in its module at the moment of the call, so that a seeded bug (``mutants.py``) is in effect.
 """
 
-from collections.abc import Callable, Coroutine, Hashable
-from contextlib import suppress
+from collections.abc import Callable, Coroutine, Hashable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any, Final, Literal, TypeVar, cast
@@ -101,11 +101,19 @@ class RelayDied(Exception):
 
 
 class Broker:
-    """The broker as the relay sees it: a Celery app of which it uses one method."""
+    """The broker as the relay sees it: a Celery app that sends tasks, and the pool of producers by which it does."""
 
     def __init__(self, crash: Crash | None) -> None:
         self.received = 0
         self._crash = crash
+        self.producer_pool = self
+
+    @contextmanager
+    def acquire(self, *, block: bool) -> Iterator["Broker"]:
+        yield self
+
+    def batch(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def send_task(self, *args: Any, **how: Any) -> None:
         if self._crash == "before the send":

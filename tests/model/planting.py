@@ -130,8 +130,7 @@ def mark_before_send(patch: pytest.MonkeyPatch) -> None:
             rung = session.scalars(marked).all()
             jobs = [session.get_one(Job, job_id) for job_id in rung]
             session.expunge_all()
-        for job in jobs:
-            self._publish(job)
+        self._publish_all(jobs)
         return len(jobs)
 
     patch.setattr(queue.Relay, "run_once", run_once)
