@@ -16,6 +16,7 @@ import gc
 import itertools
 import os
 import secrets
+import shutil
 import signal
 import sys
 import tempfile
@@ -41,6 +42,10 @@ os.environ[RUN_MARK] = secrets.token_hex(8)
 # Tiny networks are several times slower on two threads than on one. Through the environment, so
 # that the child processes of a test obey too.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# Without a GPU, Triton's kernels are interpreted; Triton reads this when it is first imported, by whomever.
+if shutil.which("nvidia-smi") is None:
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 # A run in the background of a script ignores Ctrl-C, and every process that a test starts would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
