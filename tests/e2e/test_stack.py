@@ -8,11 +8,13 @@ from pathlib import Path
 
 import httpx
 import psutil
+import psycopg
 import pytest
 import redis
 
 from noisemill.client import Client
 from noisemill.local import Stack
+from shared.ids import parse
 from shared.wire import DatasetView, JobView
 from tests.e2e.conftest import SMALL
 
@@ -67,6 +69,37 @@ def test_a_model_is_measured_by_a_job_and_measured_again_it_is_the_same(
     assert figures["elbo"]["value"] <= figures["iwae64"]["value"] and figures["mind"]["num_samples"] == 40
     assert (second.result or {})["figures"] == figures
     assert {artifact.name for artifact in client.artifacts(first.id)} == {"sheet.png", "evaluation.json"}
+
+
+def test_whatever_a_job_made_is_made_again_byte_for_byte(client: Client, dataset: DatasetView, model: str) -> None:
+    spec = {"model": model, "dataset": dataset.id, "split": "train", "num_samples": 40, "metrics": ["mind"]}
+    drawn, measured = client.generate(model=model, num_samples=3, seed=5), client.evaluate(**spec)
+    training, ingestion = client.model_version(model).job_id, client.dataset(dataset.id).job_id
+    done = [client.wait(job_id, 90).id for job_id in (drawn.id, measured.id, training, ingestion or "")]
+    before = client.model(model.partition("@")[0]).latest
+
+    again = [client.reproduce(job_id).id for job_id in done]
+    found = [(client.wait(job_id, 90).result or {})["reproduction"] for job_id in again]
+
+    assert [one["of"] for one in found] == done
+    assert [one["identical"] for one in found] == [True] * 4
+    assert client.model(model.partition("@")[0]).latest == before
+    assert client.dataset(dataset.id) == dataset
+
+
+def test_a_job_that_made_something_else_is_found_out(client: Client, addresses: dict, model: str) -> None:
+    job = client.wait(client.generate(model=model, num_samples=2, seed=6).id, 60)
+    change = """UPDATE jobs SET result = jsonb_set(
+        jsonb_set(result, '{sha256}', '"other"'), '{fingerprint,torch}', '"1.0"') WHERE id = %s"""
+    with psycopg.connect(addresses["database_url"].replace("+psycopg", "")) as connection:
+        connection.execute(change, [parse("job", job.id)])
+
+    again = client.wait(client.reproduce(job.id).id, 60)
+
+    found = (again.result or {})["reproduction"]
+    assert (found["identical"], found["expected_sha256"]) == (False, "other")
+    assert found["found_sha256"] == (job.result or {})["sha256"]
+    assert found["differing"].keys() == {"torch"}
 
 
 def test_the_same_seed_gives_the_same_bytes_in_another_order_on_another_worker(
