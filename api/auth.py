@@ -66,11 +66,6 @@ class Callers:
         engine = parts.engine.execution_options(isolation_level="AUTOCOMMIT")
         self._together = Together[bytes, Caller | None](partial(_find_all, engine), most=_MOST, lanes=_LANES)
 
-    @staticmethod
-    def of(request: Request) -> "Callers":
-        """The dependency."""
-        return request.app.state.callers
-
     async def find(self, wanted: bytes) -> Caller | None:
         """Who holds the key with this digest, if it is valid now."""
         return await self._together.ask(wanted)
@@ -101,7 +96,6 @@ def _holder(rows: Sequence[Any], wanted: bytes) -> Caller | None:
 async def authenticate(
     needed: SecurityScopes,
     request: Request,
-    callers: Annotated[Callers, Depends(Callers.of)],
     credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_BEARER)],
 ) -> Caller:
     """The caller, if its key is valid and has the scopes.
@@ -112,6 +106,7 @@ async def authenticate(
     """
     if credentials is None:
         raise _Unauthorized("an API key is needed: Authorization: Bearer <key>", "Bearer")
+    callers: Callers = request.app.state.callers
     caller = await callers.find(digest(credentials.credentials))
     if caller is None:
         raise _Unauthorized("the API key is not valid", 'Bearer error="invalid_token"')

@@ -9,9 +9,9 @@ import json
 import math
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import suppress
-from typing import Annotated, Any, Final, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
-from fastapi import Depends, Request
+from fastapi import Request
 from pydantic import TypeAdapter, ValidationError
 
 from api.errors import FieldsRefused, MalformedBody
@@ -36,8 +36,9 @@ class JsonBody(Generic[T]):
         self.kind = kind
         self._adapter: TypeAdapter[T] = TypeAdapter(kind)
 
-    async def __call__(self, request: Request, parts: Annotated[Parts, Depends(Parts.of)]) -> T:
+    async def __call__(self, request: Request) -> T:
         require_media_type(request, "application/json")
+        parts = await Parts.of(request)
         raw = await read(request, parts.settings.api.max_body)
         request.state.body = body = parse(raw)
         try:

@@ -5,13 +5,13 @@ a queue that is nearly full) is decided one by one, as ``api/submission.py`` doe
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
 from typing import Any, Final
 from uuid import UUID
 
-from fastapi import Request
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -24,6 +24,7 @@ from api.waiting import facts
 from shared.database import AWAY
 from shared.errors import QueueFull, RequestRefused
 from shared.jobs import admission, idempotency, requests
+from shared.jobs.admission import NewJob
 from shared.jobs.idempotency import Answer
 from shared.jobs.rows import Job
 from shared.wire import AnyJobRequest
@@ -34,7 +35,7 @@ MOST: Final = 32
 
 
 @dataclass(frozen=True, kw_only=True)
-class NewJob:
+class Asked:
     """A client's request for a new job."""
 
     tenant_id: UUID
@@ -54,22 +55,16 @@ class Crowd:
 
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
-        self._together = Together[NewJob, Accepted](partial(accept_all, parts), most=MOST)
+        self._together = Together[Asked, Accepted](partial(accept_all, parts), most=MOST)
 
-    @staticmethod
-    def of(request: Request) -> "Crowd":
-        """The dependency."""
-        return request.app.state.crowd
-
-    async def submit(self, new: NewJob) -> Accepted:
+    async def submit(self, new: Asked) -> Accepted:
         """Record the job, or find the one that this request made before; raises what ``submission.accept`` raises."""
-        try:
+        with suppress(Alone):
             return await self._together.ask(new)
-        except Alone:
-            return await accept(self._parts, new.links, _alone(self._parts, new))
+        return await accept(self._parts, new.links, _alone(self._parts, new))
 
 
-def _alone(parts: Parts, new: NewJob) -> Submission:
+def _alone(parts: Parts, new: Asked) -> Submission:
     async def record(session: AsyncSession) -> tuple[Job, bool]:
         return await requests.submit(session, new.tenant_id, new.request, settings=parts.settings.jobs), True
 
@@ -78,7 +73,7 @@ def _alone(parts: Parts, new: NewJob) -> Submission:
     )
 
 
-async def accept_all(parts: Parts, crowd: Sequence[NewJob]) -> Sequence[Accepted | Exception]:
+async def accept_all(parts: Parts, crowd: Sequence[Asked]) -> Sequence[Accepted | Exception]:
     """What each of a crowd is answered, or what is raised for it."""
     try:
         async with parts.transaction() as session:
@@ -93,20 +88,20 @@ async def accept_all(parts: Parts, crowd: Sequence[NewJob]) -> Sequence[Accepted
     return answers
 
 
-async def _record(session: AsyncSession, parts: Parts, crowd: Sequence[NewJob]) -> list[Accepted | Exception]:
+async def _record(session: AsyncSession, parts: Parts, crowd: Sequence[Asked]) -> list[Accepted | Exception]:
     settings = parts.settings.jobs
     prepared = [await _prepare(session, parts, new) for new in crowd]
     for place in await _used(session, crowd, prepared):
         prepared[place] = Alone()
-    jobs = [job for job in prepared if isinstance(job, Job)]
-    await admission.admit(session, jobs, settings)
-    known = await facts(session, jobs, settings)
+    jobs = await admission.admit(session, [job for job in prepared if isinstance(job, NewJob)], settings)
+    known, recorded = await facts(session, jobs, settings), iter(jobs)
     answers: list[Accepted | Exception] = []
     stored: dict[tuple[UUID, str], Answer] = {}
-    for new, job in zip(crowd, prepared, strict=True):
-        if isinstance(job, Exception):
-            answers.append(job)
+    for new, found in zip(crowd, prepared, strict=True):
+        if isinstance(found, Exception):
+            answers.append(found)
             continue
+        job = next(recorded)
         body = views.job(job, known[job.id], new.links).model_dump_json()
         answers.append(Accepted(job_id=job.id, status=HTTPStatus.ACCEPTED, body=body, is_replay=False))
         if new.idempotency_key is not None:
@@ -115,7 +110,7 @@ async def _record(session: AsyncSession, parts: Parts, crowd: Sequence[NewJob]) 
     return answers
 
 
-async def _prepare(session: AsyncSession, parts: Parts, new: NewJob) -> Job | Exception:
+async def _prepare(session: AsyncSession, parts: Parts, new: Asked) -> NewJob | Exception:
     try:
         return await requests.prepare(session, new.tenant_id, new.request, settings=parts.settings.jobs)
     except RequestRefused as refusal:
@@ -123,12 +118,12 @@ async def _prepare(session: AsyncSession, parts: Parts, new: NewJob) -> Job | Ex
         return refusal if new.idempotency_key is None else Alone()
 
 
-async def _used(session: AsyncSession, crowd: Sequence[NewJob], prepared: Sequence[Job | Exception]) -> list[int]:
+async def _used(session: AsyncSession, crowd: Sequence[Asked], prepared: Sequence[NewJob | Exception]) -> list[int]:
     """Places of the requests whose key was used before, or is another's in this crowd."""
     keyed = {
         place: (new.tenant_id, new.idempotency_key)
         for place, (new, job) in enumerate(zip(crowd, prepared, strict=True))
-        if new.idempotency_key is not None and isinstance(job, Job)
+        if new.idempotency_key is not None and isinstance(job, NewJob)
     }
     first = {key: place for place, key in reversed(keyed.items())}
     asked = [(*key, idempotency.digest({"path": PATH, "body": crowd[place].body})) for key, place in first.items()]

@@ -119,7 +119,7 @@ async def _gate_failed(request: Request, error: Any) -> Response:
 
 
 async def _queue_full(request: Request, error: Any) -> Response:
-    seconds = await seconds_until_room(Parts.of(request), request.state.tenant_id)
+    seconds = await seconds_until_room(await Parts.of(request), request.state.tenant_id)
     error.headers = {"Retry-After": str(seconds)}
     return await _refused(request, error)
 

@@ -70,8 +70,10 @@ def _decode(cursor: str) -> UUID:
     return UUID(bytes=raw[1:])
 
 
-def refuse_unknown_parameters(request: Request) -> None:
+async def refuse_unknown_parameters(request: Request) -> None:
     """A misspelt filter must not quietly show everything."""
+    if not request.query_params:
+        return
     route = request.scope["route"]
     known = {
         parameter.alias for dependant in _with_dependencies(route.dependant) for parameter in dependant.query_params

@@ -37,8 +37,8 @@ class Parts:
     relay: RelayThread
 
     @staticmethod
-    def of(request: Request) -> "Parts":
-        """The dependency."""
+    async def of(request: Request) -> "Parts":
+        """The dependency. Like all that await nothing it is async, because FastAPI has threads call the others."""
         return request.app.state.parts
 
     @asynccontextmanager

@@ -49,9 +49,9 @@ class Links:
     base: str
 
     @staticmethod
-    def of(request: Request) -> "Links":
+    async def of(request: Request) -> "Links":
         """The dependency."""
-        parts = Parts.of(request)
+        parts = await Parts.of(request)
         return Links((parts.settings.api.url or str(request.base_url)).rstrip("/"))
 
     def job(self, job_id: UUID) -> dict[str, str]:

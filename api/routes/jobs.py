@@ -8,7 +8,7 @@ from sqlmodel import col
 
 from api import submission, views
 from api.body import JsonBody
-from api.crowd import Crowd, NewJob
+from api.crowd import Asked, Crowd
 from api.errors import FieldsRefused
 from api.paging import refuse_unknown_parameters
 from api.prefer import seconds_to_wait
@@ -43,7 +43,6 @@ async def submit_job(
     body: TheRequest,
     request: Request,
     parts: TheParts,
-    crowd: Annotated[Crowd, Depends(Crowd.of)],
     links: TheLinks,
     idempotency_key: IdempotencyKey = None,
     prefer: Annotated[
@@ -55,14 +54,15 @@ async def submit_job(
     With an `Idempotency-Key`, sending the same body again gives the stored answer and makes no second job.
     """
 
-    new = NewJob(
+    asked = Asked(
         tenant_id=caller.tenant_id,
         request=body,
         body=request.state.body,
         idempotency_key=idempotency_key,
         links=links,
     )
-    accepted = await crowd.submit(new)
+    crowd: Crowd = request.app.state.crowd
+    accepted = await crowd.submit(asked)
     headers = {"Location": links.job(accepted.job_id)["self"]}
     if accepted.is_replay:
         headers["Idempotency-Replayed"] = "true"

@@ -232,9 +232,14 @@ async def find_version(
 ) -> tuple[Model, ModelVersion]:
     """The model version that ``name`` (its newest), ``name@version`` or ``name@alias`` stands for.
 
+    It stands for the same as long as the session lives: whoever names it there again, asks SQL once.
+
     Raises:
         InvalidSpec: there is none.
     """
+    known: dict[tuple[UUID, str], tuple[Model, ModelVersion]] = session.info.setdefault("versions", {})
+    if (tenant_id, ref) in known:
+        return known[tenant_id, ref]
     name, _, which = ref.partition("@")
     if which and not which.isdecimal():
         alias = (col(ModelAlias.model_id) == Model.id, col(ModelAlias.name) == which)
@@ -249,4 +254,5 @@ async def find_version(
     row = (await session.execute(found)).one_or_none()
     if row is None:
         raise InvalidSpec(f"no such model: {ref}", pointer=pointer)
+    known[tenant_id, ref] = row[0], row[1]
     return row[0], row[1]

@@ -15,6 +15,7 @@ from sqlmodel import col
 from shared import ids
 from shared.errors import Gone, IllegalMove, NotFound, NotReproducible
 from shared.jobs import admission, drafts, products
+from shared.jobs.admission import NewJob
 from shared.jobs.drafts import Draft
 from shared.jobs.moves import move, move_by_case
 from shared.jobs.rows import Dataset, DatasetState, Job
@@ -35,7 +36,7 @@ async def submit(session: AsyncSession, tenant_id: UUID, request: AnyJobRequest,
     return await _add(session, await prepare(session, tenant_id, request, settings=settings), settings)
 
 
-async def prepare(session: AsyncSession, tenant_id: UUID, request: AnyJobRequest, *, settings: JobSettings) -> Job:
+async def prepare(session: AsyncSession, tenant_id: UUID, request: AnyJobRequest, *, settings: JobSettings) -> NewJob:
     """The job that ``request`` asks for, for ``admission.admit`` to record.
 
     Raises:
@@ -144,9 +145,9 @@ async def retry(session: AsyncSession, tenant_id: UUID, job_id: UUID, *, setting
         return again, False
     lineage = [str(ended.id), *ended.inputs.get("lineage", [])] if ended.type == JobType.TRAIN else []
     inputs = ended.inputs | ({"lineage": lineage} if lineage else {})
-    job = await _like(session, ended, summary=ended.summary, inputs=inputs)
-    job.retry_of = ended.id
-    job = await _add(session, job, settings)
+    new = await _like(session, ended, summary=ended.summary, inputs=inputs)
+    new.retry_of = ended.id
+    job = await _add(session, new, settings)
     if job.type == JobType.INGEST:
         values = {"state": DatasetState.INGESTING, "job_id": job.id, "error": None}
         await session.execute(update(Dataset).where(col(Dataset.job_id) == ended.id).values(**values))
@@ -191,7 +192,7 @@ def _original(done: Job) -> Original:
     return Original.model_validate({"job_id": ids.public("job", done.id), "sha256": sha256, **told})
 
 
-async def _like(session: AsyncSession, ended: Job, *, summary: str, inputs: dict[str, Any]) -> Job:
+async def _like(session: AsyncSession, ended: Job, *, summary: str, inputs: dict[str, Any]) -> NewJob:
     """A job with the same spec, on the same terms; not recorded yet."""
     draft = Draft(type=ended.type, spec=ended.spec, summary=summary, inputs=inputs)
     job = _job(ended.tenant_id, draft, max_attempts=ended.max_attempts)
@@ -235,21 +236,18 @@ async def get(session: AsyncSession, tenant_id: UUID, job_id: UUID) -> Job:
     return job
 
 
-def _job(tenant_id: UUID, draft: Draft, *, max_attempts: int) -> Job:
-    return Job(
+def _job(tenant_id: UUID, draft: Draft, *, max_attempts: int) -> NewJob:
+    return NewJob(
         tenant_id=tenant_id,
         type=draft.type,
         queue=QUEUES[draft.type],
         spec=draft.spec,
         inputs=draft.inputs,
         summary=draft.summary,
-        state=JobState.QUEUED,
-        state_version=1,
-        event_seq=1,
         max_attempts=max_attempts,
     )
 
 
-async def _add(session: AsyncSession, job: Job, settings: JobSettings) -> Job:
-    await admission.admit(session, [job], settings)
-    return job
+async def _add(session: AsyncSession, job: NewJob, settings: JobSettings) -> Job:
+    (recorded,) = await admission.admit(session, [job], settings)
+    return recorded

@@ -13,7 +13,7 @@ from shared.settings import Settings
 from tests.api.conftest import MakeOwner
 from tests.api.support import Owner, claim, make_settings, succeed, train_request
 
-LIMIT = 130
+LIMIT = 430
 """Above the margin within which submissions take turns, so that both ways of counting are taken."""
 
 
@@ -64,7 +64,7 @@ def test_a_place_is_free_once_a_job_has_begun(owner: Owner, engine: Engine) -> N
     assert owner.client.post("/v1/jobs", json=body).status_code == 202
 
 
-@pytest.mark.parametrize("places", [7, 107], ids=["near the limit", "from beyond the margin"])
+@pytest.mark.parametrize("places", [7, 407], ids=["near the limit", "from beyond the margin"])
 def test_many_at_once_take_exactly_the_places_there_are(owner: Owner, engine: Engine, places: int) -> None:
     body = train_request(owner.add_dataset())
     fill(owner, engine, LIMIT - places)
