@@ -223,7 +223,7 @@ class MatchStyle(_WithStyle):
     """
 
     task: Literal["match_style"]
-    style_weight: float = Field(default=100.0, ge=0, le=1e12)
+    style_weight: float = Field(default=10.0, ge=0, le=1e12)
     """Weight of the style (beta over alpha, equation 7 of the paper); 0 keeps the image."""
     learning_rate: float = Field(default=0.02, gt=0, le=1)
     """About how far a pixel goes in a step; black is 0, white is 1."""

