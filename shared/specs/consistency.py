@@ -16,6 +16,7 @@ class ConsistencySpec(TrainSpec):
     """Tune a trained diffusion model so that ``D(x; sigma)`` is the end of the path through ``x``, not its mean."""
 
     modality: ClassVar[Modality] = "image"
+    nhwc_on_cpu: ClassVar[bool] = True
     tasks: ClassVar[Mapping[str, frozenset[str]]] = {"generate": frozenset({"labels", "steps"})}
     starts_from: ClassVar[frozenset[str]] = frozenset({"diffusion"})
 

@@ -18,6 +18,7 @@ class DiffusionSpec(TrainSpec):
     """Train a denoiser ``D(x; sigma)`` of images in [-1, 1]; sigma is the noise's standard deviation."""
 
     modality: ClassVar[Modality] = "image"
+    nhwc_on_cpu: ClassVar[bool] = True
     built_on: ClassVar[Mapping[str, frozenset[str]]] = {"autoencoder": frozenset({"vae", "vq"})}
     tasks: ClassVar[Mapping[str, frozenset[str]]] = {
         "generate": SAMPLING | {"eta"},

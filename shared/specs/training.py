@@ -27,6 +27,8 @@ class TrainSpec(Spec):
     built_on: ClassVar[Mapping[str, frozenset[str]]] = {}
     """Fields that name a trained model which becomes a frozen part of the network, each with the families it may be
     of. The part is the submodule of the field's name."""
+    nhwc_on_cpu: ClassVar[bool] = False
+    """Whether its images are laid out as NHWC on CPUs too, where kernels for that can be compiled."""
     further_datasets: ClassVar[tuple[str, ...]] = ()
     """Fields that name a dataset beside ``dataset``, of its modality and shape. A batch has as many samples of it,
     under the field's name, in an order of their own."""
@@ -65,7 +67,8 @@ class TrainSpec(Spec):
     """Arithmetic of the forward and backward pass. ``auto`` is bf16 where the device multiplies it in
     hardware and fp32 elsewhere; ``fp16`` scales the loss. A resumed training keeps what it began with."""
     channels_last: bool | None = None
-    """Lay images out as NHWC; when left out, on GPUs only (group norm is slow in NHWC on CPUs)."""
+    """Lay images out as NHWC; when left out, on GPUs, and for diffusion on CPUs where a C++ compiler is at hand
+    (torch's own group norm is slow in NHWC there)."""
     seed: Seed = 0
     """Key of initial weights, batch order and noise."""
     checkpoint_every: int = Field(default=500, ge=1, le=1_000_000)

@@ -129,3 +129,12 @@ def test_another_network_is_refused(field: str, value: Any, tmp_path: Path) -> N
 
     with pytest.raises(ModelLoadFailed):
         read_folder(tmp_path)
+
+
+def test_a_network_in_nhwc_is_as_exact() -> None:
+    ours = filled(UNet(UNETS["s"], 3))
+    theirs = UNet2DModel(**{**config_of(ours, (3, 32, 32)), "num_class_embeds": None})
+    theirs.load_state_dict(ours.state_dict())
+
+    laid_out = ours.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    assert difference(laid_out, theirs.eval(), 2) <= 1e-5

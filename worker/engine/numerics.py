@@ -4,6 +4,7 @@ import os
 import platform
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Literal, Self, TypeVar
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from shared.specs.training import TrainSpec
+from worker.kernels import native
 
 ConcretePrecision = Literal["fp32", "bf16", "fp16"]
 
@@ -52,8 +54,7 @@ class Numerics:
         layout = spec.channels_last
         return cls(
             precision=precision,
-            # On CPUs, group norm loses more in NHWC than convolutions gain (bf16: 114 against 78 ms a step).
-            channels_last=device.type != "cpu" if layout is None else layout,
+            channels_last=is_fast_in_nhwc(spec, device) if layout is None else layout,
             num_threads=torch.get_num_threads(),
         )
 
@@ -83,6 +84,25 @@ class Numerics:
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self) | {"halved_at": list(self.halved_at)}
+
+
+def for_sampling(net: NetT, numerics: Numerics) -> NetT:
+    """A copy of ``net`` to draw samples from: in the layout and, where it may be, the precision of a training.
+
+    Networks inside of it that compute in the type of their weights, and say so, get bfloat16 weights under ``bf16``;
+    they take and return float32, so that whoever calls them sees no difference but rounding. All else stays float32.
+    """
+    copy = deepcopy(net).requires_grad_(requires_grad=False).eval()
+    if numerics.precision == "bf16":
+        for module in copy.modules():
+            if getattr(module, "computes_in_type_of_weights", False):
+                module.to(torch.bfloat16)
+    return copy.to(memory_format=numerics.memory_format)  # pyright: ignore[reportCallIssue]
+
+
+def is_fast_in_nhwc(spec: TrainSpec, device: torch.device) -> bool:
+    """Whether convolutions gain by the layout more than norms lose: torch's own lose more on CPUs."""
+    return device.type != "cpu" or (spec.nhwc_on_cpu and native.is_available())
 
 
 def multiplies_bf16(device: torch.device) -> bool:
@@ -120,6 +140,7 @@ def fingerprint(device: torch.device) -> dict[str, Any]:
         "device": torch.cuda.get_device_name(device) if is_cuda else processor_name(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "num_threads": torch.get_num_threads(),
+        "kernels": is_cuda or native.is_available(),
     }
 
 

@@ -39,6 +39,7 @@ class TimeEmbedding(nn.Module):
         self.linear_2 = nn.Linear(dim, dim)
 
     def forward(self, waves_BE: Tensor) -> Tensor:
+        waves_BE = waves_BE.to(self.linear_1.weight.dtype)
         return self.linear_2(nn.functional.silu(self.linear_1(waves_BE)))
 
 
@@ -77,5 +78,6 @@ class Condition(nn.Module):
         """The condition ``(B, E)``."""
         condition_BE = self.time_embedding(self.time_proj(self.time_scale * t_B))
         if self.augmentation_embedding is not None and self._told_BA is not None:
-            condition_BE = condition_BE + self.augmentation_embedding(self._told_BA)
+            told_BA = self._told_BA.to(self.augmentation_embedding.weight.dtype)
+            condition_BE = condition_BE + self.augmentation_embedding(told_BA)
         return condition_BE if self.class_embedding is None else condition_BE + self.class_embedding(label_B)

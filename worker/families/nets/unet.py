@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from worker.families.nets.attention import attend
 from worker.families.nets.dropout import Dropout
 from worker.families.nets.embeddings import Condition
+from worker.families.nets.norm import normalised
 
 NORM_EPS: Final = 1e-6
 
@@ -69,9 +70,9 @@ class ResidualBlock(nn.Module):
         self.conv_shortcut = nn.Identity() if same else nn.Conv2d(channels_in, channels, 1)
 
     def forward(self, x_BCHW: Tensor, condition_BE: Tensor) -> Tensor:
-        h_BCHW = self.conv1(F.silu(self.norm1(x_BCHW)))
-        h_BCHW = h_BCHW + self.time_emb_proj(condition_BE)[:, :, None, None]
-        h_BCHW = self.conv2(self.dropout(F.silu(self.norm2(h_BCHW))))
+        h_BCHW = self.conv1(normalised(self.norm1, x_BCHW, silu=True))
+        h_BCHW = normalised(self.norm2, h_BCHW, self.time_emb_proj(condition_BE), silu=True)
+        h_BCHW = self.conv2(self.dropout(h_BCHW))
         return self.conv_shortcut(x_BCHW) + h_BCHW
 
 
@@ -87,7 +88,7 @@ class Attention(nn.Module):
         self.to_out = nn.Sequential(out)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        pixels_BNC = self.group_norm(x_BCHW).flatten(2).transpose(1, 2)
+        pixels_BNC = normalised(self.group_norm, x_BCHW, silu=False).flatten(2).transpose(1, 2)
         q_B1NC, k_B1NC, v_B1NC = (to(pixels_BNC)[:, None] for to in (self.to_q, self.to_k, self.to_v))
         attended_BNC = attend(q_B1NC, k_B1NC, v_B1NC)[:, 0]
         return x_BCHW + self.to_out(attended_BNC).transpose(1, 2).reshape(x_BCHW.shape)
@@ -188,7 +189,9 @@ class UpBlock(nn.Module):
 
 
 class UNet(Condition):
-    """An image in, an image out, given a time and a class."""
+    """An image in, an image out, given a time and a class; computes in the type that its weights have."""
+
+    computes_in_type_of_weights: Final = True
 
     def __init__(self, layout: UNetLayout, num_channels: int, num_classes: int = 0, dropout: float = 0.0) -> None:
         width = layout.block_out_channels[0]
@@ -211,6 +214,7 @@ class UNet(Condition):
         condition_BE = F.silu(self.embed(t_B, label_B))
         # Zeros, as convolutions see beyond an edge anyway.
         padded_BCHW = F.pad(x_BCHW, (0, -width % self.layout.multiple, 0, -height % self.layout.multiple))
+        padded_BCHW = padded_BCHW.to(self.conv_in.weight.dtype)
         h_BCHW = self.conv_in(F.pixel_unshuffle(padded_BCHW, self.layout.patch_size))
         skips = [h_BCHW]
         for down in self.down_blocks:
@@ -218,5 +222,6 @@ class UNet(Condition):
         h_BCHW = self.mid_block(h_BCHW, condition_BE)
         for up in self.up_blocks:
             h_BCHW = up(h_BCHW, condition_BE, skips)
-        out_BCHW = F.pixel_shuffle(self.conv_out(F.silu(self.conv_norm_out(h_BCHW))), self.layout.patch_size)
+        raw_BCHW = self.conv_out(normalised(self.conv_norm_out, h_BCHW, silu=True))
+        out_BCHW = F.pixel_shuffle(raw_BCHW, self.layout.patch_size)
         return out_BCHW[:, :, :height, :width].float()
