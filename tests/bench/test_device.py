@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from bench import device
+from bench import device, usual
 from bench.device_parts import Bench
 from bench.limits import Ceilings, Work, count
 from bench.timing import OUT_OF_TIME, Clock
+from worker.families.nets.unet import UNETS, UNet
 
 CPU = torch.device("cpu")
 UNCOUNTED = {"DCGAN training"}
@@ -21,6 +22,10 @@ UNCOUNTED = {"DCGAN training"}
 def bench_of(**clock: Any) -> Bench:
     ceilings = Ceilings(flops_per_second=1e12, bytes_per_second=1e11)
     return Bench(clock=Clock(device=CPU, rounds=1, block_seconds=0, **clock), ceilings=ceilings, is_tiny=True)
+
+
+def num_weights(net: nn.Module) -> int:
+    return sum(weight.numel() for weight in net.parameters())
 
 
 @pytest.mark.parametrize("part", device.PARTS)
@@ -33,6 +38,19 @@ def test_every_part_runs_and_fills_its_rows(part: str):
     assert all(0 < row["low"] <= row["seconds"] <= row["high"] for row in timed)
     assert all(row["limit"] > 0 and row["share_of_limit"] > 0 for row in timed if row["part"] not in UNCOUNTED)
     assert len(device.table(bench.rows).splitlines()) > len(bench.rows)
+
+
+def test_where_diffusers_is_installed_its_network_is_the_one_that_is_timed():
+    """As large as ours to the weight, and it goes through the same loops."""
+    pytest.importorskip("diffusers")
+    whose, net = usual.predictor("s", (3, 8, 8))
+
+    step = usual.training(net, torch.ones(1, 3, 8, 8), usual.USUAL)
+    step()
+    drawn = usual.ddim(net, (1, 3, 8, 8), 2, CPU, usual.USUAL)()
+    assert whose == "diffusers"
+    assert num_weights(net) == num_weights(UNet(UNETS["s"], 3))
+    assert isinstance(drawn, torch.Tensor) and drawn.dtype == torch.uint8
 
 
 def test_a_part_that_breaks_is_told_of_and_the_next_one_runs():

@@ -86,6 +86,16 @@ def test_any_length_will_do(device: torch.device, num: int):
         assert close(tensors(one)[name], tensors(other)[name]), name
 
 
+def test_the_norm_is_of_all_sums_however_many(device: torch.device):
+    """More of them than are added at once, which takes more weights than the interpreter goes through in a test."""
+    from worker.kernels import adamw_triton
+    from worker.kernels.choice import launch
+
+    sums, norm = drawn(2500, 0, device).square(), torch.empty((), device=device)
+    launch(adamw_triton._root, (1,), sums, norm, len(sums), BLOCK=adamw_triton.BLOCK)
+    assert close(norm, sums.sum().sqrt())
+
+
 def test_nothing_is_written_beyond_the_end(device: torch.device):
     flat = flat_of(1100, device)
     rooms = {name: torch.full((1200,), 7, dtype=tensor.dtype, device=device) for name, tensor in tensors(flat).items()}
