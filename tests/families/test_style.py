@@ -423,7 +423,7 @@ def test_digits_take_the_brightness_of_a_style_and_stay_what_they_are() -> None:
             made = as_bytes(net.decoder(adain(content, net.encoder(from_bytes(style))[-1])))
             grey[look] = [one.float().mean().item() for one in (made, style, held_out)]
             kept = (judge.classes(restored(made) if look is faded else made) == known).float().mean().item()
-            assert kept > 0.6, (look, kept)
+            assert kept > 0.75
     assert (same.float() - held_out.float()).abs().mean().item() < 20
-    assert (judge.classes(same) == known).float().mean().item() > 0.8
+    assert (judge.classes(same) == known).float().mean().item() > 0.9
     assert all(abs(made - style) < 0.5 * abs(before - style) for made, style, before in grey.values())
