@@ -26,6 +26,7 @@ _WORKERS: Final = text("""
 SELECT CASE WHEN state <> 'stopped' AND seen_at < clock_timestamp() - :gone_after THEN 'gone' ELSE state END, count(*)
 FROM workers GROUP BY 1
 """)
+_MODELS: Final = text("SELECT name, model_hits, model_misses FROM workers ORDER BY name")
 _OUTBOX: Final = text("SELECT count(*) FROM outbox WHERE sent_at IS NULL")
 
 
@@ -106,4 +107,13 @@ def _totals(connection: Any) -> list[Metric]:
     workers = GaugeMetricFamily("noisemill_workers", "Workers by what they do", labels=["state"])
     for state, count in connection.execute(_WORKERS, {"gone_after": GONE_AFTER}):
         workers.add_metric([state], count)
-    return [finished, attempts, workers]
+    return [finished, attempts, workers, *_models(connection)]
+
+
+def _models(connection: Any) -> list[Metric]:
+    hits = CounterMetricFamily("noisemill_model_hits", "Jobs whose model was loaded already", labels=["worker"])
+    misses = CounterMetricFamily("noisemill_model_misses", "Jobs whose model had to be loaded", labels=["worker"])
+    for name, num_hits, num_misses in connection.execute(_MODELS):
+        hits.add_metric([name], num_hits)
+        misses.add_metric([name], num_misses)
+    return [hits, misses]

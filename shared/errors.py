@@ -165,7 +165,7 @@ class ModelLoadFailed(JobError):
 
 
 class NanLoss(JobError):
-    """The loss stopped being a number."""
+    """The loss, or a sample, stopped being a number."""
 
     code = "nan_loss"
 

@@ -96,6 +96,9 @@ class Company:
             if room > self._room:
                 self._look_at = 0.0
             self._room = room
+        elif message["type"] == "model":
+            self._device.model_hits += message["was_loaded"]
+            self._device.model_misses += not message["was_loaded"]
         # Of an attempt that is over, a thread may still have spoken.
         elif (watch := self._watches.get(_name(message))) is not None:
             watch.hear(message)

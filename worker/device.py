@@ -35,6 +35,8 @@ class Device:
         self.name: str | None = None
         self.num_assigned = 0
         """Jobs that this runner was given."""
+        self.model_hits = self.model_misses = 0
+        """Models that runners found loaded, and those they had to load."""
         self._process: subprocess.Popen[bytes] | None = None
         self._channel: Channel | None = None
         self._heard: Queue[Message] = Queue()

@@ -96,6 +96,10 @@ class Run(Protocol):
         """The operator's folder of feature networks."""
         ...
 
+    def found_model(self, *, was_loaded: bool) -> None:
+        """Say whether the job's model was on the device already."""
+        ...
+
     def phase(self, name: str) -> None:
         """Say what the job is doing now (``loading_data``, ``training``, ``uploading`` …)."""
         ...

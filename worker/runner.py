@@ -4,7 +4,7 @@ Started by the supervisor as ``python -m worker.runner --fd N`` in its own proce
 the supervisor over a channel and to storage, never to SQL or the broker. When the supervisor dies,
 the channel closes and the runner kills its whole group.
 
-Says: ready, room, phase, step, metrics, log, artifact, done, failed, stopped, parted. Hears: run, stop.
+Says: ready, room, model, phase, step, metrics, log, artifact, done, failed, stopped, parted. Hears: run, stop.
 """
 
 import argparse
@@ -89,6 +89,9 @@ class RunnerRun:
     @property
     def feature_networks(self) -> Path | None:
         return self._runner.feature_networks
+
+    def found_model(self, *, was_loaded: bool) -> None:
+        self._runner.channel.send({"type": "model", "was_loaded": was_loaded})
 
     def stop(self, reason: StopReason) -> None:
         """Ask the attempt to stop; called from another thread. A later reason counts if it is more urgent."""

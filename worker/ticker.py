@@ -101,6 +101,8 @@ class Ticker:
         says: dict[str, Any] = {"name": supervisor.name, "host": self._host, "pid": os.getpid(), "state": state}
         says |= {"queues": supervisor.queues, "device": supervisor.device.name, "job_id": supervisor.job_id}
         supervisor.ask(lambda s: workers.sign_in(s, **says))
+        models = {"hits": supervisor.device.model_hits, "misses": supervisor.device.model_misses}
+        supervisor.ask(lambda s: workers.count_models(s, supervisor.name, **models))
         if not self._signed_as:
             supervisor.ask(lambda s: workers.started(s, supervisor.name))
         self._signed_in, self._signed_as = now, state

@@ -359,6 +359,9 @@ class Worker(SQLModel, table=True):
     state: str = Field(sa_column=Column(Text, nullable=False))
     """``idle``, ``busy``, ``draining`` or ``stopped``; a worker not seen for long is gone."""
     job_id: UUID | None = Field(default=None, sa_column=Column(ForeignKey("jobs.id", ondelete="SET NULL")))
+    model_hits: int = Field(default=0, sa_column=columns.counter())
+    """Jobs whose model was loaded already, since the worker's process began."""
+    model_misses: int = Field(default=0, sa_column=columns.counter())
     started_at: datetime | None = Field(default=None, sa_column=columns.time(default=True))
     seen_at: datetime | None = Field(default=None, sa_column=columns.time(default=True))
 

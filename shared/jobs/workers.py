@@ -31,6 +31,11 @@ def sign_in(
     session.execute(row.on_conflict_do_update(index_elements=["name"], set_=says | {"seen_at": func.clock_timestamp()}))
 
 
+def count_models(session: Session, name: str, *, hits: int, misses: int) -> None:
+    """Say how many jobs of the worker's process found their model loaded, and how many did not."""
+    session.execute(update(Worker).where(col(Worker.name) == name).values(model_hits=hits, model_misses=misses))
+
+
 def started(session: Session, name: str) -> None:
     """Say that the worker's process is a new one, whatever its name and number were before."""
     session.execute(update(Worker).where(col(Worker.name) == name).values(started_at=func.clock_timestamp()))

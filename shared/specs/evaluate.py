@@ -41,6 +41,9 @@ class EvaluateSpec(Generate):
     batch_size: int = Field(default=64, ge=1, le=4096)
     """Images that go through a network at once when they are scored."""
 
+    preview_every: None = None  # pyright: ignore[reportIncompatibleVariableOverride]
+    """An evaluation shows no samples on the way."""
+
     @model_validator(mode="after")
     def _classes_need_a_classifier(self) -> Self:
         if not self.knows_classes and "classes" in (self.metrics or []):

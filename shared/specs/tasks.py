@@ -15,6 +15,8 @@ Solver = Literal["euler", "heun", "ddim", "ddpm", "dpmpp_2m"]
 """How a diffusion model goes from noise to data: Euler and Heun (Karras et al., 2022), DDIM (Song et al., 2020),
 ancestral DDPM (Ho et al., 2020), DPM-Solver++(2M) (Lu et al., 2022)."""
 
+Precision = Literal["auto", "fp32", "bf16"]
+
 
 def _ascending(interval: tuple[float, float]) -> tuple[float, float]:
     if interval[0] >= interval[1]:
@@ -54,6 +56,12 @@ class _Task(Spec):
     """The model version to use."""
     seed: Seed = 0
     """Key of the noise: sample ``index`` of a seed is the same whatever else is drawn with it."""
+    precision: Precision = "fp32"
+    """What the network computes in; ``auto`` is bf16 where the device multiplies it in hardware. Other parts of a
+    sampler, and networks that know no other, stay in fp32."""
+    determinism: Literal["exact", "relaxed"] = "exact"
+    """``exact``: the bytes do not depend on what else is drawn at the same time. ``relaxed``: they may, in their last
+    bits, and no time is spent on slots that nobody uses."""
 
     def options(self) -> dict[str, Any]:
         """Those of its fields that not every family understands."""
@@ -74,6 +82,8 @@ class Sampling(_Task):
     """Strength of classifier-free guidance (Ho and Salimans, 2022); 1 is none."""
     guidance_interval: NoiseInterval | None = None
     """Noise levels at which guidance acts (Kynkäänniemi et al., 2024); all of them when left out."""
+    preview_every: int | None = Field(default=None, ge=1)
+    """Show what some of the samples are going to be after every so many steps, where the model can tell."""
 
 
 class Generate(Sampling):

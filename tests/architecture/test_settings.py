@@ -77,7 +77,7 @@ def test_the_reason_for_each_queue_setting_is_written_down(name: str):
     assert f"`{name}`" in (REPOSITORY / "docs/reliability.md").read_text()
 
 
-@pytest.mark.parametrize("name", ["configuration", "quality"])
+@pytest.mark.parametrize("name", ["configuration", "performance", "quality"])
 def test_a_generated_page_is_that_of_its_source(name: str):
     spec = importlib.util.spec_from_file_location(name, REPOSITORY / f"docs/{name}.py")
     page = importlib.util.module_from_spec(spec)

@@ -49,6 +49,11 @@ class FolderRun:
     measured: list[tuple[int, str, dict[str, float]]] = field(default_factory=list)
     logs: list[str] = field(default_factory=list)
     published: list[Published] = field(default_factory=list)
+    found: list[bool] = field(default_factory=list)
+    """Whether models were loaded already."""
+
+    def found_model(self, *, was_loaded: bool) -> None:
+        self.found.append(was_loaded)
 
     def phase(self, name: str) -> None:
         self.phases.append(name)

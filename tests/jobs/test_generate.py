@@ -5,19 +5,20 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from shared.errors import DatasetInvalid, ModelLoadFailed
+from shared.errors import DatasetInvalid, ModelLoadFailed, UploadFailed
 from tests.jobs.conftest import DATASET_ID, DIFFUSION, bars
 from tests.jobs.folder_run import FolderRun, put, store_array
-from worker.jobs.generate import generate
+from worker.engine.sampling import Tile
+from worker.jobs.generate import generate, serve
 from worker.jobs.pictures import encode_png, sheet
 from worker.jobs.train import train
-from worker.run import Stopped
+from worker.run import Parted, Stopped
 
 MakeRun = Callable[..., FolderRun]
 
@@ -137,6 +138,7 @@ def test_a_model_is_loaded_once_for_several_jobs(generate_run: MakeRun, trained:
     (second.folder / trained["weights"]["key"]).unlink()
 
     assert generated(second) == samples_of(first)
+    assert (first.found, second.found) == ([False], [True])
 
 
 def test_weights_that_do_not_fit_their_description_are_refused(generate_run: MakeRun, trained: dict[str, Any]) -> None:
@@ -236,3 +238,132 @@ def test_a_picture_keeps_its_pixels() -> None:
 def test_a_picture_has_one_or_three_channels() -> None:
     with pytest.raises(ValueError, match="2"):
         encode_png(np.zeros((2, 4, 4), np.uint8))
+
+
+def pixels_of(run: FolderRun) -> np.ndarray:
+    return np.stack([np.asarray(Image.open(io.BytesIO(body)), np.int64) for body in samples_of(run).values()])
+
+
+def test_relaxed_samples_are_the_same_to_the_eye_and_say_that_their_bytes_may_differ(
+    generate_run: MakeRun, trained: dict[str, Any]
+) -> None:
+    exact, relaxed = (generate_run(trained, num_samples=3, determinism=how) for how in ("exact", "relaxed"))
+
+    results = [generate(run) for run in (exact, relaxed)]
+
+    assert [result["reproducibility"] for result in results] == ["same_hardware", "none"]
+    assert [result["fingerprint"]["tile"] for result in results] == [8, None]
+    assert np.abs(pixels_of(exact) - pixels_of(relaxed)).max() <= 1
+
+
+def test_samples_in_bf16_resemble_those_in_fp32_and_say_so(train_run: MakeRun, generate_run: MakeRun) -> None:
+    fields = {"base": DIFFUSION | {"network": "unet", "preset": "xs"}}
+    trained = train(train_run(**fields, steps=30, learning_rate=2e-3))
+    asked = {"num_samples": 2, "solver": "ddim", "steps": 4}
+    full, half = (generate_run(trained, **fields, **asked, precision=how) for how in ("fp32", "bf16"))
+
+    results = [generate(run) for run in (full, half)]
+
+    assert [result["fingerprint"]["precision"] for result in results] == ["fp32", "bf16"]
+    recipe = json.loads(Image.open(io.BytesIO(samples_of(half)["sample-0000.png"])).info["noisemill"])
+    assert recipe["precision"] == "bf16"
+    difference = np.abs(pixels_of(full) - pixels_of(half)).mean()
+    assert 0 < difference < 8
+
+
+def test_previews_come_nearer_to_the_sample(train_run: MakeRun, generate_run: MakeRun) -> None:
+    trained = train(train_run(base=DIFFUSION))
+    run = generate_run(trained, base=DIFFUSION, num_samples=1, solver="euler", steps=8, preview_every=2)
+    plain = generate_run(trained, base=DIFFUSION, num_samples=1, solver="euler", steps=8)
+
+    results = [generate(one)["sha256"] for one in (run, plain)]
+
+    shown = run.artifacts("preview")
+    assert [one.metadata["step"] for one in shown] == [2, 4, 6]
+    assert results[0] == results[1]
+    distances = []
+    for one in shown:
+        picture = np.asarray(Image.open(io.BytesIO(run.body(one))), np.int64)
+        size = picture.shape[0] // 12
+        seen = picture[2 : 2 + 12 * size : size, 2 : 2 + 12 * size : size][:12, :12]
+        distances.append(float(np.abs(seen - pixels_of(run)[0]).mean()))
+    assert distances == sorted(distances, reverse=True)
+
+
+def served(*runs: FolderRun) -> dict[int, Any]:
+    """What becomes of jobs that come one after another, each at the next step; results and errors by place."""
+    settled: dict[int, Any] = {}
+
+    class Desk:
+        device = "cpu"
+        rooms: ClassVar[list[int]] = []
+
+        def __init__(self) -> None:
+            self.coming = list(runs)
+
+        def arrivals(self) -> list[FolderRun]:
+            return [self.coming.pop(0)] if self.coming else []
+
+        def room(self, samples: int) -> None:
+            self.rooms.append(samples)
+
+        def settle(self, run: FolderRun, result: Callable[[], Any]) -> None:
+            try:
+                settled[runs.index(run)] = result()
+            except Exception as error:  # noqa: BLE001  (it is what the test looks at)
+                settled[runs.index(run)] = error
+
+    serve(Desk())
+    return settled
+
+
+def test_jobs_that_share_the_device_publish_what_they_do_alone(train_run: MakeRun, generate_run: MakeRun) -> None:
+    trained = train(train_run(base=DIFFUSION))
+    asked = [
+        {"seed": 1, "steps": 9, "num_samples": 3},
+        {"seed": 2, "steps": 4},
+        {"seed": 1, "num_samples": 2, "steps": 9},
+    ]
+    asked += [
+        {"task": "interpolate", "num_pairs": 1, "num_points": 3, "steps": 3},
+        {"seed": 3, "determinism": "relaxed"},
+    ]
+    alone, together = ([generate_run(trained, base=DIFFUSION, **fields) for fields in asked] for _ in range(2))
+
+    expected = [generate(run)["sha256"] for run in alone[:4]]
+    results = served(*together)
+
+    assert [results[place]["sha256"] for place in range(4)] == expected
+    assert [samples_of(run) for run in together[:4]] == [samples_of(run) for run in alone[:4]]
+    assert results[4]["reproducibility"] == "none"
+
+
+def test_what_fails_for_one_job_is_the_others_no_concern(train_run: MakeRun, generate_run: MakeRun) -> None:
+    trained = train(train_run(base=DIFFUSION))
+    runs = [generate_run(trained, base=DIFFUSION, num_samples=2, steps=12, seed=seed) for seed in range(4)]
+    expected = generate(generate_run(trained, base=DIFFUSION, num_samples=2, steps=12, seed=3))["sha256"]
+    runs[0].stop_at = (4, "cancel")
+    runs[1] = generate_run(trained | {"weights": trained["weights"] | {"sha256": "0" * 64}}, base=DIFFUSION)
+
+    def refuse(kind: str) -> None:
+        raise UploadFailed(f"no {kind} today")
+
+    runs[2].before_publish = refuse
+    results = served(*runs)
+
+    assert [type(results[place]).__name__ for place in range(3)] == ["Stopped", "InputDamaged", "UploadFailed"]
+    assert results[3]["sha256"] == expected
+
+
+def test_a_step_that_fails_for_several_jobs_has_each_tried_alone(
+    generate_run: MakeRun, trained: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(tile: Any) -> Any:
+        raise ValueError("a bug")
+
+    monkeypatch.setattr(Tile, "step", broken)
+    together = served(*(generate_run(trained, num_samples=2, seed=seed) for seed in range(2)))
+    alone = served(generate_run(trained, num_samples=2))
+
+    assert {type(one) for one in together.values()} <= {Parted, ValueError}
+    assert type(alone[0]) is ValueError

@@ -131,6 +131,7 @@ _ACTS: dict[str, Any] = {
     "publish": _publish,
     "metrics": lambda run, step, values: run.metrics(step, "train", values),
     "phase": lambda run, name: run.phase(name),
+    "model": lambda run, was_loaded: run.found_model(was_loaded=was_loaded),
     "fail": _fail,
     "raise": _raise,
     "die": lambda run, signal: os.kill(os.getpid(), signal),

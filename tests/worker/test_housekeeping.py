@@ -61,6 +61,19 @@ def test_a_drained_worker_leaves_the_housekeeping_to_the_next(workplace: Workpla
     assert {worker.name: worker.state for worker in workplace.rows(Worker)} == {"w1": "draining", "w2": "idle"}
 
 
+def test_a_worker_tells_how_often_models_were_loaded_already(workplace: Workplace) -> None:
+    for was_loaded in (False, True, True):
+        workplace.job(["model", was_loaded])
+    supervisor = workplace.supervisor()
+    while supervisor.run_next():
+        pass
+
+    workplace.ticker(supervisor).tick()
+
+    (worker,) = workplace.rows(Worker)
+    assert (worker.model_hits, worker.model_misses) == (2, 1)
+
+
 def test_a_worker_that_starts_again_under_its_name_started_anew(workplace: Workplace) -> None:
     ticker = workplace.ticker(workplace.supervisor())
     ticker.tick()

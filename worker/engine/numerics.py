@@ -12,6 +12,7 @@ from typing import Any, Final, Literal, Self, TypeVar
 import torch
 from torch import Tensor, nn
 
+from shared.specs.tasks import Precision
 from shared.specs.training import TrainSpec
 from worker.kernels import native
 
@@ -55,6 +56,16 @@ class Numerics:
         return cls(
             precision=precision,
             channels_last=is_fast_in_nhwc(spec, device) if layout is None else layout,
+            num_threads=torch.get_num_threads(),
+        )
+
+    @classmethod
+    def of_sampling(cls, precision: Precision, device: torch.device) -> "Numerics":
+        """How samples are drawn that were asked for in ``precision``."""
+        is_bf16 = precision == "bf16" or (precision == "auto" and multiplies_bf16(device))
+        return cls(
+            precision="bf16" if is_bf16 else "fp32",
+            channels_last=is_bf16 and (device.type != "cpu" or native.is_available()),
             num_threads=torch.get_num_threads(),
         )
 

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from shared.errors import NanLoss, OutOfMemory
 from worker.engine.memory import is_out_of_memory, release
-from worker.engine.tile_width import widest
-from worker.families.family import Draw, Sampler, Seeded, SlotState
+from worker.engine.tile_width import WIDEST, widest
+from worker.families.family import Draw, Foreseeing, Sampler, Seeded, SlotState
 from worker.kernels.noise import Domain, Noise
 
 Reproducibility = Literal["exact", "same_hardware", "none"]
@@ -46,11 +46,11 @@ class Tile(Generic[RequestT]):
         self.net, self.sampler, self.device = net, sampler, device
         # Slots that nobody has entered yet hold the example, so that they are stepped on real numbers.
         self._example = self._start(example)
-        self.width = width or widest(self._try, device)
+        self.width = width or self._widest()
         self._clear()
 
-    def _try(self, width: int) -> None:
-        self._stepped(_repeat(self._example, width))
+    def _widest(self, below: int | None = None) -> int:
+        return widest(lambda width: self._stepped(_repeat(self._example, width)), self.device, below=below)
 
     def _clear(self) -> None:
         self._state = _repeat(self._example, self.width)
@@ -71,6 +71,14 @@ class Tile(Generic[RequestT]):
         taken = [occupant for occupant in self._slots if occupant is not None]
         return [(one.draw, self.sampler.num_steps(one.draw.request) - one.steps_left) for one in taken]
 
+    @torch.no_grad()
+    def look(self, draw: Draw[RequestT]) -> Tensor | None:
+        """What one of its samples is going to be; None where the sampler cannot tell, or not yet."""
+        for slot, occupant in enumerate(self._slots):
+            if occupant is not None and occupant.draw is draw and isinstance(self.sampler, Foreseeing):
+                return self.sampler.look(self.net, self._row(slot))[0].cpu()
+        return None
+
     def admit(self, draws: Sequence[Draw[RequestT]]) -> None:
         """Put draws into free slots; ValueError if there are too many."""
         free = [slot for slot, occupant in enumerate(self._slots) if occupant is None]
@@ -86,7 +94,7 @@ class Tile(Generic[RequestT]):
 
         None stands for a sample that came out as no number; its neighbours know nothing of it.
         """
-        self._state = self._stepped(self._state)
+        self._advance()
         taken = [(slot, occupant) for slot, occupant in enumerate(self._slots) if occupant is not None]
         for _, occupant in taken:
             occupant.steps_left -= 1
@@ -109,7 +117,7 @@ class Tile(Generic[RequestT]):
         draws = [occupant.draw for occupant in self._slots if occupant is not None]
         self._state = {}
         release(self.device)
-        self.width = widest(self._try, self.device, below=self.width)
+        self.width = self._widest(below=self.width)
         self._clear()
         return draws
 
@@ -118,6 +126,9 @@ class Tile(Generic[RequestT]):
         for slot, occupant in enumerate(self._slots):
             if occupant is not None and unwanted(occupant.draw):
                 self._slots[slot] = None
+
+    def _advance(self) -> None:
+        self._state = self._stepped(self._state)
 
     # A row starts and finishes alone: that costs little, and alone it has no neighbours.
 
@@ -128,9 +139,12 @@ class Tile(Generic[RequestT]):
     def _stepped(self, state: SlotState) -> SlotState:
         return state | self.sampler.step(self.net, state, _noise(state)) | {STEP: state[STEP] + 1}
 
+    def _row(self, slot: int) -> SlotState:
+        return {name: tensor[slot : slot + 1].clone() for name, tensor in self._state.items()}
+
     @torch.no_grad()
     def _finish(self, slot: int) -> Tensor | None:
-        row = {name: tensor[slot : slot + 1].clone() for name, tensor in self._state.items()}
+        row = self._row(slot)
         if any(bool(tensor.isnan().any()) for tensor in row.values() if tensor.is_floating_point()):
             return None
         return self.sampler.finish(self.net, row)[0].cpu()
@@ -147,6 +161,21 @@ def signature(sampler: Sampler, draw: Draw[Any], device: torch.device) -> Hashab
     """What draws must have in common, beside network and sampler, to share a tile."""
     state = _started(sampler, draw, device)
     return tuple((name, tensor.dtype, tuple(tensor.shape)) for name, tensor in sorted(state.items()))
+
+
+class LooseTile(Tile[RequestT]):
+    """A tile of which only the slots in use are stepped: faster while it is not full, and the number of neighbours
+    decides about the last bits of a sample."""
+
+    def _widest(self, below: int | None = None) -> int:
+        return WIDEST.get(self.device.type, 1) if below is None else below // 2
+
+    def _advance(self) -> None:
+        taken = torch.tensor([slot for slot, occupant in enumerate(self._slots) if occupant], device=self.device)
+        rows = self._stepped({name: tensor[taken] for name, tensor in self._state.items()})
+        for name, tensor in rows.items():
+            whole = self._state.setdefault(name, tensor.new_zeros(self.width, *tensor.shape[1:]))
+            whole[taken] = tensor
 
 
 def _noise(state: SlotState) -> Noise:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, Literal, Protocol, TypeVar
+from typing import Any, Generic, Literal, Protocol, TypeVar, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -118,6 +118,15 @@ class Sampler(Protocol):
 
         The engine finishes each row alone, so that this need not be even across a tile.
         """
+        ...
+
+
+@runtime_checkable
+class Foreseeing(Protocol):
+    """A sampler that can tell on the way what its samples are going to be."""
+
+    def look(self, net: Any, state: SlotState) -> Tensor:
+        """As ``finish``, for slots that have had a step."""
         ...
 
 

@@ -14,7 +14,7 @@ from shared.specs.evaluate import OF_SAMPLES, EvaluateSpec
 from shared.specs.tasks import Reconstruct, Request
 from worker.data.dataset import ImageDataset
 from worker.engine.numerics import exact, fingerprint
-from worker.engine.sampling import BY_CHANCE, REPRODUCIBILITY, Tile, sample
+from worker.engine.sampling import BY_CHANCE, REPRODUCIBILITY, LooseTile, Tile, sample
 from worker.families.family import Batch, Draw, Score
 from worker.jobs.inputs import fetch_images
 from worker.jobs.loaded import LoadedModel
@@ -45,7 +45,7 @@ def evaluate(run: Run) -> dict[str, Any]:
     run.phase("loading_model")
     spec = EvaluateSpec.model_validate(dict(run.assignment.spec))
     with exact(), torch.no_grad():
-        model = LoadedModel.load(run, run.assignment.inputs["model"], torch.device(run.device))
+        model = LoadedModel.load(run, run.assignment.inputs["model"], torch.device(run.device), spec.precision)
         return _Evaluation(run, spec, model, fetch_images(run, run.assignment.inputs["dataset"])).execute()
 
 
@@ -75,7 +75,7 @@ class _Evaluation:
         if not len(self.indices):
             raise DatasetInvalid(f"the dataset has no {spec.split} samples")
         self.features: Features = features_of(spec.features or default_features(dataset.shape), run.feature_networks)
-        self.report, self.tiles, self.by_chance = Report(), dict[str, int](), False
+        self.report, self.tiles, self.by_chance = Report(), dict[str, int](), spec.determinism == "relaxed"
         self.done, self.steps = 0, self._num_steps()
 
     def _num_steps(self) -> int:
@@ -167,7 +167,8 @@ class _Evaluation:
     def _drawn(self, task: str, draws: list[Draw[Request]]) -> Tensor:
         """What became of the draws, by index."""
         images: dict[int, Tensor] = {}
-        tile = Tile(self.model.net, self.model.sampler(task), draws[0], self.device)
+        kind = Tile if self.spec.determinism == "exact" else LooseTile
+        tile = kind(self.model.net, self.model.sampler(task), draws[0], self.device)
         width, begun = tile.width, self.done
         steps, stepped = tile.sampler.num_steps(draws[0].request), 0
 
@@ -274,7 +275,7 @@ class _Evaluation:
         return result | {
             "sha256": report.sha256,
             "reproducibility": BY_CHANCE if self.by_chance else REPRODUCIBILITY,
-            "fingerprint": fingerprint(self.device) | {"tiles": self.tiles, "precision": "fp32"},
+            "fingerprint": fingerprint(self.device) | {"tiles": self.tiles, "precision": self.model.numerics.precision},
         }
 
 

@@ -16,7 +16,7 @@ from torch import nn
 
 from shared.errors import JobError
 from worker.engine.numerics import exact
-from worker.engine.sampling import Line, Tile, signature
+from worker.engine.sampling import Line, LooseTile, Tile, signature
 from worker.jobs.order import MOST_UNSTORED, Order
 from worker.run import Desk, Parted, Run
 
@@ -108,11 +108,12 @@ class _Service:
     def _line_of(self, order: Order) -> Line[Any]:
         """The line in which its draws can share steps with others, put last."""
         net, example = order.model.net, order.draws[0]
-        shapes = order.request.task, signature(order.sampler, example, self._device)
+        shapes = order.request.task, order.is_exact, signature(order.sampler, example, self._device)
         line = self._lines.pop((id(net), shapes), None)
         if line is None:
             widths = WIDTHS.setdefault(net, {})
-            line = Line(Tile(net, order.sampler, example, self._device, widths.get(shapes)))
+            kind = Tile if order.is_exact else LooseTile
+            line = Line(kind(net, order.sampler, example, self._device, widths.get(shapes)))
             widths[shapes] = line.tile.width
         # Those that nobody uses any more take memory.
         self._lines = {key: one for key, one in self._lines.items() if not one.is_empty} | {(id(net), shapes): line}
@@ -133,6 +134,8 @@ class _Service:
                     order.take(draw, sample, line.tile.width)
                 except JobError as error:
                     self._end(order, partial(_raise, error))
+        for order in self._orders:
+            order.show(line.tile)
         return True
 
     def _break_up(self, line: Line[Any], error: Exception) -> None:

@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from shared.specs.tasks import OPTIONS, Request
+from shared.specs.tasks import OPTIONS, Precision, Request
 from shared.specs.training import TrainSpec
 from worker.engine.checkpoint import load_weights
 from worker.engine.models import MODELS
+from worker.engine.numerics import Numerics, for_sampling
 from worker.engine.training import build
 from worker.families import FAMILIES
 from worker.families.family import DataInfo
@@ -21,26 +22,33 @@ from worker.run import Run
 class LoadedModel:
     """A model version on the device."""
 
-    def __init__(self, fields: Mapping[str, Any], net: nn.Module, spec: TrainSpec, data: DataInfo) -> None:
+    def __init__(
+        self, fields: Mapping[str, Any], net: nn.Module, spec: TrainSpec, data: DataInfo, numerics: Numerics
+    ) -> None:
         self.name = f"{fields['name']}@{fields['version']}"
         self.sha256: str = fields["weights"]["sha256"]
         self.family = FAMILIES[fields["family"]]
-        self.net, self.spec, self.data = net, spec, data
+        self.net, self.spec, self.data, self.numerics = net, spec, data, numerics
 
     @classmethod
-    def load(cls, run: Run, fields: Mapping[str, Any], device: torch.device) -> "LoadedModel":
+    def load(
+        cls, run: Run, fields: Mapping[str, Any], device: torch.device, precision: Precision = "fp32"
+    ) -> "LoadedModel":
         family = FAMILIES[fields["family"]]
         spec = family.spec.model_validate(fields["spec"])
         data = DataInfo.from_json(fields["info"])
+        numerics = Numerics.of_sampling(precision, device)
 
         def load() -> nn.Module:
             net = build(family, spec, data)
             load_weights(run.fetch(stored(fields["weights"])), net)
-            return net.requires_grad_(requires_grad=False).eval().to(device)
+            return for_sampling(net.to(device), numerics)
 
         # The same weights may be described in another way, which makes another network of them.
-        key = (fields["weights"]["sha256"], spec.model_dump_json(), json.dumps(data.as_json()), str(device))
-        return cls(fields, MODELS.get(key, load), spec, data)
+        described = spec.model_dump_json(), json.dumps(data.as_json()), numerics
+        key = fields["weights"]["sha256"], str(device), *described
+        run.found_model(was_loaded=key in MODELS)
+        return cls(fields, MODELS.get(key, load), spec, data, numerics)
 
     def sampler(self, task: str) -> Any:
         return self.family.tasks[task](self.spec, self.data)
@@ -48,7 +56,7 @@ class LoadedModel:
     def recipe(self, request: Request) -> dict[str, Any]:
         """What the bytes of a sample depend on, and how to ask for it again; nothing of the job."""
         meaningless = OPTIONS - self.spec.tasks[request.task]
-        elsewhere = {"model", "task", "seed", "num_samples", "num_pairs"}
+        elsewhere = {"model", "task", "seed", "num_samples", "num_pairs", "precision", "determinism", "preview_every"}
         parameters = request.model_dump(mode="json", exclude=elsewhere | meaningless)
         return {
             "model": self.name,
@@ -56,4 +64,4 @@ class LoadedModel:
             "task": request.task,
             "parameters": parameters,
             "seed": request.seed,
-        }
+        } | ({} if self.numerics.precision == "fp32" else {"precision": self.numerics.precision})

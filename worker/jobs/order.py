@@ -7,6 +7,7 @@ waits for storage.
 import hashlib
 import io
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from math import ceil, sqrt
 from typing import Any, Final
 
@@ -16,9 +17,9 @@ from pydantic import TypeAdapter
 from torch import Tensor
 
 from shared.specs import GenerateSpec
-from shared.specs.tasks import Generate, Interpolate, Request, Traverse
+from shared.specs.tasks import Generate, Interpolate, Request, Sampling, Traverse
 from worker.engine.numerics import fingerprint
-from worker.engine.sampling import BY_CHANCE, REPRODUCIBILITY, Reproducibility, no_number
+from worker.engine.sampling import BY_CHANCE, REPRODUCIBILITY, Reproducibility, Tile, no_number
 from worker.families.family import DataInfo, Draw
 from worker.jobs.inputs import fetch_task_inputs
 from worker.jobs.loaded import LoadedModel
@@ -31,6 +32,8 @@ NPY: Final = "application/x-numpy-data"
 """Media type of an array."""
 MOST_IN_SHEET: Final = 256
 """Samples beyond these are published alone."""
+MOST_SHOWN: Final = 4
+"""Samples in a preview."""
 MOST_UNSTORED: Final = 64
 """Samples that may wait for storage; then no more are drawn."""
 
@@ -42,7 +45,7 @@ class Order:
         self.run, self.device = run, device
         run.phase("loading_model")
         self.request = REQUEST.validate_python(dict(run.assignment.spec))
-        self.model = LoadedModel.load(run, run.assignment.inputs["model"], device)
+        self.model = LoadedModel.load(run, run.assignment.inputs["model"], device, self.request.precision)
         self.sampler = self.model.sampler(self.request.task)
         self.draws = _draws(run, self.request, self.model.data, owner=self)
         self._steps = {draw.index: self.sampler.num_steps(draw.request) for draw in self.draws}
@@ -52,8 +55,13 @@ class Order:
         self._images: dict[int, Tensor] = {}
         self._stored: dict[int, Future[StoredObject]] = {}
         self._result: Future[dict[str, Any]] | None = None
+        self._shown: list[Future[StoredObject]] = []
         self._storing = ThreadPoolExecutor(1, "store")
         run.phase("sampling")
+
+    @property
+    def is_exact(self) -> bool:
+        return self.request.determinism == "exact"
 
     @property
     def num_unstored(self) -> int:
@@ -66,7 +74,7 @@ class Order:
     @property
     def waits_for(self) -> "list[Future[Any]]":
         """What goes on in its thread."""
-        futures: list[Future[Any]] = [*self._stored.values()]
+        futures: list[Future[Any]] = [*self._stored.values(), *self._shown]
         return [one for one in (*futures, self._result) if one is not None and not one.done()]
 
     def take(self, draw: Draw[Request], sample: Tensor | None, width: int) -> None:
@@ -77,7 +85,7 @@ class Order:
         """
         if sample is None:
             raise no_number(draw)
-        if self._width is not None and width < self._width:
+        if self.is_exact and self._width is not None and width < self._width:
             self.run.log(f"Memory ran out: drawing {width} at a time from here on, not {self._width}.")
             self._reproducibility = BY_CHANCE
         self._width = width
@@ -87,6 +95,21 @@ class Order:
         self._stored[draw.index] = self._storing.submit(_publish_sample, self.run, self.model, draw, sample)
         if len(self._stored) == len(self.draws):
             self._result = self._storing.submit(self._finish)
+
+    def show(self, tile: Tile[Any]) -> None:
+        """Publish what some samples are going to be, where that was asked for and is due."""
+        every = self.request.preview_every if isinstance(self.request, Sampling) else None
+        mine = [(draw, steps) for draw, steps in tile.underway if draw.owner is self]
+        if every is None or not mine or mine[0][1] == 0 or mine[0][1] % every:
+            return
+        seen = [image for draw, _ in mine[:MOST_SHOWN] if (image := tile.look(draw)) is not None]
+        first, steps = mine[0]
+        if seen and seen[0].dtype == torch.uint8:
+            name = f"preview-{first.index:04d}-{steps:05d}.png"
+            picture = encode_png(sheet(torch.stack(seen).numpy()), {"index": first.index, "step": steps})
+            about = {"index": first.index, "step": steps}
+            publish = partial(self.run.publish, "preview", name, picture, media_type="image/png", metadata=about)
+            self._shown.append(self._storing.submit(publish))
 
     def report(self, underway: int) -> None:
         """Say how far it is; ``underway`` are the steps that its draws in the tile have behind them.
@@ -121,9 +144,15 @@ class Order:
         return {
             "num_samples": len(self.draws),
             "sha256": hashlib.sha256("".join(digests).encode()).hexdigest(),
-            "reproducibility": self._reproducibility,
-            "fingerprint": fingerprint(self.device) | {"tile": self._width, "precision": "fp32"},
+            "reproducibility": self._reproducibility if self.is_exact else BY_CHANCE,
+            "fingerprint": fingerprint(self.device) | self._arithmetic(),
         }
+
+    def _arithmetic(self) -> dict[str, Any]:
+        numerics = self.model.numerics
+        return {"tile": self._width if self.is_exact else None, "precision": numerics.precision} | (
+            {"channels_last": True} if numerics.channels_last else {}
+        )
 
 
 def _draws(run: Run, request: Request, data: DataInfo, owner: object) -> list[Draw[Request]]:

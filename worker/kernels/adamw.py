@@ -12,8 +12,6 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from worker.kernels.choice import takes_triton
-
 CLIP_EPS: Final = 1e-6
 """Added to the norm by which gradients are divided, as by ``torch.nn.utils.clip_grad_norm_``."""
 
@@ -78,21 +76,9 @@ def rates(
     )
 
 
-def descend(flat: Flat, rates: Tensor) -> Tensor:
-    """Do one step in place and return the gradient's norm before clipping, a float32 scalar; nothing is waited for.
-
-    The same bits come out each time.
-    """
-    if takes_triton(flat.weight_P):
-        from worker.kernels.adamw_triton import fused  # noqa: PLC0415 - Triton may not be installed
-
-        return fused(flat, rates)
-    return plain(flat, rates)
-
-
 @torch.no_grad()
 def plain(flat: Flat, rates: Tensor) -> Tensor:
-    """``descend`` in torch's own operations."""
+    """One step in place, in torch's own operations; returns the gradient's norm before clipping, a float32 scalar."""
     rate = dict(zip(RATES, rates.to(flat.weight_P.device).unbind(), strict=True))
     grad_P = flat.grad_P.float()
     norm = grad_P.square().sum().sqrt()

@@ -79,7 +79,7 @@ def _descend(
 
 @torch.no_grad()
 def fused(flat: Flat, rates: Tensor) -> Tensor:
-    """``worker.kernels.adamw.descend`` by these kernels; ValueError unless each buffer is contiguous."""
+    """``worker.kernels.adamw.plain`` by these kernels; ValueError unless each buffer is contiguous."""
     buffers = (flat.weight_P, flat.grad_P, flat.mean_P, flat.square_P, flat.average_P)
     rounded_P = flat.weight_P if flat.rounded_P is None else flat.rounded_P
     num_weights = flat.weight_P.numel()

@@ -12,8 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from worker.kernels.choice import takes_triton
-
 
 class Modulation(NamedTuple):
     """What a condition does to normalised channels: ``z (1 + scale) + shift``."""
@@ -31,21 +29,11 @@ class Norm(NamedTuple):
     eps: float
 
 
-def group_norm_silu(x_BCHW: Tensor, norm: Norm, modulation: Modulation | None = None) -> Tensor:
-    """The function above, of the shape and dtype of ``x``; computed in float32 at least and rounded once.
-
-    An image's result does not depend on the others in the batch, and is the same to the bit each time. On CUDA, images
-    in channels-last layout go through Triton's kernels, which can be differentiated once.
-    """
-    if takes_triton(x_BCHW) and x_BCHW.is_contiguous(memory_format=torch.channels_last):
-        from worker.kernels.group_norm_launch import fused  # noqa: PLC0415 - Triton may not be installed
-
-        return fused(x_BCHW, norm, modulation)
-    return plain(x_BCHW, norm, modulation)
-
-
 def plain(x_BCHW: Tensor, norm: Norm, modulation: Modulation | None = None) -> Tensor:
-    """``group_norm_silu`` in torch's own operations."""
+    """The function above in torch's own operations, of the shape and dtype of ``x``.
+
+    Computed in float32 at least and rounded once, so that an image's result does not depend on the others in the batch.
+    """
     wide = torch.promote_types(x_BCHW.dtype, torch.float32)
     z_BCHW = F.group_norm(x_BCHW.to(wide), norm.num_groups, norm.weight_C.to(wide), norm.bias_C.to(wide), norm.eps)
     if modulation is not None:

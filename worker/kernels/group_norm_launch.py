@@ -167,7 +167,7 @@ def _of_parameters(
 
 
 def fused(x_BCHW: Tensor, norm: Norm, modulation: Modulation | None = None) -> Tensor:
-    """``group_norm_silu`` by these kernels, in channels-last layout; a second derivative is refused."""
+    """``worker.kernels.group_norm.plain`` by these kernels, in channels-last layout; a second derivative is refused."""
     if x_BCHW.shape[1] % norm.num_groups:
         raise ValueError(f"{x_BCHW.shape[1]} channels do not make {norm.num_groups} groups")
     scale_BC, shift_BC = modulation or (None, None)

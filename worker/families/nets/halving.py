@@ -8,10 +8,20 @@ from math import gcd
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from worker.families.nets.layout import laid_out_as
+from worker.families.nets.norm import normalised
+
+
+class NormSilu(nn.Sequential):
+    """A group norm and SiLU, by one kernel where there is one."""
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        return normalised(self[0], x_BCHW, silu=True)  # pyright: ignore[reportArgumentType]
+
 
 def norm_silu(channels: int) -> nn.Module:
     """Group norm and SiLU: no statistic crosses the batch, so a sample never depends on its neighbours."""
-    return nn.Sequential(nn.GroupNorm(gcd(8, channels), channels), nn.SiLU())
+    return NormSilu(nn.GroupNorm(gcd(8, channels), channels), nn.SiLU())
 
 
 class ResidualBlock(nn.Module):
@@ -51,7 +61,7 @@ class Halving(nn.Module):
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         padded_BCHW = F.pad(x_BCHW, self.padding, mode="replicate") if any(self.padding) else x_BCHW
-        return self.body(padded_BCHW)
+        return self.body(laid_out_as(self.body.get_submodule("1.conv1").weight, padded_BCHW))
 
 
 class Doubling(nn.Module):
@@ -72,4 +82,5 @@ class Doubling(nn.Module):
 
     def forward(self, map_BFhw: Tensor) -> Tensor:
         _, height, width = self.image_shape_CHW
-        return self.body(map_BFhw)[:, :, :height, :width]
+        placed_BFhw = laid_out_as(self.body.get_submodule("0.conv1").weight, map_BFhw)
+        return self.body(placed_BFhw)[:, :, :height, :width]

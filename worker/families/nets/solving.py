@@ -79,7 +79,7 @@ class Solve:
             fresh_SCHW = spread(at["x_from_n"]) * noise.normal(*self.shape_CHW, stream=FRESH).double()
             next_SCHW = torch.where(spread(at["x_from_n"]) > 0, next_SCHW + fresh_SCHW, next_SCHW)
         memory_SCHW = spread(at["m_from_x"]) * x_SCHW + spread(at["m_from_D"]) * estimate_SCHW
-        return {"x": next_SCHW, "memory": memory_SCHW}
+        return {"x": next_SCHW, "memory": memory_SCHW, "estimate": estimate_SCHW}
 
     def estimate(self, net: Denoiser, state: SlotState, sigma_S: Tensor) -> Tensor:
         """D(x; sigma) of every slot, guided where its request asks for it at this noise level.
@@ -98,6 +98,10 @@ class Solve:
 
     def finish(self, net: Denoiser, state: SlotState) -> Tensor:
         return net.decode(state["x"])
+
+    def look(self, net: Denoiser, state: SlotState) -> Tensor:
+        """What the network takes the images for that they will become."""
+        return net.decode(state["estimate"])
 
 
 def guidance_of(request: Sampling) -> tuple[float, float, float]:
