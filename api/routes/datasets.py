@@ -36,7 +36,7 @@ async def create_dataset(
     Or announce it as JSON and upload it straight to storage (201), which suits large files.
     """
     if require_media_type(request, "multipart/form-data", "application/json") == "application/json":
-        upload = await _announcement(request, parts)
+        upload = await _announcement(request)
         dataset = await intake.announce(parts, caller.tenant_id, upload)
         response.status_code = status.HTTP_201_CREATED
     else:
