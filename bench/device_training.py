@@ -15,7 +15,8 @@ from worker.engine.training import build
 from worker.families import FAMILIES
 from worker.families.family import DataInfo
 from worker.families.nets import unet
-from worker.kernels.group_norm import Norm, group_norm_silu
+from worker.kernels.dispatch import group_norm_silu
+from worker.kernels.group_norm import Norm
 
 ENGINE = "engine"
 DATASET = "ds_" + "0" * 32

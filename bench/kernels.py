@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from bench.device_parts import Bench
 from bench.limits import Work
 from bench.timing import Maker, Step
-from worker.kernels import adamw, philox
+from worker.kernels import adamw, dispatch, philox
 from worker.kernels.adamw import Flat
 from worker.kernels.choice import is_triton_installed
-from worker.kernels.group_norm import Modulation, Norm, group_norm_silu, plain
+from worker.kernels.dispatch import group_norm_silu
+from worker.kernels.group_norm import Modulation, Norm, plain
 from worker.kernels.noise import Domain, Noise
 
 PLAIN, COMPILED, TRITON = "torch", "torch.compile", "Triton"
@@ -140,7 +141,7 @@ def optimizers(bench: Bench) -> None:
     )
     check(bench, "optimizer", f"{num} weights", lambda: _optimizer_checks(_flat(num, bench.device), told))
     work = Work(flops=0, num_bytes=38 * num)
-    ways = variants(bench, adamw.plain, adamw.descend)
+    ways = variants(bench, adamw.plain, dispatch.descend)
     contest(bench, ("optimizer", f"{num} weights"), ways, (_flat(num, bench.device), told), work)
     makers = {"torch's fused parts": lambda: _by_parts(num, bench.device)}
     bench.record("optimizer", f"{num} weights", bench.clock.compete(makers), work)
@@ -180,7 +181,7 @@ def _by_parts(num: int, device: torch.device, num_tensors: int = 270) -> Step:
 def _optimizer_checks(flat: Flat, told: Tensor) -> dict[str, float | bool]:
     names = [field.name for field in fields(Flat) if field.name.endswith("_P")]
     once, again, plainly = (replace(flat, **{name: getattr(flat, name).clone() for name in names}) for _ in range(3))
-    norms = adamw.descend(once, told), adamw.descend(again, told), adamw.plain(plainly, told)
+    norms = dispatch.descend(once, told), dispatch.descend(again, told), adamw.plain(plainly, told)
     return {
         **{name: distance(getattr(once, name), getattr(plainly, name)) for name in names},
         "norm": distance(norms[0], norms[2]),

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from worker.kernels.adamw import RATES, Flat, descend, plain, rates
+from worker.kernels.adamw import RATES, Flat, plain, rates
+from worker.kernels.dispatch import descend
 from worker.kernels.noise import Domain, Noise
 
 STEP: dict[str, Any] = {"learning_rate": 1e-2, "betas": (0.9, 0.99), "weight_decay": 0.1, "ema_decay": 0.9}

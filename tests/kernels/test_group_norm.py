@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from worker.kernels.group_norm import Modulation, Norm, group_norm_silu, plain
+from worker.kernels.dispatch import group_norm_silu
+from worker.kernels.group_norm import Modulation, Norm, plain
 from worker.kernels.noise import Domain, Noise
 
 EPS = 1e-6
