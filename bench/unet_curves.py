@@ -43,10 +43,15 @@ def gratings(step: int) -> Tensor:
 
 def curve(preset: str, precision: str, seed: int, steps: int) -> dict[str, Any]:
     """One training's losses."""
-    spec = DiffusionSpec(
-        family="diffusion", dataset="ds_" + "0" * 32, model="bench", network="unet", preset=preset, batch_size=BATCH,
-        steps=steps, precision=precision, seed=seed, ema_decay=0.99,
-    )  # fmt: skip
+    fields = {
+        "family": "diffusion",
+        "dataset": "ds_" + "0" * 32,
+        "model": "bench",
+        "network": "unet",
+        "ema_decay": 0.99,
+    }
+    given = {"preset": preset, "precision": precision, "seed": seed, "steps": steps, "batch_size": BATCH}
+    spec = DiffusionSpec.model_validate(fields | given)
     trainer = Trainer(FAMILIES["diffusion"], spec, DataInfo(shape=(3, SIDE, SIDE)), CPU)
     with exact():
         losses = [trainer.advance({"image": gratings(step)})["loss"] for step in range(steps)]

@@ -4,7 +4,7 @@
 // its place there, and however many threads share the work: sums run over blocks of PIXELS pixels, whose partial sums
 // are added in the order of the blocks. Sums and statistics are float; tensors are float or bfloat16.
 //
-// Letters: B = samples, P = pixels of one, C = channels (whole vectors of LANES), G = groups, N = numbers of a row, 
+// Letters: B = samples, P = pixels of one, C = channels (whole vectors of LANES), G = groups, N = numbers of a row,
 // W = // vectors of neighbouring channels that stay in registers while pixels pass by. Tensors are dense.
 
 #include <cstdint>
@@ -353,41 +353,42 @@ inline float summed(Lanes lanes) {
     return sum;
 }
 
-// softmax(scale x) of each row; `room` is for N numbers, filled up to whole vectors.
+// softmax(scale x) of each row; `room` is for N numbers.
 template <typename T>
 void softmax_row(long N, const T* x, float scale, T* y, float* room) {
-    long whole = N - N % LANES;
+    long even = N - N % LANES;
     Lanes highest = Lanes{} + widen(x[0]) * scale;
-    for (long n = 0; n < whole; n += LANES) {
+    for (long n = 0; n < even; n += LANES) {
         Lanes value = lanes_of(x + n) * scale;
         highest = value > highest ? value : highest;
     }
     float top = highest[0];
     for (long lane = 1; lane < LANES; lane++) top = highest[lane] > top ? highest[lane] : top;
-    for (long n = whole; n < N; n++) top = widen(x[n]) * scale > top ? widen(x[n]) * scale : top;
+    for (long n = even; n < N; n++) top = widen(x[n]) * scale > top ? widen(x[n]) * scale : top;
     Lanes sums{};
-    for (long n = 0; n < whole; n += LANES) {
+    for (long n = 0; n < even; n += LANES) {
         Lanes value = Exactly<T>::exp(lanes_of(x + n) * scale - top);
         put_lanes(room + n, value);
         sums += value;
     }
     float sum = summed(sums);
-    for (long n = whole; n < N; n++) sum += room[n] = Exactly<T>::exp(Lanes{} + (widen(x[n]) * scale - top))[0];
+    for (long n = even; n < N; n++) sum += room[n] = Exactly<T>::exp(Lanes{} + (widen(x[n]) * scale - top))[0];
     float share = 1.0f / sum;
-    for (long n = 0; n < N; n++) put(y[n], room[n] * share);
+    for (long n = 0; n < even; n += LANES) put_lanes(y + n, lanes_of(room + n) * share);
+    for (long n = even; n < N; n++) put(y[n], room[n] * share);
 }
 
 // From y and the slope by y to that by x.
 template <typename T>
 void softmax_slopes(long N, const T* y, const T* dy, float scale, T* dx) {
-    long whole = N - N % LANES;
+    long even = N - N % LANES;
     Lanes sums{};
-    for (long n = 0; n < whole; n += LANES) sums += lanes_of(y + n) * lanes_of(dy + n);
+    for (long n = 0; n < even; n += LANES) sums += lanes_of(y + n) * lanes_of(dy + n);
     float sum = summed(sums);
-    for (long n = whole; n < N; n++) sum += widen(y[n]) * widen(dy[n]);
-    for (long n = 0; n < whole; n += LANES)
+    for (long n = even; n < N; n++) sum += widen(y[n]) * widen(dy[n]);
+    for (long n = 0; n < even; n += LANES)
         put_lanes(dx + n, scale * lanes_of(y + n) * (lanes_of(dy + n) - sum));
-    for (long n = whole; n < N; n++) put(dx[n], scale * widen(y[n]) * (widen(dy[n]) - sum));
+    for (long n = even; n < N; n++) put(dx[n], scale * widen(y[n]) * (widen(dy[n]) - sum));
 }
 
 template <typename T>

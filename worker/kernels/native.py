@@ -20,7 +20,7 @@ from torch import Tensor
 
 SOURCE: Final = Path(__file__).with_name("cpu.cpp")
 FLAGS: Final = (
-    *("-std=c++17", "-O3", "-march=native", "-mprefer-vector-width=512", "-fno-math-errno", "-fno-trapping-math"),
+    *("-std=c++17", "-O2", "-march=native", "-mprefer-vector-width=512", "-fno-math-errno", "-fno-trapping-math"),
     *("-fopenmp", "-fPIC", "-fvisibility=hidden", "-fno-exceptions", "-fno-rtti", "-Wno-psabi"),
 )
 # Threads are those of torch: its own OpenMP is in the process already, and a second one would fight with it.
