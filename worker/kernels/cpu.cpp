@@ -5,10 +5,10 @@
 // are added in the order of the blocks. Sums and statistics are float; tensors are float or bfloat16.
 //
 // Letters: B = samples, P = pixels of one, C = channels (whole vectors of LANES), G = groups, N = numbers of a row,
-// W = // vectors of neighbouring channels that stay in registers while pixels pass by. Tensors are dense.
+// W = vectors of neighbouring channels that stay in registers while pixels pass by. Tensors are dense.
 
 #include <cstdint>
-#ifdef __AVX512BF16__
+#ifdef __AVX512F__
 #include <immintrin.h>
 #endif
 
@@ -66,15 +66,36 @@ inline void put_lanes(Bf16* to, Lanes lanes) {  // as put() does; the instructio
     __builtin_memcpy(to, &halves, sizeof halves);
 }
 
+// Below are x within bounds (what is no number stays none), the whole number nearest to x (of |x| < 2^22), p 2^n for
+// whole n, and a first guess at 1 / x of a positive x: single instructions where there are such.
+#ifdef __AVX512F__
+constexpr bool GUESSES_WELL = true;  // to 2^-14
+
+inline Lanes clamped(Lanes x, float lowest, float highest) {
+    return _mm512_max_ps(Lanes{} + lowest, _mm512_min_ps(Lanes{} + highest, x));
+}
+
+inline Lanes whole(Lanes x) { return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT); }
+
+inline Lanes times_power_of_two(Lanes p, Lanes n) { return _mm512_scalef_ps(p, n); }
+
+inline Lanes guessed_inverse(Lanes x) { return _mm512_rcp14_ps(x); }
+#else
+constexpr bool GUESSES_WELL = false;
+
 inline Lanes clamped(Lanes x, float lowest, float highest) {
     x = x > highest ? Lanes{} + highest : x;
     return x < lowest ? Lanes{} + lowest : x;
 }
 
-// To the nearest whole number, for |x| < 2^22.
 inline Lanes whole(Lanes x) { return (x + 12582912.0f) - 12582912.0f; }
 
-inline Lanes power_of_two(Lanes n) { return (Lanes)((__builtin_convertvector(n, Ints) + 127) << 23); }
+inline Lanes times_power_of_two(Lanes p, Lanes n) {
+    return p * (Lanes)((__builtin_convertvector(n, Ints) + 127) << 23);
+}
+
+inline Lanes guessed_inverse(Lanes x) { return (Lanes)(0x7ef311c7 - (Ints)x); }
+#endif
 
 // Elementary functions as exact as T can tell.
 template <typename T>
@@ -92,7 +113,7 @@ struct Exactly<float> {
         p = p * r + 4.1665795894e-2f;
         p = p * r + 1.6666665459e-1f;
         p = p * r + 5.0000001201e-1f;
-        return (p * r * r + r + 1.0f) * power_of_two(n);
+        return times_power_of_two(p * r * r + r + 1.0f, n);
     }
 
     static Lanes inverse(Lanes x) { return 1.0f / x; }
@@ -108,12 +129,13 @@ struct Exactly<Bf16> {
         p = p * r + 0.240247443f;
         p = p * r + 0.693121791f;
         p = p * r + 0.999999285f;
-        return p * power_of_two(n);
+        return times_power_of_two(p, n);
     }
 
-    // Of a positive number: a guess from the bits of its exponent, and steps of second and third order, to 4e-6.
+    // Of a positive number, to 6e-5 at worst: steps of second and third order after a rough guess.
     static Lanes inverse(Lanes x) {
-        Lanes r = (Lanes)(0x7ef311c7 - (Ints)x);
+        Lanes r = guessed_inverse(x);
+        if (GUESSES_WELL) return r;
         r += r * (1.0f - x * r);
         Lanes e = 1.0f - x * r;
         return r + r * (e + e * e);
