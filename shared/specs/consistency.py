@@ -16,7 +16,6 @@ class ConsistencySpec(TrainSpec):
     """Tune a trained diffusion model so that ``D(x; sigma)`` is the end of the path through ``x``, not its mean."""
 
     modality: ClassVar[Modality] = "image"
-    nhwc_on_cpu: ClassVar[bool] = True
     tasks: ClassVar[Mapping[str, frozenset[str]]] = {"generate": frozenset({"labels", "steps"})}
     starts_from: ClassVar[frozenset[str]] = frozenset({"diffusion"})
 
@@ -37,6 +36,10 @@ class ConsistencySpec(TrainSpec):
     """Noise level to which the first estimate is brought back for the second step; further ones halve it."""
     learning_rate: float = Field(default=1e-4, gt=0, le=1)
     betas: tuple[float, float] = (0.9, 0.99)
+
+    @property
+    def nhwc_on_cpu(self) -> bool:
+        return True
 
     def compared_by(self) -> Mapping[str, Direction]:
         """The loss of the first stage, which every state is measured by, and its error."""

@@ -18,7 +18,6 @@ class DiffusionSpec(TrainSpec):
     """Train a denoiser ``D(x; sigma)`` of images in [-1, 1]; sigma is the noise's standard deviation."""
 
     modality: ClassVar[Modality] = "image"
-    nhwc_on_cpu: ClassVar[bool] = True
     built_on: ClassVar[Mapping[str, frozenset[str]]] = {"autoencoder": frozenset({"vae", "vq"})}
     tasks: ClassVar[Mapping[str, frozenset[str]]] = {
         "generate": SAMPLING | {"eta"},
@@ -64,6 +63,10 @@ class DiffusionSpec(TrainSpec):
     network is told how, and draws images as they are; 0.12 in the paper, for some tens of thousands of images."""
     betas: tuple[float, float] = (0.9, 0.99)
     ema_decay: float = Field(default=0.999, ge=0, lt=1)
+
+    @property
+    def nhwc_on_cpu(self) -> bool:
+        return True
 
     def compared_by(self) -> Mapping[str, Direction]:
         """The loss, and the error of the denoised image."""

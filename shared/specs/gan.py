@@ -115,6 +115,10 @@ class GanSpec(TrainSpec):
         return self
 
     @property
+    def nhwc_on_cpu(self) -> bool:
+        return self.network == "dcgan"
+
+    @property
     def critic_norm(self) -> Literal["none", "batch", "spectral"]:
         """How the discriminator is normalised. A penalty on a sample's gradient has no meaning under batch norm, which
         makes a logit depend on the other samples; so only an objective without penalty has it."""

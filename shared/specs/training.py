@@ -27,8 +27,6 @@ class TrainSpec(Spec):
     built_on: ClassVar[Mapping[str, frozenset[str]]] = {}
     """Fields that name a trained model which becomes a frozen part of the network, each with the families it may be
     of. The part is the submodule of the field's name."""
-    nhwc_on_cpu: ClassVar[bool] = False
-    """Whether its images are laid out as NHWC on CPUs too, where kernels for that can be compiled."""
     further_datasets: ClassVar[tuple[str, ...]] = ()
     """Fields that name a dataset beside ``dataset``, of its modality and shape. A batch has as many samples of it,
     under the field's name, in an order of their own."""
@@ -67,8 +65,8 @@ class TrainSpec(Spec):
     """Arithmetic of the forward and backward pass. ``auto`` is bf16 where the device multiplies it in
     hardware and fp32 elsewhere; ``fp16`` scales the loss. A resumed training keeps what it began with."""
     channels_last: bool | None = None
-    """Lay images out as NHWC; when left out, on GPUs, and for diffusion on CPUs where a C++ compiler is at hand
-    (torch's own group norm is slow in NHWC there)."""
+    """Lay images out as NHWC; when left out, on GPUs, and for diffusion, conv VAEs and DCGANs on CPUs where a C++
+    compiler is at hand (torch's own group norm is slow in NHWC there)."""
     seed: Seed = 0
     """Key of initial weights, batch order and noise."""
     checkpoint_every: int = Field(default=500, ge=1, le=1_000_000)
@@ -101,6 +99,11 @@ class TrainSpec(Spec):
         if self.weights == "best" and (self.best_by or "loss") not in known:
             raise wrong("weights", "no held-out loss says which of two states of this model is better")
         return self
+
+    @property
+    def nhwc_on_cpu(self) -> bool:
+        """Whether its images are laid out as NHWC on CPUs too, where kernels for that can be compiled."""
+        return False
 
     def compared_by(self) -> Mapping[str, Direction]:
         """The held-out figures by which two states of a training are compared, each with what is better of it."""

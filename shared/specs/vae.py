@@ -42,6 +42,10 @@ class VaeSpec(TrainSpec):
     """p(x|z): Bernoulli over grey levels in [0, 1], or Gaussian or discretised logistic with one learned variance per
     model; with ``logistic`` the ELBO bounds the probability of the bytes, comparable in bits per dimension."""
 
+    @property
+    def nhwc_on_cpu(self) -> bool:
+        return self.network == "conv"
+
     def compared_by(self) -> Mapping[str, Direction]:
         """The loss and what it is made of."""
         common: dict[str, Direction] = {"loss": "lower", "reconstruction": "lower"}

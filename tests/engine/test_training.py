@@ -17,6 +17,7 @@ from worker.engine.numerics import Numerics
 from worker.engine.training import Trainer, build, evaluate
 from worker.families import FAMILIES
 from worker.families.family import DataInfo
+from worker.kernels import native
 
 VAE = FAMILIES["vae"]
 
@@ -225,7 +226,8 @@ def test_what_a_spec_leaves_open_is_chosen_for_the_device() -> None:
     numerics = Numerics.choose(small_spec(), CPU)
 
     assert numerics.precision in ("bf16", "fp32")
-    assert not numerics.channels_last
+    assert numerics.channels_last == native.is_available()
+    assert not Numerics.choose(small_spec(network="ladder"), CPU).channels_last
 
 
 def test_a_family_the_engine_has_never_heard_of_trains_part_by_part() -> None:

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from worker.families.nets.batch_norm import BatchNorm, ReferenceBatchNorm
 from worker.families.nets.conditioning import LabelledLatent, ProjectionHead
+from worker.families.nets.doubling import DoublingConv
+from worker.families.nets.layout import flat, laid_out_as
 from worker.families.nets.resample import resolutions
 from worker.families.nets.widths import widths
 
@@ -34,16 +36,15 @@ class Generator(nn.Module):
         self.project = nn.Linear(self.latent.num_features, torch.Size(self.map_shape_CHW).numel())
         layers: list[nn.Module] = []
         for num_in, num_out in zip(channels, [*channels[1:], shape[0]], strict=True):
-            # A 4x4 kernel with stride 2 covers every output pixel equally: no checkerboard.
-            up = nn.ConvTranspose2d(num_in, num_out, 4, stride=2, padding=1)
-            layers += [ReferenceBatchNorm(num_in), nn.ReLU(), up]
+            layers += [ReferenceBatchNorm(num_in), nn.ReLU(), DoublingConv(num_in, num_out)]
         self.body = nn.Sequential(*layers)
         _initialised(self)
 
     def forward(self, z_BZ: Tensor, label_B: Tensor | None) -> Tensor:
         _, height, width = self.image_shape_CHW
         map_BCHW = self.project(self.latent(z_BZ, label_B)).unflatten(1, self.map_shape_CHW)
-        return self.body(map_BCHW)[:, :, :height, :width].contiguous()
+        up: DoublingConv = self.body[2]  # pyright: ignore[reportAssignmentType]
+        return self.body(laid_out_as(up.weight, map_BCHW))[:, :, :height, :width].contiguous()
 
 
 class Discriminator(nn.Module):
@@ -60,9 +61,9 @@ class Discriminator(nn.Module):
         for place, (num_in, num_out) in enumerate(zip([shape[0], *channels], channels, strict=False)):
             norm = [BatchNorm(num_out)] if batch_norm and place else []
             layers += [nn.Conv2d(num_in, num_out, 4, stride=2, padding=1), *norm, nn.LeakyReLU(0.2)]
-        self.body = nn.Sequential(*layers, nn.Flatten())
+        self.body = nn.Sequential(*layers)
         self.head = ProjectionHead(channels[-1] * h * w, num_classes)
         _initialised(self)
 
     def forward(self, x_BCHW: Tensor, label_B: Tensor | None) -> Tensor:
-        return self.head(self.body(F.pad(x_BCHW, self.padding)), label_B)
+        return self.head(flat(self.body(F.pad(x_BCHW, self.padding))), label_B)

@@ -8,6 +8,7 @@ from math import gcd
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from worker.families.nets.doubling import DoublingConv
 from worker.families.nets.layout import laid_out_as
 from worker.families.nets.norm import normalised
 
@@ -15,13 +16,18 @@ from worker.families.nets.norm import normalised
 class NormSilu(nn.Sequential):
     """A group norm and SiLU, by one kernel where there is one."""
 
-    def forward(self, x_BCHW: Tensor) -> Tensor:
-        return normalised(self[0], x_BCHW, silu=True)  # pyright: ignore[reportArgumentType]
+    def __init__(self, num_groups: int, channels: int) -> None:
+        norm = nn.GroupNorm(num_groups, channels)
+        super().__init__(norm, nn.SiLU())
+
+    def forward(self, input: Tensor) -> Tensor:
+        norm: nn.GroupNorm = self[0]  # pyright: ignore[reportAssignmentType]
+        return normalised(norm, input, silu=True)
 
 
 def norm_silu(channels: int) -> nn.Module:
     """Group norm and SiLU: no statistic crosses the batch, so a sample never depends on its neighbours."""
-    return NormSilu(nn.GroupNorm(gcd(8, channels), channels), nn.SiLU())
+    return NormSilu(gcd(8, channels), channels)
 
 
 class ResidualBlock(nn.Module):
@@ -61,7 +67,7 @@ class Halving(nn.Module):
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         padded_BCHW = F.pad(x_BCHW, self.padding, mode="replicate") if any(self.padding) else x_BCHW
-        return self.body(laid_out_as(self.body.get_submodule("1.conv1").weight, padded_BCHW))
+        return self.body(padded_BCHW)
 
 
 class Doubling(nn.Module):
@@ -74,13 +80,11 @@ class Doubling(nn.Module):
         channels, _, _ = map_shape(shape, halvings, base_channels)
         for halving in reversed(range(halvings)):
             channels_out = channels // 2 if halving else shape[0]
-            # A 4x4 kernel with stride 2 covers every output pixel equally: no checkerboard.
-            up = nn.ConvTranspose2d(channels, channels_out, 4, stride=2, padding=1)
-            layers += [ResidualBlock(channels), norm_silu(channels), up]
+            layers += [ResidualBlock(channels), norm_silu(channels), DoublingConv(channels, channels_out)]
             channels = channels_out
         self.body = nn.Sequential(*layers)
 
     def forward(self, map_BFhw: Tensor) -> Tensor:
         _, height, width = self.image_shape_CHW
-        placed_BFhw = laid_out_as(self.body.get_submodule("0.conv1").weight, map_BFhw)
-        return self.body(placed_BFhw)[:, :, :height, :width]
+        block: ResidualBlock = self.body[0]  # pyright: ignore[reportAssignmentType]
+        return self.body(laid_out_as(block.conv1.weight, map_BFhw))[:, :, :height, :width]
