@@ -48,7 +48,7 @@ class Company:
 
     @property
     def are_several(self) -> bool:
-        return len(self._watches) > 1
+        return sum(not watch.over for watch in self._watches.values()) > 1
 
     def see_through(self) -> None:
         """Run all of them; afterwards each has ended in SQL, or its lease runs out by itself."""
@@ -58,6 +58,10 @@ class Company:
                 self._listen()
                 self._beat()
                 self._invite()
+        except BaseException:
+            # Nobody would hear any more what the runner does.
+            self._device.kill()
+            raise
         finally:
             for watch in self._watches.values():
                 watch.close()
@@ -81,6 +85,7 @@ class Company:
         if self._may_grow:
             due = min(due, self._look_at)
         message = self._device.receive(due - time.monotonic())
+        self._count()
         if message is GONE:
             was_shared = self.are_several
             for watch in list(self._watches.values()):
@@ -92,10 +97,8 @@ class Company:
     def _pass_on(self, message: Message) -> None:
         if message["type"] == "room":
             # Those on their way have not been counted by the runner yet.
-            room = message["samples"] - (self._device.num_assigned - message["begun"])
-            if room > self._room:
-                self._look_at = 0.0
-            self._room = room
+            self._room = message["samples"] if message["begun"] == self._device.num_assigned else 0
+            self._look_at = 0.0
         elif message["type"] == "model":
             self._device.model_hits += message["was_loaded"]
             self._device.model_misses += not message["was_loaded"]
@@ -104,6 +107,7 @@ class Company:
             watch.hear(message)
 
     def _beat(self) -> None:
+        self._count()
         for watch in list(self._watches.values()):
             if time.monotonic() >= watch.next_beat:
                 watch.beat()
@@ -128,7 +132,7 @@ class Company:
     @property
     def _may_grow(self) -> bool:
         is_wanted = self._kind is not None and not self._is_tainted and not self._supervisor.draining.is_set()
-        has_room = self._room > 0 or self._supervisor.is_in_doubt
+        has_room = (self._room > 0 and not self._device.is_killed) or self._supervisor.is_in_doubt
         return is_wanted and has_room and 0 < len(self._watches) < LARGEST
 
     def _invite(self) -> None:
@@ -139,13 +143,14 @@ class Company:
         try:
             held = self._supervisor.claim_company(
                 self._kind,
-                limit=max(0, min(self._room, LARGEST - len(self._watches))),
+                room=max(0, min(self._room, LARGEST - len(self._watches))),
                 others_wait=time.monotonic() < self._slice_ends,
             )
         except AWAY as error:
             logger.warning("could not claim company: %s", str(error).splitlines()[0])
             return
-        self._room -= len(held)
+        # The runner says anew what room there is once it has begun them.
+        self._room = 0 if held else self._room
         self._join(held)
 
 

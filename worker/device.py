@@ -86,6 +86,11 @@ class Device:
         except Empty:
             return None
 
+    @property
+    def is_killed(self) -> bool:
+        """Whether the runner was killed, and none has been started since."""
+        return self._killed
+
     def kill(self) -> int | None:
         """End the whole process group now; returns the runner's exit status. Safe to call twice."""
         with self._lock:

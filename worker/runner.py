@@ -210,7 +210,7 @@ class Runner:
             serve = server(kind)
             if serve is None:
                 [run] = self.begin(kind, most=1)
-                self.settle(run, partial(executor(kind), run))
+                self.settle(run, lambda run=run, kind=kind: executor(kind)(run))
             else:
                 self._serve_together(kind, serve)
 
@@ -218,8 +218,10 @@ class Runner:
         try:
             serve(_SharedDesk(self, kind))
         except BaseException as error:  # noqa: BLE001  (whatever it was, the supervisor must hear of it)
-            for run in list(self._runs.values()):
-                self.settle(run, partial(_raise, error))
+            runs = list(self._runs.values())
+            traceback.print_exception(error)
+            for run in runs:
+                self.settle(run, partial(_raise, error if len(runs) == 1 else Parted()))
 
     def begin(self, kind: str, most: int | None = None) -> "list[RunnerRun]":
         """The jobs of this type that wait at the head of the line; from now on they hear what they are told."""
@@ -269,7 +271,7 @@ class _SharedDesk:
 
     def __init__(self, runner: Runner, kind: str) -> None:
         self._runner, self._kind = runner, kind
-        self._told: int | None = None
+        self._told: tuple[int, int] | None = None
 
     @property
     def device(self) -> str:
@@ -279,13 +281,12 @@ class _SharedDesk:
         return self._runner.begin(self._kind)
 
     def room(self, samples: int) -> None:
-        if samples != self._told:
-            self._told = samples
+        if (samples, self._runner.num_begun) != self._told:
+            self._told = samples, self._runner.num_begun
             self._runner.channel.send({"type": "room", "samples": samples, "begun": self._runner.num_begun})
 
     def settle(self, run: Run, result: Callable[[], dict[str, Any]]) -> None:
         self._runner.settle(run, result)
-        self._told = None  # whoever takes the free place must hear of it again
 
 
 def _name(assignment: Assignment) -> tuple[str, int]:

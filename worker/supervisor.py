@@ -98,14 +98,14 @@ class Supervisor:
         """One for the model that is loaded, while its time slice lasts."""
         if self._warm is None or time.monotonic() > self._slice_ends:
             return []
-        return self.claim_company(self._warm, limit=1, others_wait=True)
+        return self.claim_company(self._warm, room=1, others_wait=True)
 
-    def claim_company(self, company: str, *, limit: int, others_wait: bool) -> list[Held]:
+    def claim_company(self, company: str, *, room: int, others_wait: bool) -> list[Held]:
         """Jobs that can share the device with one of this company; first those claimed without our knowing it."""
         if found := self._found_again():
             return found
         terms = claims.Terms.of(self.settings.jobs)
-        how = {"worker": self.name, "queues": self.queues, "terms": terms, "limit": limit, "others_wait": others_wait}
+        how = {"worker": self.name, "queues": self.queues, "terms": terms, "limit": room, "others_wait": others_wait}
         return self._claimed(lambda s, token: claims.claim_company(s, company, token=token, **how))
 
     @property

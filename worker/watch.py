@@ -70,6 +70,7 @@ class Watch:
         self.is_unforeseen = False
         """It ended by an error that nobody foresaw, so that nobody knows what that left behind on the device."""
         self._is_lost = False
+        self._runner_is_done = False
         self._lease = supervisor.settings.jobs.lease
         self._settings = supervisor.settings.worker
         self._reports = Reports(claim, lease=self._lease, ask=supervisor.ask)
@@ -128,10 +129,12 @@ class Watch:
 
     def _forsake(self, lost: LeaseLost) -> None:
         """The attempt is not ours any more: it must leave the device."""
-        if self._company.are_several and not self._is_lost and not self.over:
+        if self._runner_is_done:
+            self.over = True
+        elif self._company.are_several and not self._is_lost and not self.over:
             logger.warning("%s; stopping it", lost)
             self._is_lost = True
-            self._stop("cancel", self._settings.cancel_grace.total_seconds())
+            self._stop("cancel", self._grace)
             # Its lease is not ours to hold, and the device belongs to others, too.
             self._alarm.put_out()
             self._fuse.put_out()
@@ -143,17 +146,31 @@ class Watch:
     def _abort(self, why: JobError) -> None:
         """Fail the attempt whatever the runner does: softly where it serves others, too."""
         self._failed_by = why
-        if self._company.are_several:
-            self._stop("cancel", self._settings.cancel_grace.total_seconds())
-        else:
+        if self._company.are_several and not self._runner_is_done:
+            self._stop("cancel", self._grace)
+            return
+        if not self._runner_is_done:
             self._supervisor.device.kill()
+        try:
             self._end_by(GONE)
+        except LeaseLost as lost:
+            logger.warning("%s", lost)
+        except Exception:
+            logger.exception("the attempt's end cannot be recorded; its lease runs out")
+        self.over = True
 
     def _end_by(self, ending: Message) -> None:
+        self._runner_is_done = True
+        self.is_unforeseen |= ending["type"] == "parted" or ending.get("code") == InternalError.code
         if not self._is_lost:
             self._commit_ending(ending)
-            self.is_unforeseen = ending.get("code") == InternalError.code
         self.over = True
+
+    @property
+    def _grace(self) -> float:
+        """Seconds from asking the runner to stop to killing it; it may be busy with a step or a model of others."""
+        graces = self._settings.cancel_grace, self._settings.drain_grace
+        return graces[self._company.are_several].total_seconds()
 
     def _take(self, message: Message) -> None:
         if message["type"] in _SIGNS_OF_LIFE:
@@ -212,7 +229,7 @@ class Watch:
 
     def _heed(self, standing: attempts.Standing) -> None:
         if standing.state == JobState.CANCELING:
-            self._stop("cancel", self._settings.cancel_grace.total_seconds())
+            self._stop("cancel", self._grace)
         elif standing.state == JobState.PAUSING:
             self._stop("pause", self._settings.drain_grace.total_seconds())
         elif standing.preempt:
@@ -228,9 +245,12 @@ class Watch:
         if limit is not None and now - self._began > limit.total_seconds():
             self._abort_once(TimeLimitExceeded(f"the attempt ran longer than {limit.total_seconds():.0f} s"))
         elif now - self._lived_at > self._settings.stall.total_seconds():
-            # Whoever shares the device hangs with it.
-            self._failed_by = Stalled(f"no step within {self._settings.stall.total_seconds():.0f} s")
+            # Whoever shares the device hangs with it, and nobody knows because of whom.
+            if not self._company.are_several:
+                self._failed_by = Stalled(f"no step within {self._settings.stall.total_seconds():.0f} s")
             self._supervisor.device.kill()
+        if self._stop_reason is not None:
+            self._supervisor.device.send({"type": "stop", "reason": self._stop_reason, **self.attempt})
         if now > self._stop_by:
             logger.warning("the runner did not stop in time; killing it")
             self._supervisor.device.kill()

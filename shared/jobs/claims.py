@@ -27,6 +27,8 @@ logger = logging.getLogger(__name__)
 
 _WANTED: Final = ("id", "fence", "tenant_id", "type", "spec", "inputs", "timeout_seconds", "alone")
 """Columns that make a claim."""
+_UNSAID: Final = 16
+"""Samples that a generate job draws which does not say how many."""
 _AT_ONCE: Final = 16
 """Jobs looked at beyond those wanted: so many claims at the same moment find one each."""
 
@@ -57,20 +59,24 @@ _OTHERS_MAY_WAIT: Final = """coalesce(
 
 # SKIP LOCKED may answer "none" while rows are merely locked, so nobody stops polling on one empty
 # answer. MATERIALIZED: the locking scan must run once, never inside a join.
-def _claiming(condition: str, tables: str = "") -> TextClause:
+def _claiming(condition: str, tables: str = "", fits: str = "true") -> TextClause:
     return text(f"""
 WITH RECURSIVE {fairness.LINES}, {tables}heads AS MATERIALIZED (
-    SELECT head.id, head.queued_at, lines.attained, CASE WHEN place = 1 THEN {fairness.RISEN} ELSE priority END AS rank
+    SELECT head.id, head.queued_at, head.samples, lines.attained,
+        CASE WHEN place = 1 THEN {fairness.RISEN} ELSE priority END AS rank
     FROM lines CROSS JOIN unnest(:queues) AS q (queue) CROSS JOIN LATERAL (
-        SELECT id, queued_at, row_number() OVER (ORDER BY queued_at, id) AS place FROM jobs
+        SELECT id, queued_at, row_number() OVER (ORDER BY queued_at, id) AS place,
+            CASE WHEN jsonb_typeof(spec->'num_samples') = 'number' THEN (spec->>'num_samples')::numeric
+                ELSE {_UNSAID} END AS samples FROM jobs
         WHERE state = 'queued' AND tenant_id = lines.tenant_id AND queue = q.queue AND priority = lines.priority
             AND {fairness.MAY_START} AND {condition}
         ORDER BY queued_at, id LIMIT {_AT_ONCE} + :limit
     ) AS head
 ), best AS MATERIALIZED (
-    SELECT * FROM heads ORDER BY rank DESC, attained, queued_at, id LIMIT {_AT_ONCE} + :limit
+    SELECT *, sum(samples) OVER (ORDER BY rank DESC, attained, queued_at, id) - samples AS samples_before
+    FROM heads ORDER BY rank DESC, attained, queued_at, id LIMIT {_AT_ONCE} + :limit
 ), candidate AS MATERIALIZED (
-    SELECT jobs.id FROM jobs JOIN best ON best.id = jobs.id WHERE jobs.state = 'queued'
+    SELECT jobs.id FROM jobs JOIN best ON best.id = jobs.id WHERE jobs.state = 'queued' AND {fits}
     ORDER BY best.rank DESC, best.attained, best.queued_at, best.id LIMIT :limit FOR UPDATE OF jobs SKIP LOCKED
 ), claimed AS (
     UPDATE jobs SET
@@ -94,7 +100,7 @@ SELECT {", ".join(_WANTED)} FROM claimed
 
 
 _CLAIM: Final = _claiming("true")
-_CLAIM_COMPANY: Final = _claiming(f"{_JOINS} AND {_OTHERS_MAY_WAIT}", _OTHERS)
+_CLAIM_COMPANY: Final = _claiming(f"{_JOINS} AND {_OTHERS_MAY_WAIT}", _OTHERS, fits="samples_before < :limit")
 
 
 def claim(
@@ -125,6 +131,8 @@ def claim_company(
     others_wait: bool,
 ) -> list[Claim]:
     """Take jobs that can share a device with one of this ``company`` (``Claim.company``), in the same order.
+
+    Those are as many as draw ``limit`` samples; the last one may draw more.
 
     ``others_wait``: whether jobs that cannot may go on waiting, if they are not more urgent; else none is taken while
     there are such.

@@ -28,6 +28,14 @@ MAY_START: Final = """(not_before IS NULL OR not_before <= clock_timestamp())
     AND (start_deadline IS NULL OR start_deadline > clock_timestamp() OR started_at IS NOT NULL)"""
 """Whether a queued job neither backs off nor is too late."""
 
+_HELD_NOW: Final = """
+    SELECT jobs.tenant_id, jobs.priority,
+        extract(epoch FROM clock_timestamp() - attempts.started_at + CAST(:quantum AS interval))
+        / count(*) OVER (PARTITION BY jobs.worker) AS seconds
+    FROM jobs JOIN attempts ON attempts.job_id = jobs.id AND attempts.fence = jobs.fence
+    WHERE jobs.state IN ('running', 'canceling', 'pausing')"""
+"""Running attempts with what they have had; those that share a worker's device share its time."""
+
 LINES: Final = f"""
 waiting_tenants (tenant_id) AS (
     (SELECT tenant_id FROM jobs WHERE state = 'queued' ORDER BY tenant_id LIMIT 1)
@@ -35,11 +43,8 @@ waiting_tenants (tenant_id) AS (
     SELECT (
         SELECT tenant_id FROM jobs WHERE state = 'queued' AND tenant_id > last.tenant_id ORDER BY tenant_id LIMIT 1)
     FROM waiting_tenants AS last WHERE last.tenant_id IS NOT NULL
-), in_flight AS MATERIALIZED (
-    SELECT jobs.tenant_id, jobs.priority,
-        sum(extract(epoch FROM clock_timestamp() - attempts.started_at + CAST(:quantum AS interval))) AS seconds
-    FROM jobs JOIN attempts ON attempts.job_id = jobs.id AND attempts.fence = jobs.fence
-    WHERE jobs.state IN ('running', 'canceling', 'pausing') GROUP BY 1, 2
+), held AS ({_HELD_NOW}), in_flight AS MATERIALIZED (
+    SELECT tenant_id, priority, sum(seconds) AS seconds FROM held GROUP BY 1, 2
 ), accounts AS (
     SELECT tenant_id, coalesce((SELECT attained FROM shares WHERE shares.tenant_id = waiting_tenants.tenant_id), 0)
         + coalesce((SELECT sum(seconds) FROM in_flight WHERE in_flight.tenant_id = waiting_tenants.tenant_id), 0)
@@ -63,12 +68,9 @@ RISEN: Final = f"""least({HIGHEST}, lines.priority + floor(
     / extract(epoch FROM CAST(:ageing AS interval))))"""
 """Rank of the first job of a line. Takes ``ageing``."""
 
-_ENTER: Final = text("""
-WITH in_flight AS MATERIALIZED (
-    SELECT jobs.tenant_id,
-        sum(extract(epoch FROM clock_timestamp() - attempts.started_at + CAST(:quantum AS interval))) AS seconds
-    FROM jobs JOIN attempts ON attempts.job_id = jobs.id AND attempts.fence = jobs.fence
-    WHERE jobs.state IN ('running', 'canceling', 'pausing') GROUP BY 1
+_ENTER: Final = text(f"""
+WITH held AS ({_HELD_NOW}), in_flight AS MATERIALIZED (
+    SELECT tenant_id, sum(seconds) AS seconds FROM held GROUP BY 1
 ), active AS (
     SELECT shares.attained + coalesce(in_flight.seconds, 0) AS attained
     FROM shares LEFT JOIN in_flight USING (tenant_id)
@@ -80,7 +82,7 @@ WHERE NOT EXISTS (
     SELECT FROM jobs WHERE tenant_id = :tenant_id AND state IN ('queued', 'running', 'canceling', 'pausing')
         AND id <> ALL(:job_ids))
 ON CONFLICT (tenant_id) DO UPDATE SET attained = greatest(shares.attained, excluded.attained)
-""").bindparams(bindparam("job_ids", type_=ARRAY(SQL_UUID)))
+""").bindparams(bindparam("job_ids", type_=ARRAY(SQL_UUID)))  # noqa: S608  (constants of ours)
 
 
 def enter(tenant_id: UUID, *job_ids: UUID, quantum: Any) -> tuple[TextClause, dict[str, Any]]:

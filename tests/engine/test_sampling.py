@@ -14,7 +14,7 @@ from tests.engine.conftest import CPU, DATA, bars, small_spec
 from tests.engine.toy import TOY, ToySpec, Walk, Walker
 from worker.engine.checkpoint import write_weights
 from worker.engine.models import ModelCache, size_bytes
-from worker.engine.sampling import Tile, sample
+from worker.engine.sampling import Line, Tile, sample
 from worker.engine.tile_width import widest
 from worker.engine.training import build
 from worker.families import FAMILIES
@@ -168,6 +168,21 @@ def test_an_evicted_sample_frees_its_slot_for_another(toy_net: nn.Module) -> Non
 
     assert tile.num_free == tile.width - 2
     assert [draw.request.steps for _ in range(5) for draw, _ in tile.step()] == [2, 6]
+
+
+def test_a_draw_that_cannot_begin_loses_none_behind_it(toy_net: nn.Module) -> None:
+    line: Line[Walk] = Line(toy_tile(toy_net))
+    bad = Draw(request=Walk.model_construct(seed="not a number", steps=3), index=0)
+    good = walks(3, 3)
+    line.add([good[0], bad, good[1]])
+
+    with pytest.raises((TypeError, ValueError)):
+        line.step()
+    assert {id(draw) for draw in line.draws} == {id(good[0]), id(bad), id(good[1])}
+
+    line.evict(lambda draw: draw is bad)
+    done = [draw for _ in range(4) for draw, _ in line.step()]
+    assert {id(draw) for draw in done} == {id(draw) for draw in good}
 
 
 def test_a_tile_refuses_more_than_it_holds(toy_net: nn.Module) -> None:

@@ -355,6 +355,23 @@ def test_what_fails_for_one_job_is_the_others_no_concern(train_run: MakeRun, gen
     assert results[3]["sha256"] == expected
 
 
+def test_a_preview_that_fails_ends_its_job_alone(
+    train_run: MakeRun, generate_run: MakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained = train(train_run(base=DIFFUSION))
+    runs = [generate_run(trained, base=DIFFUSION, num_samples=1, steps=8, seed=seed) for seed in range(2)]
+    runs[0] = generate_run(trained, base=DIFFUSION, num_samples=1, steps=8, preview_every=2)
+
+    def broken(tile: Any, draw: Any) -> Any:
+        raise ValueError("a bug")
+
+    monkeypatch.setattr(Tile, "look", broken)
+    results = served(*runs)
+
+    assert type(results[0]) is ValueError
+    assert results[1]["num_samples"] == 1
+
+
 def test_a_step_that_fails_for_several_jobs_has_each_tried_alone(
     generate_run: MakeRun, trained: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -55,7 +55,7 @@ class Workplace:
         queue = "generate" if kind == JobType.EXPORT else QUEUES[kind]
         job = Job(
             id=uuid7(), tenant_id=self.tenant_id, type=kind, event_seq=1,
-            spec={"script": list(script), "model": "scripted", "family": "vae"}, summary="scripted",
+            spec={"script": list(script), "model": "scripted", "family": "vae", "num_samples": 1}, summary="scripted",
             **{"queue": queue, "inputs": {}, "state": JobState.QUEUED, "max_attempts": 3} | columns,
         )  # fmt: skip
         job_id = job.id

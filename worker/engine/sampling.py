@@ -222,12 +222,20 @@ class Line(Generic[RequestT]):
         Raises:
             OutOfMemory: not even one sample fits.
         """
-        self.tile.admit([self._waiting.popleft() for _ in range(min(self.tile.num_free, len(self._waiting)))])
-        done = _stepped(self.tile)
-        if done is None:
-            self._waiting.extendleft(reversed(self.tile.narrow()))
-            return []
-        return done
+        try:
+            self._fill()
+            return self.tile.step()
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+        # Not in the handler: there the error still holds its frames, and they the tensors.
+        self._waiting.extendleft(reversed(self.tile.narrow()))
+        return []
+
+    def _fill(self) -> None:
+        while self._waiting and self.tile.num_free:
+            self.tile.admit([self._waiting[0]])
+            self._waiting.popleft()
 
     def evict(self, unwanted: Callable[[Draw[RequestT]], bool]) -> None:
         """Forget draws that nobody wants any more, wherever they are."""
@@ -263,13 +271,3 @@ def sample(
 def no_number(draw: Draw[Any]) -> NanLoss:
     """The error that a sample stands for which came out as no number."""
     return NanLoss(f"sample {draw.index} came out as no number: the model or what was asked of it is too extreme")
-
-
-def _stepped(tile: Tile[RequestT]) -> list[tuple[Draw[RequestT], Tensor | None]] | None:
-    """What a step finished; None if it did not fit into memory."""
-    try:
-        return tile.step()
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        return None

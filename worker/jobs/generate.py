@@ -5,6 +5,7 @@ samples are stored; what it gets is what it would have got alone. What fails for
 fails for several, each of them is to be tried alone.
 """
 
+import logging
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import FIRST_COMPLETED, wait
 from functools import partial
@@ -14,11 +15,14 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
-from shared.errors import JobError
+from shared.errors import OutOfMemory
+from worker.engine.memory import is_out_of_memory
 from worker.engine.numerics import exact
 from worker.engine.sampling import Line, LooseTile, Tile, signature
 from worker.jobs.order import MOST_UNSTORED, Order
 from worker.run import Desk, Parted, Run
+
+logger = logging.getLogger(__name__)
 
 _LOOK_EVERY: Final = 0.02
 """Seconds between two looks for new jobs while all that is left is being stored."""
@@ -101,7 +105,8 @@ class _Service:
             order = Order(run, self._device)
             self._line_of(order).add(order.draws)
         except BaseException as error:  # noqa: BLE001  (it ends this job, and the desk says how)
-            self._desk.settle(run, partial(_raise, error))
+            is_crowded = bool(self._orders) and is_out_of_memory(error)
+            self._desk.settle(run, partial(_raise, Parted() if is_crowded else error))
         else:
             self._orders.append(order)
 
@@ -130,19 +135,29 @@ class _Service:
             return True
         for draw, sample in done:
             for order in [one for one in self._orders if one is draw.owner]:
-                try:
-                    order.take(draw, sample, line.tile.width)
-                except JobError as error:
-                    self._end(order, partial(_raise, error))
-        for order in self._orders:
-            order.show(line.tile)
+                self._guarded(order, partial(order.take, draw, sample, line.tile.width))
+        for order in list(self._orders):
+            self._guarded(order, partial(order.show, line.tile))
+        return True
+
+    def _guarded(self, order: Order, act: Callable[[], object]) -> bool:
+        """Do what concerns one job; what it raises ends that job."""
+        try:
+            act()
+        except BaseException as error:  # noqa: BLE001  (the desk says how it ended)
+            self._end(order, partial(_raise, error))
+            return False
         return True
 
     def _break_up(self, line: Line[Any], error: Exception) -> None:
         """The step failed: end the job that it was for; several may be tried again, each alone."""
         orders = [order for order in self._orders if any(draw.owner is order for draw in line.draws)]
+        # Memory that one job does not find may be what another one has.
+        neighbours = self._orders if isinstance(error, OutOfMemory) else orders
+        is_known = len(neighbours) == 1
+        if not is_known:
+            logger.error("a step failed for %d jobs", len(orders), exc_info=error)
         for order in orders:
-            is_known = len(orders) == 1 or isinstance(error, JobError)
             self._end(order, partial(_raise, error if is_known else Parted()))
         self._lines = {key: one for key, one in self._lines.items() if one is not line}
 
@@ -154,13 +169,8 @@ class _Service:
         return steps
 
     def _look_after(self, order: Order, underway: int) -> None:
-        try:
-            order.report(underway)
-        except BaseException as error:  # noqa: BLE001  (as above)
-            self._end(order, partial(_raise, error))
-        else:
-            if order.is_done:
-                self._end(order, order.result)
+        if self._guarded(order, partial(order.report, underway)) and order.is_done:
+            self._end(order, order.result)
 
     def _end(self, order: Order, result: Callable[[], dict[str, Any]]) -> None:
         self._orders.remove(order)

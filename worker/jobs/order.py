@@ -56,6 +56,7 @@ class Order:
         self._stored: dict[int, Future[StoredObject]] = {}
         self._result: Future[dict[str, Any]] | None = None
         self._shown: list[Future[StoredObject]] = []
+        self._seen: set[tuple[int, int]] = set()
         self._storing = ThreadPoolExecutor(1, "store")
         run.phase("sampling")
 
@@ -102,6 +103,9 @@ class Order:
         mine = [(draw, steps) for draw, steps in tile.underway if draw.owner is self]
         if every is None or not mine or mine[0][1] == 0 or mine[0][1] % every:
             return
+        if any(not one.done() for one in self._shown) or (mine[0][0].index, mine[0][1]) in self._seen:
+            return  # storage is behind, or memory ran out and the steps come again
+        self._seen.add((mine[0][0].index, mine[0][1]))
         seen = [image for draw, _ in mine[:MOST_SHOWN] if (image := tile.look(draw)) is not None]
         first, steps = mine[0]
         if seen and seen[0].dtype == torch.uint8:
