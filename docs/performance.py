@@ -50,7 +50,7 @@ def verdicts(report: Mapping[str, Any]) -> Iterator[str]:
 
 def contestants(report: Mapping[str, Any]) -> Iterator[str]:
     """Seconds of each that took part, where the bench tells of them so."""
-    for part, found in report.items():
+    for part, found in {"all": report, **report}.items():
         seconds = found.get("seconds") if isinstance(found, dict) else None
         if isinstance(seconds, dict) and all("median" in one for one in seconds.values()):
             yield f"\n{part}, seconds (least to most):\n\n| | median | |\n|---|---|---|"
