@@ -43,7 +43,7 @@ class Company:
         self._watches: dict[tuple[str, int], Watch] = {}
         self._room = 0
         self._look_at = 0.0
-        self._counted_at = time.monotonic()
+        self._counted_at = first[0].asked_at
         self._is_tainted = False
 
     @property
@@ -72,7 +72,8 @@ class Company:
             self._device.start()
 
     def _join(self, held: Sequence[Held]) -> None:
-        self._count()
+        if self._watches:
+            self._count()
         for claim, asked_at in held:
             watch = Watch(self._supervisor, claim, asked_at=asked_at, company=self)
             self._watches[_name(watch.attempt)] = watch

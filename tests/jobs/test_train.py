@@ -16,7 +16,7 @@ from safetensors.numpy import load as load_safetensors
 from shared.errors import DatasetInvalid, UploadFailed
 from tests.jobs.conftest import SHAPE
 from tests.jobs.folder_run import FolderRun, store_array
-from worker.jobs import executor
+from worker.jobs import executor, server
 from worker.jobs.train import milestone_interval, train
 from worker.run import Stopped, StopReason, StoredObject
 
@@ -261,6 +261,14 @@ def test_the_same_spec_gives_the_same_file(train_run: MakeRun) -> None:
     assert first == second
 
 
-@pytest.mark.parametrize("job_type", ["train", "generate", "evaluate", "reaverage"])
+@pytest.mark.parametrize("job_type", ["train", "evaluate", "reaverage"])
 def test_executors_are_found_by_the_type_of_the_job(job_type: str) -> None:
     assert executor(job_type).__name__ == job_type
+    assert server(job_type) is None
+
+
+def test_jobs_that_share_the_device_are_served_together() -> None:
+    serve = server("generate")
+
+    assert serve is not None
+    assert serve.__name__ == "serve"

@@ -71,7 +71,7 @@ def test_who_shares_the_device_is_charged_a_part_of_it(workplace: Workplace, mod
     attempts, spent = spans(workplace), [one.seconds for one in workplace.rows(Usage)]
     passed = (max(one.ended_at for one in attempts) - min(one.started_at for one in attempts)).total_seconds()
     alone = sum((one.ended_at - one.started_at).total_seconds() for one in attempts)
-    assert sum(spent) == pytest.approx(passed, rel=0.2)
+    assert sum(spent) == pytest.approx(passed, rel=0.4)
     assert sum(spent) < alone / 2
 
 
