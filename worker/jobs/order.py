@@ -6,6 +6,7 @@ waits for storage.
 
 import hashlib
 import io
+from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from math import ceil, sqrt
@@ -49,11 +50,13 @@ class Order:
         self.sampler = self.model.sampler(self.request.task)
         self.draws = _draws(run, self.request, self.model.data, owner=self)
         self._steps = {draw.index: self.sampler.num_steps(draw.request) for draw in self.draws}
+        self._num_steps = sum(self._steps.values())
         self._steps_behind = 0
         self._width: int | None = None
         self._reproducibility: Reproducibility = REPRODUCIBILITY
         self._images: dict[int, Tensor] = {}
         self._stored: dict[int, Future[StoredObject]] = {}
+        self._unstored: deque[Future[StoredObject]] = deque()
         self._result: Future[dict[str, Any]] | None = None
         self._shown: list[Future[StoredObject]] = []
         self._seen: set[tuple[int, int]] = set()
@@ -66,7 +69,8 @@ class Order:
 
     @property
     def num_unstored(self) -> int:
-        return sum(not one.done() for one in self._stored.values())
+        """Samples that are not known to be stored."""
+        return len(self._unstored)
 
     @property
     def is_done(self) -> bool:
@@ -75,7 +79,7 @@ class Order:
     @property
     def waits_for(self) -> "list[Future[Any]]":
         """What goes on in its thread."""
-        futures: list[Future[Any]] = [*self._stored.values(), *self._shown]
+        futures: list[Future[Any]] = [*self._unstored, *self._shown]
         return [one for one in (*futures, self._result) if one is not None and not one.done()]
 
     def take(self, draw: Draw[Request], sample: Tensor | None, width: int) -> None:
@@ -94,6 +98,7 @@ class Order:
         if draw.index < MOST_IN_SHEET:
             self._images[draw.index] = sample
         self._stored[draw.index] = self._storing.submit(_publish_sample, self.run, self.model, draw, sample)
+        self._unstored.append(self._stored[draw.index])
         if len(self._stored) == len(self.draws):
             self._result = self._storing.submit(self._finish)
 
@@ -122,12 +127,10 @@ class Order:
             Stopped: on request.
             UploadFailed, StorageUnavailable: a sample could not be stored.
         """
-        num_stored = 0
-        for one in list(self._stored.values()):
-            if one.done():
-                one.result()
-                num_stored += 1
-        self.run.step(self._steps_behind + underway + num_stored, sum(self._steps.values()))
+        while self._unstored and self._unstored[0].done():  # one thread stores them, in this order
+            self._unstored.popleft().result()
+        num_stored = len(self._stored) - len(self._unstored)
+        self.run.step(self._steps_behind + underway + num_stored, self._num_steps)
 
     def result(self) -> dict[str, Any]:
         """The job's result, once it is done."""
