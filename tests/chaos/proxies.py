@@ -105,8 +105,12 @@ class Proxy:
         self._loop.call(self._set_blind(blind=False))
 
     def close(self) -> None:
+        self._loop.call(self._close())
+
+    async def _close(self) -> None:
+        # In the loop's thread: a connection that ends meanwhile closes the server, too.
         self._server.close()
-        self.cut()
+        await self._cut()
 
     async def _cut(self) -> None:
         for link in list(self._links):
