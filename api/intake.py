@@ -183,7 +183,7 @@ def _examine(parts: Parts, key: str, announced_bytes: int) -> tuple[int, str]:
         if size != announced_bytes:
             raise IllegalMove(f"{announced_bytes} bytes were announced, {size} were uploaded: upload it again")
         digest = hashlib.sha256()
-        for chunk in parts.storage.stream(key):
+        for chunk in parts.storage.stream(key, size_bytes=size):
             digest.update(chunk)
     except ObjectMissing:
         raise IllegalMove("nothing was uploaded yet: PUT the file to upload.url first") from None

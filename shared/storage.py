@@ -142,10 +142,13 @@ class Storage:
             raise StorageAway(f"{key}: the download broke off after {size_bytes} of {whole} bytes")
         raise DigestMismatch(key, found=digest, expected=expected)
 
-    def stream(self, key: str) -> Iterator[bytes]:
-        """The object in chunks; raises ``StorageAway`` when it breaks off before its end."""
+    def stream(self, key: str, *, size_bytes: int | None = None) -> Iterator[bytes]:
+        """The object in chunks; raises ``StorageAway`` when it breaks off before its end.
+
+        The end is where the answer says, unless ``size_bytes`` are known: not every server that breaks off says so.
+        """
         response = self._call(self._client.get_object, Bucket=self.bucket, Key=key)
-        received, size = 0, int(response["ContentLength"])
+        received, size = 0, int(response["ContentLength"]) if size_bytes is None else size_bytes
         try:
             for chunk in response["Body"].iter_chunks(_CHUNK):
                 received += len(chunk)

@@ -6,6 +6,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -19,6 +20,8 @@ from shared.settings import Settings
 from shared.storage import Storage
 from tests.api.support import Owner, serving
 from tests.api.test_bad_input import refused
+from tests.chaos.objects import Disk
+from tests.chaos.s3 import S3Server
 
 CountRows = Callable[[], dict[str, int]]
 
@@ -195,6 +198,30 @@ def test_completing_many_times_makes_one_job(owner: Owner, engine: Engine) -> No
     assert len({answer.json()["job_id"] for answer in answers}) == 1
     with Session(engine) as session:
         assert session.query(Job).filter_by(tenant_id=owner.id).count() == 1
+
+
+def test_a_download_that_breaks_off_quietly_is_not_taken_for_the_upload(
+    make_owner: Any, settings: Settings, engine: Engine, tmp_path: Path
+) -> None:
+    strict = S3Server(Disk(tmp_path / "s3", room_bytes=0), bucket="b", access_key="a")
+    strict.start()
+    there = {"endpoint": strict.endpoint, "bucket": "b", "access_key": "a", "public_endpoint": None}
+    body = a_zip(300_000)
+    try:
+        with serving(settings.model_copy(update={"s3": settings.s3.model_copy(update=there)})) as url:
+            owner = make_owner(url=url)
+            view = announce(owner, body).json()
+            put(view, body)
+            strict.faults.begin("truncate", share=1)
+            answers = [owner.client.post(view["urls"]["complete"]) for _ in range(6)]
+            strict.faults.end()
+
+            assert {answer.status_code for answer in answers} == {503}
+            assert owner.client.post(view["urls"]["complete"]).status_code == 202
+    finally:
+        strict.stop()
+
+    assert source_of(engine, view["id"])["sha256"] == hashlib.sha256(body).hexdigest()
 
 
 def test_an_upload_that_did_not_happen_cannot_be_completed(owner: Owner, count_rows: CountRows) -> None:
