@@ -27,6 +27,9 @@ RECIPES: Final[Mapping[str, Mapping[str, Any]]] = {
 }
 """The published optimizer of each objective."""
 
+PENALISED: Final = frozenset({"wgan_gp", "r3gan"})
+"""Objectives whose discriminator pays for its gradient."""
+
 PRESETS: Final[Mapping[str, Mapping[str, Any]]] = {
     "xs": {"hidden_dim": 256, "base_channels": 32, "num_blocks": 1, "finest_blocks": 0},
     "s": {"hidden_dim": 512, "base_channels": 64, "num_blocks": 1, "finest_blocks": 1},
@@ -86,6 +89,10 @@ class GanSpec(TrainSpec):
     """Weight of R1 and R2 from ``burn_in_steps`` on (``r3gan`` objective only)."""
     gradient_penalty: float = Field(default=10.0, ge=0, le=1e4)
     """Weight of the gradient penalty (``wgan_gp`` objective only)."""
+    penalty_every: int = Field(default=1, ge=1, le=64)
+    """Steps of the discriminator between those in which it pays for its gradient, which then counts as much more: lazy
+    regularisation (Karras et al., 2020, arXiv 1912.04958, appendix B). A penalty costs more than the rest of a step
+    (``r3gan`` and ``wgan_gp`` objectives only)."""
     augment: float = Field(default=0.0, ge=0, le=1)
     """Probability of each kind of DiffAugment (Zhao et al., 2020) from ``burn_in_steps`` on; it begins at 0."""
     burn_in_steps: int | None = Field(default=None, ge=0, le=10_000_000)
@@ -125,6 +132,10 @@ class GanSpec(TrainSpec):
         if self.objective == "hinge":
             return "spectral"
         return "batch" if self.objective == "non_saturating" and self.network == "dcgan" else "none"
+
+    def pays_at(self, step: int) -> bool:
+        """Whether the discriminator pays for its gradient in ``step``."""
+        return self.objective in PENALISED and step % self.penalty_every == 0
 
     def trains(self, part: str, step: int) -> bool:
         """The generator, in each ``critic_steps``-th step; the discriminator, in every one."""

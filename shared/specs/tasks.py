@@ -139,7 +139,30 @@ class Reconstruct(_WithInputs):
     task: Literal["reconstruct"]
 
 
-class Inpaint(_WithInputs):
+MOST_RESTORING_STEPS: Final = 1000
+"""Of all passes of a restoration together."""
+RESTORING_STEPS: Final = 25
+
+
+class _Restoration(_WithInputs):
+    """A task that completes images of which something is known."""
+
+    average_of: int = Field(default=1, ge=1, le=64)
+    """The result is the mean of so many draws, each with all ``steps``. One draw is sharp and one of many images that
+    could be; the mean is softer, and nearer to the original: its mean square error is ``(1 + 1/n) / 2`` of that of one
+    draw of the right distribution."""
+
+    @model_validator(mode="after")
+    def _few_steps(self) -> Self:
+        steps = self.steps or RESTORING_STEPS
+        if self.average_of * steps > MOST_RESTORING_STEPS:
+            raise wrong(
+                "average_of", f"{self.average_of} draws of {steps} steps are more than {MOST_RESTORING_STEPS} in all"
+            )
+        return self
+
+
+class Inpaint(_Restoration):
     """Fill in a part of each image, keeping the rest as it is to the bit (Wang et al., 2022; Lugmayr et al., 2022)."""
 
     picture: ClassVar[PictureField | None] = "mask"
@@ -160,7 +183,7 @@ class Inpaint(_WithInputs):
         return [(channels, *shape[1:]) for channels in (1, 3)]
 
 
-class SuperResolve(_WithInputs):
+class SuperResolve(_Restoration):
     """Enlarge images: the result, averaged over squares of ``factor`` pixels, is the input again."""
 
     task: Literal["super_resolve"]
@@ -174,7 +197,7 @@ class SuperResolve(_WithInputs):
         return [(channels, height // self.factor, width // self.factor), *super().input_shapes(shape)]
 
 
-class Colourise(_WithInputs):
+class Colourise(_Restoration):
     """Give colours to images: the grey of the result is the grey of the input, which may have colours itself."""
 
     task: Literal["colourise"]

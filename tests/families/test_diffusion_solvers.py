@@ -17,7 +17,15 @@ from torch import Tensor, nn
 from shared.specs.tasks import Solver
 from worker.families.nets.denoiser import Denoiser, spread
 from worker.families.nets.preconditioning import Edm, Flow, VariancePreserving, ddpm_log_sigmas
-from worker.families.nets.solvers import COLUMNS, SOLVERS, karras, num_evaluations, padded, table_of
+from worker.families.nets.solvers import (
+    COLUMNS,
+    SOLVERS,
+    averaging,
+    karras,
+    num_evaluations,
+    padded,
+    table_of,
+)
 from worker.families.nets.unet import UNet, UNetLayout
 from worker.kernels.noise import Domain, Noise
 
@@ -64,7 +72,7 @@ def solved(unet: nn.Module, objective: nn.Module, table: Tensor, x: Tensor, fres
         new = at["x_from_x"] * x + at["x_from_D"] * estimate + at["x_from_m"] * memory
         if at["x_from_n"]:
             new = new + at["x_from_n"] * next(fresh)
-        memory = at["m_from_x"] * x + at["m_from_D"] * estimate
+        memory = at["m_from_x"] * x + at["m_from_D"] * estimate + at["m_from_m"] * memory
         x = new
     return x
 
@@ -250,7 +258,23 @@ def test_a_slot_that_has_arrived_stays() -> None:
         "x_from_n": 0,
         "m_from_x": 0,
         "m_from_D": 0,
+        "m_from_m": 0,
     }
+
+
+def test_an_average_is_the_mean_of_passes_that_know_nothing_of_each_other(unet: UNet) -> None:
+    table = table_of("ddpm", karras(6, 0.002, 80))
+    per_pass = 1 + int((table[:, COLUMNS.index("x_from_n")] > 0).sum())
+    noise = [keyed(number).double() for number in range(3 * per_pass)]
+
+    def drawn(table: Tensor, noise: list[Tensor]) -> Tensor:
+        return solved(unet, EDM, table, 80 * noise[0], iter(noise[1:]))
+
+    alone = [drawn(table, noise[first : first + per_pass]) for first in range(0, len(noise), per_pass)]
+    together = drawn(averaging(table, 3), noise)
+
+    assert torch.allclose(together, torch.stack(alone).mean(0), rtol=1e-9)
+    assert not torch.allclose(alone[0], alone[1], rtol=1e-2)
 
 
 def test_spread_puts_a_number_on_each_image() -> None:

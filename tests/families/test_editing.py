@@ -13,7 +13,6 @@ from worker.engine.sampling import Tile, sample
 from worker.families.diffusion import FAMILY
 from worker.families.family import DataInfo, Draw
 from worker.families.nets.measurements import agreeing, averaged, enlarged, grey, kept, reduced
-from worker.families.nets.solvers import COLUMNS, karras, travelling
 from worker.kernels.noise import Domain, Noise
 
 COLOURS = DataInfo(shape=(3, 8, 8), num_classes=3)
@@ -166,19 +165,85 @@ def test_agreeing_is_a_projection_onto_what_was_measured(projection: Any) -> Non
     assert torch.allclose(agreed - known, estimate - projection(estimate), atol=1e-12)
 
 
-@pytest.mark.parametrize(("length", "laps"), [(1, 1), (5, 2), (7, 3)])
-def test_going_up_again_keeps_the_distribution(length: int, laps: int) -> None:
-    deviation, steps = 0.6, 800
-    table = travelling(karras(steps, 0.002, 80.0), 0.85, length, laps)
-    generator = torch.Generator().manual_seed(0)
-    x = 80 * torch.randn(20_000, generator=generator, dtype=torch.float64)
+class Correlated(torch.nn.Module):
+    """The exact denoiser of neighbouring pixels with normal values: ``S (S + sigma^2 I)^-1 x``."""
 
-    for row in table:
-        at = dict(zip(COLUMNS, row.tolist(), strict=True))
-        # The best estimate for normal data.
-        estimate = x * deviation**2 / (deviation**2 + at["sigma"] ** 2)
-        fresh = torch.randn(x.shape, generator=generator, dtype=torch.float64)
-        x = at["x_from_x"] * x + at["x_from_D"] * estimate + at["x_from_n"] * fresh
+    def __init__(self, covariance: Tensor) -> None:
+        super().__init__()
+        self.values, self.axes = torch.linalg.eigh(covariance)
+        self.num_classes = 0
 
-    assert len(table) == steps * laps
-    assert x.std().item() == pytest.approx(deviation, rel=0.02)
+    def forward(self, x: Tensor, sigma: Tensor, label: Tensor) -> Tensor:
+        shrunk = self.values / (self.values + sigma[:, None] ** 2)
+        return (((x.flatten(1) @ self.axes) * shrunk) @ self.axes.T).view_as(x)
+
+    def decode(self, x: Tensor) -> Tensor:
+        return x
+
+
+def test_what_is_filled_in_is_drawn_given_what_is_known() -> None:
+    deviation, correlation, num_draws = 0.4, 0.9, 400
+    covariance = deviation**2 * torch.tensor([[1, correlation], [correlation, 1]], dtype=torch.float64)
+    spec, plane = spec_of(network="unet", class_conditional=False), DataInfo(shape=(1, 1, 2))
+    inputs = {
+        "image": torch.tensor([[[166, 0]]], dtype=torch.uint8),
+        "mask": torch.tensor([[[0, 1]]], dtype=torch.uint8),
+    }
+    request = Inpaint(task="inpaint", model="m", dataset=DATASET, box=(1, 0, 2, 1), steps=50)
+    draws = [Draw(request=request, index=index, inputs=inputs) for index in range(num_draws)]
+    tile = Tile(Correlated(covariance), FAMILY.tasks["inpaint"](spec, plane), draws[0], CPU, width=num_draws)
+
+    filled = torch.stack([image for _, image in sample(tile, draws)])[:, 0, 0, 1]
+
+    known = 166 / 127.5 - 1
+    assert filled.mean().item() == pytest.approx(correlation * known, abs=0.04)
+    assert filled.std().item() == pytest.approx(deviation * (1 - correlation**2) ** 0.5, rel=0.35)
+
+
+def test_a_mean_of_draws_keeps_what_is_known_and_is_nearer_to_what_is_likely() -> None:
+    covariance = 0.04 * torch.tensor([[1, 0.5], [0.5, 1]], dtype=torch.float64)
+    spec, plane = spec_of(network="unet", class_conditional=False), DataInfo(shape=(1, 1, 2))
+    inputs = {
+        "image": torch.tensor([[[166, 0]]], dtype=torch.uint8),
+        "mask": torch.tensor([[[0, 1]]], dtype=torch.uint8),
+    }
+
+    def spread_of(average_of: int) -> float:
+        request = Inpaint(task="inpaint", model="m", dataset=DATASET, box=(1, 0, 2, 1), steps=6, average_of=average_of)
+        draws = [Draw(request=request, index=index, inputs=inputs) for index in range(100)]
+        tile = Tile(Correlated(covariance), FAMILY.tasks["inpaint"](spec, plane), draws[0], CPU, width=100)
+        filled = torch.stack([image for _, image in sample(tile, draws)])
+        assert torch.allclose(filled[..., 0], torch.tensor(166 / 127.5 - 1, dtype=torch.float64))
+        return filled[..., 1].std().item()
+
+    assert spread_of(16) == pytest.approx(spread_of(1) / 4, rel=0.35)
+
+
+def test_more_passes_than_slots_have_rows_for_are_refused() -> None:
+    Inpaint(task="inpaint", model="m", dataset=DATASET, box=(0, 0, 2, 1), average_of=40)
+
+    with pytest.raises(ValueError, match="more than 1000"):
+        Inpaint(task="inpaint", model="m", dataset=DATASET, box=(0, 0, 2, 1), average_of=41)
+
+
+@pytest.mark.parametrize("task", ["inpaint", "super_resolve", "colourise"])
+def test_a_restoration_does_not_depend_on_its_neighbours(task: str) -> None:
+    spec, images = spec_of(network="unet"), pictures(6, 3, 8, 8)
+    mask = (pictures(1, 1, 8, 8)[0] > 99).to(torch.uint8)
+    fields: dict[str, Any] = {"inpaint": {"box": (0, 0, 3, 3)}, "super_resolve": {"factor": 2}}.get(task, {})
+    draws = [
+        Draw(
+            request=REQUESTS[task](
+                task=task, model="m", dataset=DATASET, seed=seed, steps=3 + seed, average_of=1 + seed % 2, **fields
+            ),
+            index=seed,
+            inputs={"image": image, "mask": mask},
+        )
+        for seed, image in enumerate(images)
+    ]
+    net, sampler = trained(spec, COLOURS), FAMILY.tasks[task](spec, COLOURS)
+
+    together = {draw.index: image for draw, image in sample(Tile(net, sampler, draws[0], CPU), draws)}
+
+    for draw in (draws[0], draws[5]):
+        assert torch.equal(next(sample(Tile(net, sampler, draw, CPU), [draw]))[1], together[draw.index])

@@ -116,6 +116,19 @@ def test_a_part_that_waits_keeps_its_moments() -> None:
     assert all(torch.equal(tensor, before[name]) for name, tensor in trainer.parts["generator"].tensors())
 
 
+@pytest.mark.parametrize(("objective", "penalty"), [("r3gan", "r1"), ("wgan_gp", "gradient_penalty")])
+def test_a_penalty_that_comes_seldom_counts_as_much_more(objective: str, penalty: str) -> None:
+    fields = {"network": "mlp", "objective": objective, "precision": "fp32", "gamma": 2.0, "gamma_end": 2.0}
+    always, seldom = (trainer_of(penalty_every=every, **fields) for every in (1, 3))
+
+    one, other = (trainer.advance(batch_of()) for trainer in (always, seldom))
+    told = [penalty in seldom.advance(batch_of()) for _ in range(3)]
+
+    paid = one[penalty] + one.get("r2", 0.0) if objective == "r3gan" else 10 * one[penalty]
+    assert other["discriminator_loss"] - one["discriminator_loss"] == pytest.approx(2 * paid, rel=1e-3)
+    assert told == [False, False, True]
+
+
 def test_beta2_follows_its_schedule() -> None:
     trainer = trainer_of(network="mlp", burn_in_steps=2)
     used: list[float] = []

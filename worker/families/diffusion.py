@@ -12,20 +12,19 @@ import torch
 from torch import Tensor
 
 from shared.specs.diffusion import DiffusionSpec
-from shared.specs.tasks import Interpolate
+from shared.specs.tasks import MOST_RESTORING_STEPS, RESTORING_STEPS, Interpolate
 from worker.families.family import Batch, DataInfo, Draw, Family, Measured, Score, SlotState
 from worker.families.nets.denoiser import Denoiser, Network, centred, num_classes_of, objective_of, spread
 from worker.families.nets.dit import DITS, DiT
 from worker.families.nets.latents import LatentDenoiser, space_of
 from worker.families.nets.likelihood import bits_per_dim, has_likelihood
-from worker.families.nets.measurements import agreeing, averaged, enlarged, grey, kept, reduced
+from worker.families.nets.measurements import Projection, agreeing, averaged, enlarged, grey, kept, reduced
 from worker.families.nets.nonleaky import NUM_TOLD, augmented
 from worker.families.nets.slerp import slerp
-from worker.families.nets.solvers import COLUMNS, heun, num_evaluations, table_of, travelling
+from worker.families.nets.solvers import COLUMNS, averaging, ddpm, heun, num_evaluations, table_of
 from worker.families.nets.solving import (
     FIRST,
     LEVEL,
-    MOST_STEPS,
     UNLABELLED,
     FromImages,
     FromNoise,
@@ -45,10 +44,8 @@ EDM_TIME: Final = 100.0
 not make half a turn between the lowest noise level and the highest."""
 ENCODING_STEPS: Final = 50
 """Of Heun's method, each way."""
-RESTORING_STEPS: Final = 50
-RESTORING_ETA: Final = 0.85
-LENGTH, LAPS = 5, 2
-"""Steps of each stretch that a restoration goes through again, and how often it does."""
+DEVIATION: Final = 0.5
+"""Of the pixels of images in [-1, 1], about (EDM's sigma_data)."""
 
 
 # Network -----------------------------------------------------------------------------------------
@@ -188,28 +185,52 @@ class Edit(Solve):
 
     def table(self, request: Any) -> Tensor:
         """The rows ``(R, K)``, from the noise level that the task begins at."""
-        steps = request.steps or RESTORING_STEPS
-        return travelling(self.levels(steps), RESTORING_ETA, LENGTH, LAPS)
+        raise NotImplementedError
 
 
-class Inpaint(Edit):
+class Restore(Edit):
+    """Completes images of which something was measured: ``known`` in the state, ``A+ y`` (``nets.measurements``).
+
+    What is missing in an estimate pulls at the noisy image through the network, and so at the pixels that were not
+    measured (pseudoinverse guidance, Song et al., 2023, algorithm 1); then the estimate is made to agree.
+    """
+
+    num_rows = MOST_RESTORING_STEPS
+
+    def table(self, request: Any) -> Tensor:
+        return averaging(ddpm(self.levels(request.steps or RESTORING_STEPS)), request.average_of)
+
+    def projection(self, state: SlotState) -> Projection:
+        """``A+ A`` of every slot."""
+        raise NotImplementedError
+
+    def estimate(self, net: Denoiser, state: SlotState, sigma_S: Tensor) -> Tensor:
+        projection = self.projection(state)
+        with torch.enable_grad():
+            x_SCHW = state["x"].detach().requires_grad_()
+            estimate_SCHW = super().estimate(net, state | {"x": x_SCHW}, sigma_S)
+            missing_SCHW = (state["known"] - projection(estimate_SCHW)).detach()
+            (pull_SCHW,) = torch.autograd.grad(estimate_SCHW, x_SCHW, missing_SCHW)
+        # sigma^2 over the variance of the clean image given the noisy one, were its pixels independent.
+        strength_S = 1 + (sigma_S / DEVIATION) ** 2
+        guided_SCHW = (estimate_SCHW.detach() + spread(strength_S) * pull_SCHW).clamp(-1, 1)
+        return agreeing(guided_SCHW, state["known"], projection)
+
+
+class Inpaint(Restore):
     """Fills what a mask covers; the rest of each image stays as it is, to the bit."""
-
-    num_rows = LAPS * MOST_STEPS
 
     def start(self, draws: Sequence[Draw[Any]], noise: Noise) -> SlotState:
         mask_S1HW = inputs_of(draws, "mask", noise.device)
         known_SCHW = kept(mask_S1HW)(centred(inputs_of(draws, "image", noise.device)))
         return super().start(draws, noise) | {"mask": mask_S1HW, "known": known_SCHW}
 
-    def estimate(self, net: Denoiser, state: SlotState, sigma_S: Tensor) -> Tensor:
-        return agreeing(super().estimate(net, state, sigma_S), state["known"], kept(state["mask"]))
+    def projection(self, state: SlotState) -> Projection:
+        return kept(state["mask"])
 
 
-class SuperResolve(Edit):
+class SuperResolve(Restore):
     """Enlarges images; squares of the result have the mean that the input's pixel has."""
-
-    num_rows = LAPS * MOST_STEPS
 
     def start(self, draws: Sequence[Draw[Any]], noise: Noise) -> SlotState:
         factors = [draw.request.factor for draw in draws]
@@ -222,25 +243,24 @@ class SuperResolve(Edit):
         is_large = tuple(image_1CHW.shape[1:]) == self.shape_CHW
         return enlarged(reduced(image_1CHW, factor) if is_large else image_1CHW, factor)
 
-    def estimate(self, net: Denoiser, state: SlotState, sigma_S: Tensor) -> Tensor:
-        estimate_SCHW = super().estimate(net, state, sigma_S)
-        for factor in state["factor"].unique().tolist():
-            agreeing_SCHW = agreeing(estimate_SCHW, state["known"], averaged(factor))
-            estimate_SCHW = torch.where(spread(state["factor"] == factor), agreeing_SCHW, estimate_SCHW)
-        return estimate_SCHW
+    def projection(self, state: SlotState) -> Projection:
+        def project(image_SCHW: Tensor) -> Tensor:
+            for factor in state["factor"].unique().tolist():
+                image_SCHW = torch.where(spread(state["factor"] == factor), averaged(factor)(image_SCHW), image_SCHW)
+            return image_SCHW
+
+        return project
 
 
-class Colourise(Edit):
+class Colourise(Restore):
     """Gives colours to images; the mean of the result's channels is that of the input's."""
-
-    num_rows = LAPS * MOST_STEPS
 
     def start(self, draws: Sequence[Draw[Any]], noise: Noise) -> SlotState:
         given_SCHW = centred(inputs_of(draws, "image", noise.device))
         return super().start(draws, noise) | {"known": grey(given_SCHW.expand(-1, self.shape_CHW[0], -1, -1))}
 
-    def estimate(self, net: Denoiser, state: SlotState, sigma_S: Tensor) -> Tensor:
-        return agreeing(super().estimate(net, state, sigma_S), state["known"], grey)
+    def projection(self, state: SlotState) -> Projection:
+        return grey
 
 
 class ImageToImage(FromImages, Edit):

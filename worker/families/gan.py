@@ -119,8 +119,6 @@ GENERATOR_LOSSES: Final[Mapping[str, Callable[[Scores], Tensor]]] = {
     "wgan_gp": lambda scores: -scores.fake_B,
     "r3gan": lambda scores: F.softplus(scores.margin_B),
 }
-PENALISED: Final = frozenset({"wgan_gp", "r3gan"})
-"""Objectives whose discriminator pays for its gradient."""
 
 
 @contextmanager
@@ -162,23 +160,29 @@ class Duel:
     def discriminator_loss(self) -> Measured:
         with torch.no_grad():
             fake_BX = self.fakes(Stream.DISCRIMINATOR_LATENT)
-        if self.spec.objective in PENALISED:
-            with differentiable_twice(fake_BX.device):
-                return self._discriminator_loss(self.real_BX.requires_grad_(), fake_BX.requires_grad_())
-        return self._discriminator_loss(self.real_BX, fake_BX)
+        if not self.spec.pays_at(self.step):
+            return self._unpenalised_loss(self.real_BX, fake_BX)[0]
+        with differentiable_twice(fake_BX.device):
+            return self._penalised_loss(self.real_BX.requires_grad_(), fake_BX.requires_grad_())
 
-    def _discriminator_loss(self, real_BX: Tensor, fake_BX: Tensor) -> Measured:
+    def _unpenalised_loss(self, real_BX: Tensor, fake_BX: Tensor) -> tuple[Measured, Scores]:
         scores = Scores(self.score(real_BX, Stream.DISCRIMINATOR_REAL), self.score(fake_BX, Stream.DISCRIMINATOR_FAKE))
         loss = DISCRIMINATOR_LOSSES[self.spec.objective](scores).mean()
         values = {"real_logit": scores.real_B.mean(), "fake_logit": scores.fake_B.mean()}
+        return Measured(loss=loss, values=values), scores
+
+    def _penalised_loss(self, real_BX: Tensor, fake_BX: Tensor) -> Measured:
+        measured, scores = self._unpenalised_loss(real_BX, fake_BX)
         if self.spec.objective == "r3gan":
-            values["r1"] = squared_slope(scores.real_B, real_BX).mean()
-            values["r2"] = squared_slope(scores.fake_B, fake_BX).mean()
-            loss = loss + self.spec.gamma_at(self.step) / 2 * (values["r1"] + values["r2"])
-        elif self.spec.objective == "wgan_gp":
-            values["gradient_penalty"] = self._gradient_penalty(real_BX, fake_BX)
-            loss = loss + self.spec.gradient_penalty * values["gradient_penalty"]
-        return Measured(loss=loss, values=values)
+            values = {
+                "r1": squared_slope(scores.real_B, real_BX).mean(),
+                "r2": squared_slope(scores.fake_B, fake_BX).mean(),
+            }
+            penalty = self.spec.gamma_at(self.step) / 2 * (values["r1"] + values["r2"])
+        else:
+            values = {"gradient_penalty": self._gradient_penalty(real_BX, fake_BX)}
+            penalty = self.spec.gradient_penalty * values["gradient_penalty"]
+        return Measured(loss=measured.loss + self.spec.penalty_every * penalty, values={**measured.values, **values})
 
     def _gradient_penalty(self, real_BX: Tensor, fake_BX: Tensor) -> Tensor:
         """How far the slope is from 1 between pairs of samples, squared (Gulrajani et al., equation 3)."""

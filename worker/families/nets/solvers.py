@@ -4,7 +4,7 @@ In the coordinates ``x = x0 + sigma n`` every solver here is linear in what it h
 at noise level ``sigma`` with estimate ``D = D(x; sigma)`` is
 
     x'      = x_from_x x + x_from_D D + x_from_m m + x_from_n n
-    m'      = m_from_x x + m_from_D D
+    m'      = m_from_x x + m_from_D D + m_from_m m
 
 with fresh noise n and one tensor m that is remembered. All that tells Euler from DPM-Solver++ is the eight numbers
 of a row, and slots with different solvers, numbers of steps and noise levels are stepped by one formula.
@@ -21,8 +21,8 @@ from torch import Tensor
 
 from shared.specs.tasks import Solver
 
-COLUMNS: Final = ("sigma", "x_from_x", "x_from_D", "x_from_m", "x_from_n", "m_from_x", "m_from_D")
-REST: Final = (1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+COLUMNS: Final = ("sigma", "x_from_x", "x_from_D", "x_from_m", "x_from_n", "m_from_x", "m_from_D", "m_from_m")
+REST: Final = (1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
 """The row of a slot that has arrived: it stays where it is."""
 RHO: Final = 7.0
 
@@ -82,26 +82,20 @@ def renoising(sigma_N: Tensor) -> Tensor:
     return _rows(sigma=sigma_R, x_from_D=torch.ones_like(sigma_R), x_from_n=next_R)
 
 
-def travelling(sigma_N: Tensor, eta: float, length: int, repeats: int) -> Tensor:
-    """DDIM that goes each stretch of ``length`` steps ``repeats`` times, back up by fresh noise in between.
+def averaging(table_RK: Tensor, times: int) -> Tensor:
+    """The mean of what ``times`` passes through a table come to, each from noise of its own: ``(times R, K)``.
 
-    So that what is filled in and what is known have time to agree (RePaint, Lugmayr et al., 2022, section 4.2).
+    Of a table that remembers nothing and ends in an estimate of the image.
     """
-    steps = len(sigma_N) - 1
-    stretches = [range(start, min(start + length, steps)) for start in range(0, steps, length)]
-    # From the level with which number, one down, and up to which.
-    way = [
-        (at, at + 1 if lap == repeats - 1 or at < stretch[-1] else stretch[0])
-        for stretch in stretches
-        for lap in range(repeats)
-        for at in stretch
-    ]
-    at_R, up_R = (torch.tensor(places) for places in zip(*way, strict=True))
-    sigma_R, next_R, up_to_R = sigma_N[at_R], sigma_N[at_R + 1], sigma_N[up_R]
-    fresh_R = eta * next_R * (1 - (next_R / sigma_R) ** 2).sqrt()
-    kept_R = (next_R**2 - fresh_R**2).sqrt() / sigma_R
-    added_R = (fresh_R**2 + up_to_R**2 - next_R**2).clamp(min=0).sqrt()
-    return _rows(sigma=sigma_R, x_from_x=kept_R, x_from_D=1 - kept_R, x_from_n=added_R)
+    one = table_RK.clone()
+    one[:, COLUMNS.index("m_from_m")] = 1
+    one[-1, COLUMNS.index("m_from_D")] = 1 / times
+    again, last = one.clone(), one.clone()
+    again[-1, COLUMNS.index("x_from_D")] = 0
+    again[-1, COLUMNS.index("x_from_n")] = table_RK[0, COLUMNS.index("sigma")]
+    last[-1, COLUMNS.index("x_from_D")] = 1 / times
+    last[-1, COLUMNS.index("x_from_m")] = 1
+    return torch.cat([*[again] * (times - 1), last])
 
 
 def ddpm(sigma_N: Tensor) -> Tensor:

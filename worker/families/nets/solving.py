@@ -78,7 +78,11 @@ class Solve:
         if at["x_from_n"].any():
             fresh_SCHW = spread(at["x_from_n"]) * noise.normal(*self.shape_CHW, stream=FRESH).double()
             next_SCHW = torch.where(spread(at["x_from_n"]) > 0, next_SCHW + fresh_SCHW, next_SCHW)
-        memory_SCHW = spread(at["m_from_x"]) * x_SCHW + spread(at["m_from_D"]) * estimate_SCHW
+        memory_SCHW = (
+            spread(at["m_from_x"]) * x_SCHW
+            + spread(at["m_from_D"]) * estimate_SCHW
+            + spread(at["m_from_m"]) * memory_SCHW
+        )
         return {"x": next_SCHW, "memory": memory_SCHW, "estimate": estimate_SCHW}
 
     def estimate(self, net: Denoiser, state: SlotState, sigma_S: Tensor) -> Tensor:
