@@ -2,13 +2,17 @@
 whatever order they come."""
 
 import random
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from pydantic_core import PydanticCustomError
+from safetensors.torch import load_file
 from torch import nn
 
 from shared.specs import FAMILIES as SPECS
@@ -16,6 +20,7 @@ from shared.specs.tasks import Generate
 from shared.specs.training import TrainSpec
 from tests.jobs.conftest import SHAPE
 from tests.jobs.variants import variants
+from worker.engine.numerics import exact
 from worker.engine.sampling import Line, Tile
 from worker.engine.training import build
 from worker.families import FAMILIES
@@ -118,12 +123,36 @@ def test_a_sample_has_the_bits_it_has_alone(spec: TrainSpec) -> None:
     assert torch.equal(drawn(spec, net, asked, late=3), alone)
 
 
+def plain_specs() -> dict[str, TrainSpec]:
+    """The plain choice of every family whose models draw by themselves."""
+    plain: dict[str, TrainSpec] = {}
+    for one in drawing():
+        plain.setdefault(one.values[0].model_dump()["family"], one.values[0])
+    return plain
+
+
 @pytest.mark.parametrize("family", [family for family in SPECS if "generate" in FAMILIES[family].tasks])
 def test_sixty_four_strangers_change_no_bit(family: str) -> None:
-    spec = next(one.values[0] for one in drawing() if one.values[0].model_dump()["family"] == family)
+    spec = plain_specs()[family]
     net, asked = network(spec), requests(spec, num_strangers=63)
 
     assert torch.equal(drawn(spec, net, asked, late=20), drawn(spec, net, asked[:1]))
+
+
+def test_another_process_draws_the_same_bits(tmp_path: Path) -> None:
+    """One that was started afresh, with other strangers in another order and with one of theirs in the empty slots."""
+    path = tmp_path / "drawn.safetensors"
+
+    subprocess.run([sys.executable, "-m", "tests.families.elsewhere", path], check=True)
+
+    there = load_file(path)
+    with exact(1):
+        here = {
+            family: drawn(spec, network(spec), requests(spec, num_strangers=0))
+            for family, spec in plain_specs().items()
+        }
+    assert there.keys() == here.keys()
+    assert [family for family in here if not torch.equal(here[family], there[family])] == []
 
 
 def test_what_a_stranger_makes_of_no_number_stays_in_its_slot() -> None:
