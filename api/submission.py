@@ -19,6 +19,9 @@ from shared.jobs.idempotency import Answer
 from shared.jobs.rows import Job
 from shared.wire import JobView
 
+Record = Callable[[AsyncSession], Awaitable[tuple[Job, bool]]]
+"""Records a job, or finds the one that is there already; says whether it recorded it."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Submission:
@@ -29,8 +32,7 @@ class Submission:
     body: Mapping[str, Any]
     """The request as it was sent; by it and ``path`` a repetition is recognized."""
     idempotency_key: str | None
-    record: Callable[[AsyncSession], Awaitable[tuple[Job, bool]]]
-    """Records the job, or finds the one that is there already; says whether it recorded it."""
+    record: Record
 
 
 @dataclass(frozen=True, kw_only=True)

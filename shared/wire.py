@@ -38,7 +38,7 @@ class _JobRequest(_Request):
     start_deadline_seconds: int | None = Field(default=None, ge=1, le=30 * 86_400)
     """The job expires if no worker has started it by then."""
     timeout_seconds: int | None = Field(default=None, ge=1, le=30 * 86_400)
-    """Longest single attempt."""
+    """Longest single attempt, from when a worker takes the job; loading and others that share the device count, too."""
 
 
 class TrainRequest(_JobRequest):

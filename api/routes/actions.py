@@ -9,10 +9,11 @@ from fastapi import APIRouter, Depends, Request, Response, status
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from api import submission
+from api.auth import Caller
 from api.paging import refuse_unknown_parameters
 from api.parts import Parts
 from api.routes.dependencies import POLL_SECONDS, IdempotencyKey, JobWriter, TheLinks, TheParts
-from api.submission import Submission
+from api.submission import Record, Submission
 from api.views import Links
 from shared import ids
 from shared.jobs import erasure, requests
@@ -89,14 +90,11 @@ async def retry_job(
     again gives the stored answer instead.
     """
     wanted = ids.parse("job", job_id)
-    asked = Submission(
-        tenant_id=caller.tenant_id,
-        path=request.url.path,
-        body={},
-        idempotency_key=idempotency_key,
-        record=lambda session: requests.retry(session, caller.tenant_id, wanted, settings=parts.settings.jobs),
-    )
-    return await _accept(parts, links, asked)
+
+    async def record(session: AsyncSession) -> tuple[Job, bool]:
+        return await requests.retry(session, caller.tenant_id, wanted, settings=parts.settings.jobs)
+
+    return await _accept(parts, links, _asked(caller, request, idempotency_key, record))
 
 
 @router.post(
@@ -128,10 +126,7 @@ async def reproduce_job(
     async def record(session: AsyncSession) -> tuple[Job, bool]:
         return await requests.reproduce(session, caller.tenant_id, wanted, settings=parts.settings.jobs), True
 
-    asked = Submission(
-        tenant_id=caller.tenant_id, path=request.url.path, body={}, idempotency_key=idempotency_key, record=record
-    )
-    return await _accept(parts, links, asked)
+    return await _accept(parts, links, _asked(caller, request, idempotency_key, record))
 
 
 @router.delete("/{job_id}", operation_id="eraseJob", status_code=status.HTTP_204_NO_CONTENT)
@@ -145,6 +140,13 @@ async def erase_job(caller: JobWriter, job_id: str, parts: TheParts) -> None:
     async with parts.transaction() as session:
         await erasure.erase(session, caller.tenant_id, wanted)
     parts.relay.wake(wanted)
+
+
+def _asked(caller: Caller, request: Request, idempotency_key: str | None, record: Record) -> Submission:
+    """A request for a job whose path says all of it."""
+    return Submission(
+        tenant_id=caller.tenant_id, path=request.url.path, body={}, idempotency_key=idempotency_key, record=record
+    )
 
 
 async def _accept(parts: Parts, links: Links, asked: Submission) -> Response:
