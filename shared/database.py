@@ -2,6 +2,7 @@
 
 import math
 import time
+from datetime import timedelta
 from typing import Any, Final
 
 from sqlalchemy import URL, Engine, create_engine, event, make_url
@@ -22,8 +23,13 @@ def _url(settings: DatabaseSettings) -> URL:
     return make_url(settings.url.get_secret_value()).set(drivername="postgresql+psycopg")
 
 
-def _options(settings: DatabaseSettings, application: str) -> dict[str, object]:
-    timeout = int(settings.statement_timeout.total_seconds() * 1000)
+def _milliseconds(duration: timedelta) -> int:
+    return int(duration.total_seconds() * 1000)
+
+
+def _options(settings: DatabaseSettings, application: str, lock_timeout: timedelta | None = None) -> dict[str, object]:
+    timeout = _milliseconds(settings.statement_timeout)
+    patience = timeout if lock_timeout is None else _milliseconds(lock_timeout)
     return {
         "pool_size": settings.pool_size,
         "max_overflow": 0,
@@ -39,15 +45,20 @@ def _options(settings: DatabaseSettings, application: str) -> dict[str, object]:
             "keepalives_count": 3,
             "tcp_user_timeout": 10_000,
             # Short statements: compiling one (jit) takes longer than running it.
-            "options": f"-c timezone=UTC -c jit=off -c statement_timeout={timeout} -c lock_timeout={timeout}"
+            "options": f"-c timezone=UTC -c jit=off -c statement_timeout={timeout} -c lock_timeout={patience}"
             " -c idle_in_transaction_session_timeout=20000",
         },
     }
 
 
-def make_engine(settings: DatabaseSettings, application: str, *, ping: bool = True) -> Engine:
-    """A pooled engine for threads. ``ping`` each connection before use, unless the caller tries again by itself."""
-    return create_engine(_url(settings), **_options(settings, application) | {"pool_pre_ping": ping})
+def make_engine(
+    settings: DatabaseSettings, application: str, *, ping: bool = True, lock_timeout: timedelta | None = None
+) -> Engine:
+    """A pooled engine for threads. ``ping`` each connection before use, unless the caller tries again by itself.
+
+    ``lock_timeout``: how long a statement waits for a row that somebody keeps locked, if not as long as it may run.
+    """
+    return create_engine(_url(settings), **_options(settings, application, lock_timeout) | {"pool_pre_ping": ping})
 
 
 def make_async_engine(settings: DatabaseSettings, application: str) -> AsyncEngine:

@@ -108,7 +108,10 @@ def _child_starts(**_: Any) -> None:
     logging.getLogger().setLevel(logging.INFO)
     parent = os.getppid()
     settings = Settings.read()
-    engine = make_engine(settings.database, f"noisemill {settings.worker.name}", ping=False)
+    # One thread beats for all attempts of a company: a row that somebody keeps locked must not keep it from others.
+    engine = make_engine(
+        settings.database, f"noisemill {settings.worker.name}", ping=False, lock_timeout=settings.worker.beat
+    )
     if settings.worker.lock is None:
         raise RuntimeError("no lock file: this process was not started by a Noisemill worker")
     settings.worker.lock.write_text(str(os.getpid()))

@@ -102,7 +102,7 @@ class Supervisor:
 
     def claim_company(self, company: str, *, room: int, others_wait: bool) -> list[Held]:
         """Jobs that can share the device with one of this company; first those claimed without our knowing it."""
-        if found := self._found_again():
+        if found := self._found_again(company):
             return found
         terms = claims.Terms.of(self.settings.jobs)
         how = {"worker": self.name, "queues": self.queues, "terms": terms, "limit": room, "others_wait": others_wait}
@@ -120,12 +120,15 @@ class Supervisor:
         del self._doubtful[token]
         return [Held(one, asked_at) for one in found]
 
-    def _found_again(self) -> list[Held]:
-        """Attempts that were claimed without our knowing it, and are still ours."""
+    def _found_again(self, company: str | None = None) -> list[Held]:
+        """Attempts that were claimed without our knowing it, and are still ours.
+
+        Those that cannot share the device with this ``company``, where there is one, are handed back.
+        """
         held = list[Held]()
         lease = self.settings.jobs.lease
         for token, asked_at in list(self._doubtful.items()):
-            for claim in self.transact(lambda s, token=token: claims.reclaim(s, token)):
+            for claim in self.transact(lambda s, token=token: _reclaimed(s, token, company)):
                 sent = time.monotonic()
                 try:
                     self.ask(lambda s, claim=claim: attempts.heartbeat(s, claim.job_id, claim.fence, lease=lease))
@@ -166,3 +169,13 @@ class Supervisor:
             yield
         finally:
             os.close(descriptor)
+
+
+def _reclaimed(session: Session, token: UUID, company: str | None) -> list[attempts.Claim]:
+    fitting: list[attempts.Claim] = []
+    for claim in claims.reclaim(session, token):
+        if company in (None, claim.company):
+            fitting.append(claim)
+        else:
+            attempts.hand_back(session, claim.job_id, claim.fence, seconds=0.0)
+    return fitting
