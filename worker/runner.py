@@ -18,6 +18,7 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from threading import Condition, Event, Thread
@@ -34,6 +35,7 @@ from shared.errors import (
     UploadFailed,
 )
 from shared.jobs.keys import artifact_key
+from shared.jobs.state import QUEUES, JobType
 from shared.settings import Settings
 from shared.storage import DigestMismatch, ObjectMissing, Storage
 from worker.cache import ObjectCache
@@ -46,6 +48,8 @@ logger = logging.getLogger(__name__)
 
 _REPORT_EVERY = 0.2
 """Seconds between two ``step`` messages; the supervisor commits far less often."""
+AHEAD: Final = (JobType.GENERATE, JobType.TRAIN)
+"""Types whose executors are imported before there is a job, in the order that clients mind waiting."""
 STORAGE_PATIENCE: Final = 120.0
 """Seconds that an attempt waits for storage to come back: an outage should not use up everybody's attempts."""
 PARTING_PATIENCE: Final = 10.0
@@ -193,6 +197,7 @@ class Runner:
         self.cache = ObjectCache(settings.worker.cache_dir, self.storage, limit_bytes=settings.worker.cache_bytes)
         self.device = choose_device(settings.worker)
         self.feature_networks = settings.worker.feature_networks
+        self._queues = settings.worker.queues.split(",")
         self._runs: dict[tuple[str, int], RunnerRun] = {}
         self.num_begun = 0
         """Jobs begun so far."""
@@ -203,6 +208,7 @@ class Runner:
         """Run jobs until the supervisor is gone; does not return."""
         Thread(target=self._listen, name="listen", daemon=True).start()
         self.channel.send({"type": "ready", "device": self.device})
+        self._import_ahead()
         while True:
             with self._has_work:
                 self._has_work.wait_for(lambda: self._work)
@@ -213,6 +219,14 @@ class Runner:
                 self.settle(run, lambda run=run, kind=kind: executor(kind)(run))
             else:
                 self._serve_together(kind, serve)
+
+    def _import_ahead(self) -> None:
+        """Import what the first job will most likely need, while there is none."""
+        for kind in AHEAD:
+            if QUEUES[kind] in self._queues:
+                with suppress(ImportError):  # the job that needs it will say so
+                    if server(kind.value) is None:
+                        executor(kind.value)
 
     def _serve_together(self, kind: str, serve: Callable[[Desk], None]) -> None:
         try:
