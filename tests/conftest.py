@@ -271,6 +271,20 @@ def no_process_left_behind() -> Iterator[None]:
     pytest.fail("left behind:\n" + "\n".join(seen), pytrace=False)
 
 
+@pytest.fixture
+def small_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Have the kernel's files say that so many bytes of main memory are left, and nothing of control groups."""
+    from worker.engine import memory
+
+    def limit(num_bytes: int) -> None:
+        (tmp_path / "proc/self").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "proc/meminfo").write_text(f"MemTotal: 99 kB\nMemAvailable: {num_bytes // 1024} kB\n")
+        monkeypatch.setattr(memory, "_PROC", tmp_path / "proc")
+        monkeypatch.setattr(memory, "_CGROUPS", tmp_path / "cgroups")
+
+    return limit
+
+
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Fail the run if any process started by it is still alive, wherever it has hidden."""
     left = [process for process in psutil.process_iter() if _belongs_to_this_run(process)]

@@ -218,7 +218,8 @@ def test_two_threads_must_both_end_on_a_whole_vector() -> None:
 def test_the_cache_drops_the_longest_unused_network() -> None:
     cache = ModelCache(limit_bytes=2 * size_bytes(nn.Linear(4, 4)))
     for key in "abac":
-        cache.get(key, lambda: nn.Linear(4, 4))
+        cache.take(key, lambda: nn.Linear(4, 4))
+        cache.give_back(key)
 
     assert ["a" in cache, "b" in cache, "c" in cache] == [True, False, True]
 
@@ -226,14 +227,38 @@ def test_the_cache_drops_the_longest_unused_network() -> None:
 def test_the_cache_loads_a_network_once() -> None:
     cache = ModelCache()
 
-    assert cache.get("a", lambda: nn.Linear(4, 4)) is cache.get("a", lambda: nn.Linear(4, 4))
+    assert cache.take("a", lambda: nn.Linear(4, 4)) is cache.take("a", lambda: nn.Linear(4, 4))
 
 
 def test_a_network_larger_than_the_cache_still_runs() -> None:
     cache = ModelCache(limit_bytes=1)
-    cache.get("a", lambda: nn.Linear(4, 4))
+    cache.take("a", lambda: nn.Linear(4, 4))
+    cache.give_back("a")
 
-    assert cache.get("b", lambda: nn.Linear(4, 4)) is not None
+    assert cache.take("b", lambda: nn.Linear(4, 4)) is not None
+    assert ["a" in cache, "b" in cache] == [False, True]
+
+
+def test_a_network_in_use_is_not_dropped() -> None:
+    """By any number of users: until the last has given it back, it is not loaded a second time beside itself."""
+    cache = ModelCache(limit_bytes=1)
+    used = [cache.take("a", lambda: nn.Linear(4, 4)) for _ in range(2)]
+
+    cache.give_back("a")
+    cache.take("b", lambda: nn.Linear(4, 4))
+    cache.drop_unused()
+
+    assert cache.take("a", lambda: nn.Linear(4, 4)) is used[0]
+
+
+def test_a_network_that_could_not_be_dropped_in_use_is_dropped_afterwards() -> None:
+    cache = ModelCache(limit_bytes=1)
+    for key in "ab":
+        cache.take(key, lambda: nn.Linear(4, 4))
+
+    for key in "ab":
+        cache.give_back(key)
+
     assert ["a" in cache, "b" in cache] == [False, True]
 
 

@@ -2,7 +2,8 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -11,12 +12,18 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from shared.errors import ModelLoadFailed
 
 HEADER: Final = "noisemill"
 """The one metadata key; with several, safetensors would write them in random order."""
 FORMAT: Final = 1
+_DRAWS: Final = frozenset(
+    {"kaiming_normal_", "kaiming_uniform_", "normal_", "orthogonal_", "trunc_normal_", "uniform_"}
+    | {"xavier_normal_", "xavier_uniform_"}
+)
+"""What first weights are drawn by, in place."""
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
@@ -99,6 +106,26 @@ def weights_of(net: nn.Module) -> dict[str, Tensor]:
 def write_weights(path: Path, net: nn.Module, header: Mapping[str, Any]) -> None:
     """Write what ``load_weights`` reads."""
     write_tensors(path, weights_of(net), header)
+
+
+class _Undrawn(TorchFunctionMode):
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__name__", "") in _DRAWS:
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
+
+
+@contextmanager
+def undrawn() -> Iterator[None]:
+    """Build networks without drawing first weights, which takes most of that time, for ``load_weights`` to fill.
+
+    Only what is drawn is left out: buffers that no file holds are computed as ever.
+    """
+    with _Undrawn():
+        yield
 
 
 def load_weights(path: Path, net: nn.Module) -> None:

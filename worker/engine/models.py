@@ -1,8 +1,8 @@
 """Keeps the networks that were used last, within a number of bytes. Knows no job and no storage."""
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Hashable
-from typing import Final
+from typing import Any, Final
 
 from torch import nn
 
@@ -10,28 +10,44 @@ DEFAULT_BYTES: Final = 2 * 2**30
 
 
 class ModelCache:
-    """Networks by what identifies their weights; the longest unused leave first. For one thread."""
+    """Networks by what identifies their weights. Those unused for longest leave first, those in use never. For one
+    thread."""
 
     def __init__(self, limit_bytes: int = DEFAULT_BYTES) -> None:
         self.limit_bytes = limit_bytes
         self._networks: OrderedDict[Hashable, nn.Module] = OrderedDict()
+        self._uses: Counter[Hashable] = Counter()
 
-    def get(self, key: Hashable, load: Callable[[], nn.Module]) -> nn.Module:
-        """The network of ``key``, loaded unless it is here. The one returned may alone exceed the limit."""
+    def take(self, key: Hashable, load: Callable[[], nn.Module]) -> nn.Module:
+        """The network of ``key``, loaded unless it is here. It stays until ``give_back``, whatever the limit is."""
         if key not in self._networks:
             self._networks[key] = load()
         self._networks.move_to_end(key)
-        while len(self._networks) > 1 and self.size_bytes > self.limit_bytes:
-            self._networks.popitem(last=False)
+        self._uses[key] += 1
+        self.drop_unused(self.limit_bytes)
         return self._networks[key]
+
+    def give_back(self, key: Hashable) -> None:
+        """Say that one who took it needs it no longer."""
+        self._uses[key] -= 1
+        self.drop_unused(self.limit_bytes, but=key)
+
+    def drop_unused(self, limit_bytes: int = 0, *, but: Hashable = None) -> None:
+        """Forget networks that nobody uses until the rest takes no more than ``limit_bytes``, if that can be."""
+        left = self.size_bytes
+        for key in [key for key in self._networks if not self._uses[key] and key != but]:
+            if left <= limit_bytes:
+                return
+            left -= size_bytes(self._networks.pop(key))
+
+    @property
+    def keys(self) -> list[Any]:
+        """What identifies the weights of those that are here."""
+        return list(self._networks)
 
     @property
     def size_bytes(self) -> int:
         return sum(size_bytes(net) for net in self._networks.values())
-
-    def clear(self) -> None:
-        """Forget all of them, so that their memory can be used for something else."""
-        self._networks.clear()
 
     def __contains__(self, key: Hashable) -> bool:
         return key in self._networks

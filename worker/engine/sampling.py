@@ -133,7 +133,7 @@ class Tile(Generic[RequestT]):
     # A row starts and finishes alone: that costs little, and alone it has no neighbours.
 
     def _start(self, draw: Draw[RequestT]) -> SlotState:
-        return _started(self.sampler, draw, self.device)
+        return started(self.sampler, draw, self.device)
 
     @torch.no_grad()
     def _stepped(self, state: SlotState) -> SlotState:
@@ -151,7 +151,8 @@ class Tile(Generic[RequestT]):
 
 
 @torch.no_grad()
-def _started(sampler: Sampler, draw: Draw[Any], device: torch.device) -> SlotState:
+def started(sampler: Sampler, draw: Draw[Any], device: torch.device) -> SlotState:
+    """The slot of one draw as it is before its first step."""
     keys = {STEP: 0, SEED: draw.request.seed, INDEX: draw.index}
     state = {name: torch.tensor([key], device=device) for name, key in keys.items()}
     return state | sampler.start([draw], _noise(state))
@@ -159,7 +160,7 @@ def _started(sampler: Sampler, draw: Draw[Any], device: torch.device) -> SlotSta
 
 def signature(sampler: Sampler, draw: Draw[Any], device: torch.device) -> Hashable:
     """What draws must have in common, beside network and sampler, to share a tile."""
-    state = _started(sampler, draw, device)
+    state = started(sampler, draw, device)
     return tuple((name, tensor.dtype, tuple(tensor.shape)) for name, tensor in sorted(state.items()))
 
 

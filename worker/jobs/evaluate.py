@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Generator, Iterator
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from math import ceil
 from typing import Any, Final
@@ -13,6 +14,7 @@ from shared.errors import DatasetInvalid
 from shared.specs.evaluate import OF_SAMPLES, EvaluateSpec
 from shared.specs.tasks import Reconstruct, Request
 from worker.data.dataset import ImageDataset
+from worker.engine.estimate import require_sample
 from worker.engine.numerics import exact, fingerprint
 from worker.engine.sampling import BY_CHANCE, REPRODUCIBILITY, LooseTile, Tile, sample
 from worker.families.family import Batch, Draw, Score
@@ -46,7 +48,8 @@ def evaluate(run: Run) -> dict[str, Any]:
     spec = EvaluateSpec.model_validate(dict(run.assignment.spec))
     with exact(), torch.no_grad():
         model = LoadedModel.load(run, run.assignment.inputs["model"], torch.device(run.device), spec.precision)
-        return _Evaluation(run, spec, model, fetch_images(run, run.assignment.inputs["dataset"])).execute()
+        with closing(model):
+            return _Evaluation(run, spec, model, fetch_images(run, run.assignment.inputs["dataset"])).execute()
 
 
 @dataclass(kw_only=True)
@@ -168,7 +171,9 @@ class _Evaluation:
         """What became of the draws, by index."""
         images: dict[int, Tensor] = {}
         kind = Tile if self.spec.determinism == "exact" else LooseTile
-        tile = kind(self.model.net, self.model.sampler(task), draws[0], self.device)
+        sampler = self.model.sampler(task)
+        require_sample(self.model.net, sampler, draws[0], self.model.data.shape, self.device)
+        tile = kind(self.model.net, sampler, draws[0], self.device)
         width, begun = tile.width, self.done
         steps, stepped = tile.sampler.num_steps(draws[0].request), 0
 

@@ -7,7 +7,7 @@ fails for several, each of them is to be tried alone.
 
 import logging
 from collections.abc import Callable, Hashable, Sequence
-from concurrent.futures import FIRST_COMPLETED, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from functools import partial
 from typing import Any, Final
 from weakref import WeakKeyDictionary
@@ -16,9 +16,13 @@ import torch
 from torch import nn
 
 from shared.errors import OutOfMemory
+from worker.engine.estimate import require_sample
 from worker.engine.memory import is_out_of_memory
 from worker.engine.numerics import exact
 from worker.engine.sampling import Line, LooseTile, Tile, signature
+from worker.families.family import Draw
+from worker.jobs.inputs import fetch_ahead
+from worker.jobs.loaded import LoadedModel
 from worker.jobs.order import MOST_UNSTORED, Order
 from worker.run import Desk, Parted, Run
 
@@ -27,6 +31,11 @@ logger = logging.getLogger(__name__)
 _LOOK_EVERY: Final = 0.02
 """Seconds between two looks for new jobs while all that is left is being stored."""
 
+FETCHED_AT_ONCE: Final = 4
+"""Jobs whose inputs are fetched at one time."""
+
+FITTING: Final[WeakKeyDictionary[nn.Module, set[Hashable]]] = WeakKeyDictionary()
+"""What has been asked of networks before, of which a sample fits into memory."""
 WIDTHS: Final[WeakKeyDictionary[nn.Module, dict[Hashable, int]]] = WeakKeyDictionary()
 """How wide the tiles of networks are, which is found out by trying."""
 
@@ -37,10 +46,14 @@ def serve(desk: Desk) -> None:
     Where memory runs out it goes on with a narrower tile. That is another tile, and other last bits: the fingerprint
     names it, unless some samples were drawn with the wider one.
     """
-    with exact():
-        service = _Service(desk)
-        while service.goes_on():
-            pass
+    fetching = ThreadPoolExecutor(FETCHED_AT_ONCE, "fetch")
+    try:
+        with exact():
+            service = _Service(desk, fetching)
+            while service.goes_on():
+                pass
+    finally:
+        fetching.shutdown(wait=False, cancel_futures=True)
 
 
 def generate(run: Run) -> dict[str, Any]:
@@ -79,19 +92,26 @@ class _OwnDesk:
 class _Service:
     """The jobs being served, and the tiles that they share."""
 
-    def __init__(self, desk: Desk) -> None:
-        self._desk = desk
+    def __init__(self, desk: Desk, fetching: ThreadPoolExecutor) -> None:
+        self._desk, self._fetching = desk, fetching
         self._device = torch.device(desk.device)
+        self._coming: list[tuple[Run, Future[None]]] = []
+        """Jobs whose inputs are being fetched, while others are stepped."""
         self._orders: list[Order] = []
         self._lines: dict[Hashable, Line[Any]] = {}
 
     def goes_on(self) -> bool:
         """Do one step of every tile; False when nothing is left to do."""
         for run in self._desk.arrivals():
-            self._open(run)
+            run.phase("loading_model")
+            self._coming.append((run, self._fetched(run)))
         if not self._orders:
-            return False
-        self._desk.room(next(reversed(self._lines.values())).num_free if self._lines else 0)
+            wait([fetched for _, fetched in self._coming], _LOOK_EVERY, FIRST_COMPLETED)
+        self._open_fetched()
+        if not self._orders:
+            return bool(self._coming)
+        # Nobody else is asked in while it is not known what those will take.
+        self._desk.room(next(reversed(self._lines.values())).num_free if self._lines and not self._coming else 0)
         stepped = [self._step(line) for line in list(self._lines.values())]
         underway = self._underway()
         for order in list(self._orders):
@@ -100,12 +120,37 @@ class _Service:
             wait([one for order in self._orders for one in order.waits_for], _LOOK_EVERY, FIRST_COMPLETED)
         return True
 
-    def _open(self, run: Run) -> None:
+    def _fetched(self, run: Run) -> "Future[None]":
+        """Done once its inputs are here; not begun if its model does not fit into memory."""
+        model = run.assignment.inputs["model"]
+        is_loaded = LoadedModel.is_loaded(model, self._device)
+        if not is_loaded:
+            try:
+                LoadedModel.require_memory(model, self._device)
+            except OutOfMemory as error:
+                refused: Future[None] = Future()
+                refused.set_exception(error)
+                return refused
+        return self._fetching.submit(fetch_ahead, run, weights=not is_loaded)
+
+    def _open_fetched(self) -> None:
+        """Begin the jobs whose inputs are here, in the order they came."""
+        fetched = [one for one in self._coming if one[1].done()]
+        self._coming = [one for one in self._coming if one not in fetched]
+        for run, inputs in fetched:
+            self._open(run, inputs)
+
+    def _open(self, run: Run, inputs: Future[None]) -> None:
         try:
+            inputs.result()
             order = Order(run, self._device)
-            self._line_of(order).add(order.draws)
+            try:
+                self._line_of(order).add(order.draws)
+            except BaseException:
+                order.close()
+                raise
         except BaseException as error:  # noqa: BLE001  (it ends this job, and the desk says how)
-            is_crowded = bool(self._orders) and is_out_of_memory(error)
+            is_crowded = bool(self._orders) and (is_out_of_memory(error) or isinstance(error, OutOfMemory))
             self._desk.settle(run, partial(_raise, Parted() if is_crowded else error))
         else:
             self._orders.append(order)
@@ -113,6 +158,7 @@ class _Service:
     def _line_of(self, order: Order) -> Line[Any]:
         """The line in which its draws can share steps with others, put last."""
         net, example = order.model.net, order.draws[0]
+        self._require_memory(order, example)
         shapes = order.request.task, order.is_exact, signature(order.sampler, example, self._device)
         line = self._lines.pop((id(net), shapes), None)
         if line is None:
@@ -123,6 +169,15 @@ class _Service:
         # Those that nobody uses any more take memory.
         self._lines = {key: one for key, one in self._lines.items() if not one.is_empty} | {(id(net), shapes): line}
         return line
+
+    def _require_memory(self, order: Order, example: Draw[Any]) -> None:
+        """See that what the order asks for can be drawn, unless that was seen before."""
+        given = example.inputs or {}
+        asked = order.request.task, *(tuple(tensor.shape) for tensor in given.values())
+        fitting = FITTING.setdefault(order.model.net, set())
+        if asked not in fitting:
+            require_sample(order.model.net, order.sampler, example, order.model.data.shape, self._device)
+            fitting.add(asked)
 
     def _step(self, line: Line[Any]) -> bool:
         """Whether there was anything to do."""

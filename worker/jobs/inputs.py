@@ -1,7 +1,7 @@
 """Fetches what an assignment refers to. Knows the shapes of ``Assignment.inputs``, no torch."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, cast
 
 import numpy as np
 
@@ -18,6 +18,28 @@ BRIGHT = 128
 def stored(fields: Mapping[str, Any]) -> StoredObject:
     """The stored object among ``fields``, which may hold other things too."""
     return StoredObject(key=fields["key"], sha256=fields["sha256"], size_bytes=fields["size_bytes"])
+
+
+def fetch_ahead(run: Run, *, weights: bool) -> None:
+    """Download all that a generate job reads, with the ``weights`` of its model or without, so that nobody waits for
+    it afterwards; raises what ``Run.fetch`` does."""
+    inputs = dict(run.assignment.inputs)
+    model = inputs.pop("model")
+    for one in _objects([inputs, model["weights"] if weights else ()]):
+        run.fetch(one)
+
+
+def _objects(inputs: Any) -> Iterator[StoredObject]:
+    match inputs:
+        case {"key": _, "sha256": _, "size_bytes": _}:
+            yield stored(inputs)
+        case Mapping():
+            yield from _objects(list(cast("Mapping[str, Any]", inputs).values()))
+        case list():
+            for one in cast("list[Any]", inputs):
+                yield from _objects(one)
+        case _:
+            return
 
 
 def fetch_images(run: Run, dataset: Mapping[str, Any]) -> ImageDataset:

@@ -1,7 +1,7 @@
 """A model version on the device: its network, kept warm between jobs, and what it needs to be asked something."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 import torch
@@ -9,7 +9,8 @@ from torch import nn
 
 from shared.specs.tasks import OPTIONS, Precision, Request
 from shared.specs.training import TrainSpec
-from worker.engine.checkpoint import load_weights
+from worker.engine.checkpoint import load_weights, undrawn
+from worker.engine.estimate import require
 from worker.engine.models import MODELS
 from worker.engine.numerics import Numerics, for_sampling
 from worker.engine.training import build
@@ -20,35 +21,59 @@ from worker.run import Run
 
 
 class LoadedModel:
-    """A model version on the device."""
+    """A model version on the device, which keeps it until ``close``."""
 
-    def __init__(
-        self, fields: Mapping[str, Any], net: nn.Module, spec: TrainSpec, data: DataInfo, numerics: Numerics
-    ) -> None:
+    def __init__(self, fields: Mapping[str, Any], spec: TrainSpec, data: DataInfo, numerics: Numerics) -> None:
         self.name = f"{fields['name']}@{fields['version']}"
         self.sha256: str = fields["weights"]["sha256"]
         self.family = FAMILIES[fields["family"]]
-        self.net, self.spec, self.data, self.numerics = net, spec, data, numerics
+        self.spec, self.data, self.numerics = spec, data, numerics
+        self.net: nn.Module
+        self._key: Hashable
+
+    @staticmethod
+    def is_loaded(fields: Mapping[str, Any], device: torch.device) -> bool:
+        """Whether a network of its weights is on the device, in one precision or another."""
+        return (fields["weights"]["sha256"], str(device)) in {key[:2] for key in MODELS.keys}
+
+    @staticmethod
+    def require_memory(fields: Mapping[str, Any], device: torch.device) -> None:
+        """Raise OutOfMemory unless there is room for its weights."""
+        require(fields["weights"]["size_bytes"], device, f"the model {fields['name']}@{fields['version']}")
 
     @classmethod
     def load(
         cls, run: Run, fields: Mapping[str, Any], device: torch.device, precision: Precision = "fp32"
     ) -> "LoadedModel":
+        """Load it unless it is there.
+
+        Raises:
+            ModelLoadFailed: the weights do not fit their description.
+            OutOfMemory: they do not fit into memory.
+        """
         family = FAMILIES[fields["family"]]
         spec = family.spec.model_validate(fields["spec"])
         data = DataInfo.from_json(fields["info"])
         numerics = Numerics.of_sampling(precision, device)
+        model = cls(fields, spec, data, numerics)
 
         def load() -> nn.Module:
-            net = build(family, spec, data)
+            cls.require_memory(fields, device)
+            with undrawn():
+                net = build(family, spec, data)
             load_weights(run.fetch(stored(fields["weights"])), net)
             return for_sampling(net.to(device), numerics)
 
         # The same weights may be described in another way, which makes another network of them.
         described = spec.model_dump_json(), json.dumps(data.as_json()), numerics
-        key = fields["weights"]["sha256"], str(device), *described
-        run.found_model(was_loaded=key in MODELS)
-        return cls(fields, MODELS.get(key, load), spec, data, numerics)
+        model._key = fields["weights"]["sha256"], str(device), *described
+        run.found_model(was_loaded=model._key in MODELS)
+        model.net = MODELS.take(model._key, load)
+        return model
+
+    def close(self) -> None:
+        """Say that it is needed no longer."""
+        MODELS.give_back(self._key)
 
     def sampler(self, task: str) -> Any:
         return self.family.tasks[task](self.spec, self.data)

@@ -9,7 +9,7 @@ import io
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from math import ceil, sqrt
+from math import ceil, prod, sqrt
 from typing import Any, Final
 
 import numpy as np
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from shared.specs import GenerateSpec
 from shared.specs.tasks import Generate, Interpolate, Request, Sampling, Traverse
+from worker.engine.estimate import require
 from worker.engine.numerics import fingerprint
 from worker.engine.sampling import BY_CHANCE, REPRODUCIBILITY, Reproducibility, Tile, no_number
 from worker.families.family import DataInfo, Draw
@@ -29,6 +30,7 @@ from worker.run import Run, StoredObject
 
 REQUEST: Final[TypeAdapter[Request]] = TypeAdapter(GenerateSpec)
 
+MAIN_MEMORY: Final = torch.device("cpu")
 NPY: Final = "application/x-numpy-data"
 """Media type of an array."""
 MOST_IN_SHEET: Final = 256
@@ -44,10 +46,18 @@ class Order:
 
     def __init__(self, run: Run, device: torch.device) -> None:
         self.run, self.device = run, device
-        run.phase("loading_model")
         self.request = REQUEST.validate_python(dict(run.assignment.spec))
         self.model = LoadedModel.load(run, run.assignment.inputs["model"], device, self.request.precision)
+        try:
+            self._prepare()
+        except BaseException:
+            self.model.close()
+            raise
+
+    def _prepare(self) -> None:
+        run = self.run
         self.sampler = self.model.sampler(self.request.task)
+        require(self._held_bytes, MAIN_MEMORY, "keeping samples until they are stored")
         self.draws = _draws(run, self.request, self.model.data, owner=self)
         self._steps = {draw.index: self.sampler.num_steps(draw.request) for draw in self.draws}
         self._num_steps = sum(self._steps.values())
@@ -62,6 +72,13 @@ class Order:
         self._seen: set[tuple[int, int]] = set()
         self._storing = ThreadPoolExecutor(1, "store")
         run.phase("sampling")
+
+    @property
+    def _held_bytes(self) -> int:
+        """Main memory for the most samples that are there at one time: on their way to storage, and for the sheet."""
+        num = _num_samples(self.request)
+        # Of each in the sheet there are the sample, its place in the stack and the pixels of the sheet.
+        return prod(self.model.data.shape) * (min(num, MOST_UNSTORED) + 3 * min(num, MOST_IN_SHEET))
 
     @property
     def is_exact(self) -> bool:
@@ -139,8 +156,9 @@ class Order:
         return self._result.result()
 
     def close(self) -> None:
-        """Store nothing more."""
+        """Store nothing more, and let go of the model."""
         self._storing.shutdown(wait=False, cancel_futures=True)
+        self.model.close()
 
     def _finish(self) -> dict[str, Any]:
         digests = [self._stored[draw.index].result().sha256 for draw in self.draws]
@@ -162,14 +180,21 @@ class Order:
         )
 
 
+def _num_samples(request: Request) -> int:
+    """How many are asked for; of inputs there may be fewer."""
+    match request:
+        case Interpolate():
+            return request.num_pairs * request.num_points
+        case Traverse():
+            return request.num_dimensions * request.num_points
+        case _:
+            return request.num_samples
+
+
 def _draws(run: Run, request: Request, data: DataInfo, owner: object) -> list[Draw[Request]]:
     match request:
-        case Generate():
-            return [Draw(request=request, index=index, owner=owner) for index in range(request.num_samples)]
-        case Interpolate() | Traverse():
-            num_rows = request.num_pairs if isinstance(request, Interpolate) else request.num_dimensions
-            num_samples = num_rows * request.num_points
-            return [Draw(request=request, index=index, owner=owner) for index in range(num_samples)]
+        case Generate() | Interpolate() | Traverse():
+            return [Draw(request=request, index=index, owner=owner) for index in range(_num_samples(request))]
         case _:
             inputs = fetch_task_inputs(run, request, data.shape)
             tensors = [{name: torch.from_numpy(array) for name, array in one.items()} for one in inputs]

@@ -15,6 +15,7 @@ from shared.specs import FAMILIES as SPECS
 from shared.specs.tasks import Generate
 from shared.specs.training import TrainSpec
 from worker.engine.checkpoint import Checkpoint, weights_of
+from worker.engine.estimate import require, training_bytes
 from worker.engine.models import MODELS
 from worker.engine.numerics import exact, fingerprint
 from worker.engine.sampling import BY_CHANCE, REPRODUCIBILITY, Tile, sample
@@ -57,7 +58,7 @@ def train(run: Run) -> dict[str, Any]:
     datasets = {"image": run.assignment.inputs["dataset"], **further}
     batches = Batches({name: fetch_images(run, one) for name, one in datasets.items()}, spec)
     # A training has the device for itself: what fits must not depend on what was sampled before.
-    MODELS.clear()
+    MODELS.drop_unused()
     with exact():
         return _Training(run, spec, batches).execute()
 
@@ -105,11 +106,16 @@ class _Training:
         return notes
 
     def _afresh(self) -> tuple[Trainer[Any, Any], Notes]:
+        self._require_memory()
         trainer = Trainer(self.family, self.spec, self.data, self.device)
         for named_by, model in self.models.items():
             if named_by == "init_from" or named_by in self.spec.built_on:
                 trainer.begin_with(named_by, self.run.fetch(stored(model["weights"])))
         return trainer, Notes(feature_networks=self._see_with(trainer))
+
+    def _require_memory(self) -> None:
+        num_bytes = training_bytes(self.family, self.spec, self.data)
+        require(num_bytes, self.device, "a training with its weights, their average, gradients and moments")
 
     def _see_with(self, trainer: Trainer[Any, Any]) -> dict[str, str]:
         """Give the network its feature networks, unless it has those of the model that it begins with; their digests.
