@@ -68,6 +68,11 @@ class DiffusionSpec(TrainSpec):
     def nhwc_on_cpu(self) -> bool:
         return True
 
+    @property
+    def couples_samples(self) -> bool:
+        """Latents are scaled by what the first batch of them is."""
+        return self.autoencoder is not None
+
     def compared_by(self) -> Mapping[str, Direction]:
         """The loss, and the error of the denoised image."""
         return {"loss": "lower", "denoising_error": "lower"}

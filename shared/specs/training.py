@@ -105,6 +105,17 @@ class TrainSpec(Spec):
         """Whether its images are laid out as NHWC on CPUs too, where kernels for that can be compiled."""
         return False
 
+    @property
+    def couples_samples(self) -> bool:
+        """Whether in training the network computes something of all samples at once, as batch normalisation does, or
+        learns of them beside the gradient, so that several processes cannot share a batch."""
+        return False
+
+    @property
+    def most_processes(self) -> int:
+        """How many processes can share a batch; together they do what one does, but for rounding."""
+        return 1 if self.couples_samples else self.batch_size
+
     def compared_by(self) -> Mapping[str, Direction]:
         """The held-out figures by which two states of a training are compared, each with what is better of it."""
         return {}

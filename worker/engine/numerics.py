@@ -40,14 +40,18 @@ class Numerics:
     """Most samples of a forward and backward pass, whose gradients add up to the batch's; None: all of them."""
     halved_at: tuple[int, ...] = ()
     """The steps at which memory ran out and ``micro_batch`` was halved."""
+    num_processes: int = 1
+    """How many processes train together; their sums are added up."""
+    regrouped_at: tuple[int, ...] = ()
+    """The steps from which on there were more or fewer of them."""
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> Self:
         """Read ``as_json``; TypeError if it is something else."""
-        return cls(**{**fields, "halved_at": tuple(fields.get("halved_at", ()))})
+        return cls(**{**fields, **{name: tuple(fields.get(name, ())) for name in ("halved_at", "regrouped_at")}})
 
     @classmethod
-    def choose(cls, spec: TrainSpec, device: torch.device) -> "Numerics":
+    def choose(cls, spec: TrainSpec, device: torch.device, num_processes: int = 1) -> "Numerics":
         """What ``spec`` asks for; what it leaves open is what ``device`` does fast."""
         precision = spec.precision
         if precision == "auto":
@@ -57,6 +61,7 @@ class Numerics:
             precision=precision,
             channels_last=is_fast_in_nhwc(spec, device) if layout is None else layout,
             num_threads=torch.get_num_threads(),
+            num_processes=num_processes,
         )
 
     @classmethod
@@ -93,8 +98,19 @@ class Numerics:
         half = -(-min(self.micro_batch or num_rows, num_rows) // 2)
         return replace(self, micro_batch=half, halved_at=(*self.halved_at, step))
 
+    def among(self, num_processes: int, step: int) -> Self:
+        """With so many processes, from ``step`` on."""
+        if num_processes == self.num_processes:
+            return self
+        return replace(self, num_processes=num_processes, regrouped_at=(*self.regrouped_at, step))
+
+    def is_repeatable(self) -> bool:
+        """Whether the same training, on the same hardware, would compute the same: nothing happened on the way."""
+        # Memory that runs out at the first step does so again; later it was an accident.
+        return not self.regrouped_at and not any(self.halved_at)
+
     def as_json(self) -> dict[str, Any]:
-        return asdict(self) | {"halved_at": list(self.halved_at)}
+        return asdict(self) | {"halved_at": list(self.halved_at), "regrouped_at": list(self.regrouped_at)}
 
 
 def for_sampling(net: NetT, numerics: Numerics) -> NetT:

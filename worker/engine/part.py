@@ -40,6 +40,11 @@ class Part:
         """Add the gradient of ``loss``."""
         self.scaler.scale(loss).backward(inputs=list(self.parameters.values()))
 
+    @property
+    def gradients(self) -> list[Tensor]:
+        """Those that were accumulated; which parameters have one depends on the loss alone."""
+        return [tensor.grad for tensor in self.parameters.values() if tensor.grad is not None]
+
     def descend(self, learning_rate: float, betas: tuple[float, float]) -> Tensor:
         """One optimizer step down the accumulated gradient; returns its norm before clipping.
 
