@@ -69,6 +69,11 @@ class DiffusionSpec(TrainSpec):
         return True
 
     @property
+    def computes_in_type_of_weights(self) -> bool:
+        """The UNet does."""
+        return self.network == "unet"
+
+    @property
     def couples_samples(self) -> bool:
         """Latents are scaled by what the first batch of them is."""
         return self.autoencoder is not None

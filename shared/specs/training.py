@@ -9,7 +9,7 @@ from shared.specs.augmentation import Augmentation
 from shared.specs.spec import DatasetId, Direction, Modality, ModelName, ModelRef, Seed, Spec, wrong
 from shared.specs.tasks import Request
 
-Precision = Literal["auto", "fp32", "bf16", "fp16"]
+Precision = Literal["auto", "fp32", "tf32", "bf16", "fp16", "pure_bf16"]
 Schedule = Literal["cosine", "constant"]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
@@ -62,8 +62,11 @@ class TrainSpec(Spec):
     augmentation: Augmentation = Augmentation()
     """Alterations of the images that are trained on, drawn anew in each step; held-out images stay as they are."""
     precision: Precision = "auto"
-    """Arithmetic of the forward and backward pass. ``auto`` is bf16 where the device multiplies it in
-    hardware and fp32 elsewhere; ``fp16`` scales the loss. A resumed training keeps what it began with."""
+    """Arithmetic of the forward and backward pass. ``auto`` is bf16 where the device multiplies it in hardware and fp32
+    elsewhere. ``bf16`` and ``fp16`` are autocast, and ``fp16`` scales the loss. ``pure_bf16`` (UNets) computes with
+    bf16 weights and activations and learns in fp32: optimizer, averages and checkpoints have the exact weights.
+    ``tf32`` lets GPUs round the matrices that they multiply to 10 bits, and is fp32 elsewhere. A resumed training keeps
+    what it began with."""
     channels_last: bool | None = None
     """Lay images out as NHWC; when left out, on GPUs, and for diffusion, conv VAEs and DCGANs on CPUs where a C++
     compiler is at hand (torch's own group norm is slow in NHWC there)."""
@@ -91,6 +94,12 @@ class TrainSpec(Spec):
         return self
 
     @model_validator(mode="after")
+    def _rounded_weights_are_used(self) -> "TrainSpec":
+        if self.precision == "pure_bf16" and not self.computes_in_type_of_weights:
+            raise wrong("precision", "no network of this model computes in the type of its weights: use bf16")
+        return self
+
+    @model_validator(mode="after")
     def _best_is_known(self) -> "TrainSpec":
         known = self.compared_by()
         if self.best_by is not None and self.best_by not in known:
@@ -103,6 +112,11 @@ class TrainSpec(Spec):
     @property
     def nhwc_on_cpu(self) -> bool:
         """Whether its images are laid out as NHWC on CPUs too, where kernels for that can be compiled."""
+        return False
+
+    @property
+    def computes_in_type_of_weights(self) -> bool:
+        """Whether its network, or the largest part of it, can be given rounded weights (``precision: pure_bf16``)."""
         return False
 
     @property

@@ -16,17 +16,18 @@ from shared.specs.tasks import Precision
 from shared.specs.training import TrainSpec
 from worker.kernels import native
 
-ConcretePrecision = Literal["fp32", "bf16", "fp16"]
+ConcretePrecision = Literal["fp32", "tf32", "bf16", "fp16", "pure_bf16"]
 
 NetT = TypeVar("NetT", bound=nn.Module)
 
 MEMORY: Any = torch.utils.deterministic
 """Untyped: torch assembles this module at run time."""
-DTYPES: Final[Mapping[ConcretePrecision, torch.dtype]] = {
-    "fp32": torch.float32,
+AUTOCAST: Final[Mapping[ConcretePrecision, torch.dtype]] = {
     "bf16": torch.bfloat16,
+    "pure_bf16": torch.bfloat16,
     "fp16": torch.float16,
 }
+"""What is computed in 16 bits; of ``pure_bf16``, what has no weights that are rounded already."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +57,8 @@ class Numerics:
         precision = spec.precision
         if precision == "auto":
             precision = "bf16" if multiplies_bf16(device) else "fp32"
+        if precision == "tf32" and not (device.type == "cuda" and multiplies_bf16(device)):
+            precision = "fp32"  # no other device has it
         layout = spec.channels_last
         return cls(
             precision=precision,
@@ -80,8 +83,18 @@ class Numerics:
 
     def autocast(self, device: torch.device) -> AbstractContextManager[Any]:
         """The context of forward passes."""
-        enabled = self.precision != "fp32"
-        return torch.autocast(device.type, DTYPES[self.precision] if enabled else None, enabled=enabled)
+        dtype = AUTOCAST.get(self.precision)
+        return torch.autocast(device.type, dtype, enabled=dtype is not None)
+
+    @contextmanager
+    def products(self) -> Iterator[None]:
+        """Multiply float32 matrices of a step, forward and backward, as precisely as the precision says."""
+        before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("high" if self.precision == "tf32" else "highest")
+        try:
+            yield
+        finally:
+            torch.set_float32_matmul_precision(before)
 
     def place_network(self, net: NetT, device: torch.device) -> NetT:
         """Move a network to ``device`` in its layout."""

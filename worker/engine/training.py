@@ -5,6 +5,7 @@ everything else (batch, noise, learning rate) derives from the spec and that num
 """
 
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import replace
 from math import isfinite
@@ -22,6 +23,7 @@ from worker.engine.checkpoint import Checkpoint, detached_copy, fill, load_weigh
 from worker.engine.memory import is_out_of_memory, release
 from worker.engine.numerics import Numerics
 from worker.engine.part import Part
+from worker.engine.rounding import rounded
 from worker.engine.schedule import ema_decay, learning_rate, warmup_steps
 from worker.engine.share import Share, num_rows, pieces
 from worker.engine.team import ALONE, Team
@@ -71,12 +73,17 @@ class Trainer(Generic[SpecT, NetT]):
         """Moving average of the weights: what is evaluated, sampled and published."""
         self.averages = self._averages()
         """What lets the length of the average be chosen afterwards, where the spec asks for that."""
+        self.computing: NetT = rounded(self.net) if self.numerics.precision == "pure_bf16" else self.net
+        """What steps compute with: the network, or one whose weights are rounded and which shares all else with it."""
         self.parts = {name: self._part(name) for name in family.losses}
 
     def _part(self, name: str) -> Part:
-        module = self.net if len(self.family.losses) == 1 else self.net.get_submodule(name)
-        trained = {key: tensor for key, tensor in module.named_parameters() if tensor.requires_grad}
-        return Part(trained, self.spec, scale_loss=self.numerics.precision == "fp16")
+        learned, computing = (self._trained(net, name) for net in (self.net, self.computing))
+        return Part(learned, self.spec, scale_loss=self.numerics.precision == "fp16", computing=computing)
+
+    def _trained(self, net: NetT, name: str) -> dict[str, nn.Parameter]:
+        module = net if len(self.family.losses) == 1 else net.get_submodule(name)
+        return {key: tensor for key, tensor in module.named_parameters() if tensor.requires_grad}
 
     def _averages(self) -> PowerAverages | None:
         if self.spec.ema != "power":
@@ -91,6 +98,8 @@ class Trainer(Generic[SpecT, NetT]):
         """
         for net in (self.net, self.average):
             load_weights(weights, net if field == "init_from" else net.get_submodule(field))
+        for part in self.parts.values():
+            part.round()
 
     @property
     def num_parameters(self) -> int:
@@ -109,9 +118,10 @@ class Trainer(Generic[SpecT, NetT]):
             OutOfMemory: not even one sample fits.
         """
         batch_size = num_rows(batch) if self.team.is_alone else self.spec.batch_size
-        self.net.train()
-        for part in _frozen(self.net, self.spec, self.data):
-            part.eval()
+        for net in (self.net, self.computing):
+            net.train()
+            for part in _frozen(net, self.spec, self.data):
+                part.eval()
         share = Share(batch, self.team.rows(batch_size), batch_size)
         share = replace(share, batch=augmented(batch, self.spec.augmentation, self._augmentation_noise(share)))
         values: dict[str, Tensor] = {}
@@ -135,7 +145,8 @@ class Trainer(Generic[SpecT, NetT]):
         while values is None:
             part.forget()
             try:
-                values = self._accumulate(name, part, share)
+                with self.numerics.products():
+                    values = self._accumulate(name, part, share)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
@@ -155,7 +166,7 @@ class Trainer(Generic[SpecT, NetT]):
         for rows, piece in share.pieces(self.micro_batch):
             key = (Domain.TRAINING, self.spec.seed, self.step)
             noise = Noise.of_step(*key, rows, self.device, first_row=share.rows.start)
-            measured = self._measured(name, self.net, self.place(piece), noise)
+            measured = self._measured(name, self.computing, self.place(piece), noise)
             weight = len(rows) / share.batch_size
             part.accumulate(measured[f"{self._prefix(name)}loss"] * weight)
             for figure, value in measured.items():
@@ -181,7 +192,8 @@ class Trainer(Generic[SpecT, NetT]):
         return {name: value.item() * len(positions) for name, value in figures.items()}
 
     def _measured(self, name: str, net: NetT, batch: Batch, noise: Noise) -> dict[str, Tensor]:
-        with self.numerics.autocast(self.device):
+        is_rounded = net is not self.net and net is self.computing
+        with nullcontext() if is_rounded else self.numerics.autocast(self.device):
             measured = self.family.losses[name](self.spec, net, batch, noise)
         return {f"{self._prefix(name)}loss": measured.loss, **measured.values}
 
@@ -293,6 +305,7 @@ class Trainer(Generic[SpecT, NetT]):
         for name, part in self.parts.items():
             try:
                 part.load(_under(f"part.{name}", checkpoint.tensors))
+                part.round()
             except (KeyError, RuntimeError) as error:
                 raise ModelLoadFailed(f"the checkpoint does not fit part {name}: {error}") from error
         if self.averages is not None:
