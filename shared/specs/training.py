@@ -39,6 +39,13 @@ class TrainSpec(Spec):
     """Number of optimizer steps."""
     batch_size: int = Field(default=128, ge=1, le=65_536)
     """Samples per optimizer step."""
+    micro_batch: Annotated[int, Field(ge=1, le=65_536)] | Literal["auto"] | None = None
+    """Samples that go through the network at once, on each device; their gradients add up to the batch's. ``auto`` is
+    the largest power of two that fits into memory, found by trying before the first step. When left out all that a
+    device has of the batch. Less, in any case, where memory runs out on the way."""
+    recompute: bool = False
+    """Keep the inputs of a network's blocks alone, and compute the rest again in the backward pass: the same bits, with
+    less memory, for about a third more time (``diffusion`` and ``consistency``)."""
     learning_rate: float = Field(default=1e-3, gt=0, le=1)
     """Peak learning rate of AdamW."""
     warmup_steps: int | None = Field(default=None, ge=0, le=1_000_000)
@@ -100,6 +107,16 @@ class TrainSpec(Spec):
         return self
 
     @model_validator(mode="after")
+    def _memory_can_be_saved(self) -> "TrainSpec":
+        if self.recompute and not self.has_blocks:
+            raise wrong("recompute", "the network of this model has no blocks that could be computed again")
+        if isinstance(self.micro_batch, int) and self.micro_batch > self.batch_size:
+            raise wrong("micro_batch", "micro_batch must not exceed batch_size")
+        if self.micro_batch is not None and self.couples_samples:
+            raise wrong("micro_batch", "samples of this model depend on one another: a batch should stay whole")
+        return self
+
+    @model_validator(mode="after")
     def _best_is_known(self) -> "TrainSpec":
         known = self.compared_by()
         if self.best_by is not None and self.best_by not in known:
@@ -117,6 +134,11 @@ class TrainSpec(Spec):
     @property
     def computes_in_type_of_weights(self) -> bool:
         """Whether its network, or the largest part of it, can be given rounded weights (``precision: pure_bf16``)."""
+        return False
+
+    @property
+    def has_blocks(self) -> bool:
+        """Whether its network is made of blocks that can be computed again (``recompute``)."""
         return False
 
     @property

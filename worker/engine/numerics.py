@@ -65,6 +65,7 @@ class Numerics:
             channels_last=is_fast_in_nhwc(spec, device) if layout is None else layout,
             num_threads=torch.get_num_threads(),
             num_processes=num_processes,
+            micro_batch=spec.micro_batch if isinstance(spec.micro_batch, int) else None,
         )
 
     @classmethod

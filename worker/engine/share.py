@@ -21,6 +21,11 @@ class Share:
         """The rows in pieces of at most ``most``, each with their places in the step's batch."""
         yield from pieces(self.batch, most, self.rows.start)
 
+    def first(self, num: int) -> "Share":
+        """Of the rows at most so many."""
+        batch = {name: tensor[:num] for name, tensor in self.batch.items()}
+        return Share(batch, self.rows[:num], self.batch_size)
+
 
 def num_rows(batch: Batch) -> int:
     """Samples in a batch."""

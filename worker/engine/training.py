@@ -20,7 +20,8 @@ from shared.specs.training import TrainSpec
 from worker.engine.augmentation import augmented
 from worker.engine.averages import LENGTHS, PowerAverages, power_decay
 from worker.engine.checkpoint import Checkpoint, detached_copy, fill, load_weights, tensors_of
-from worker.engine.memory import is_out_of_memory, release
+from worker.engine.fitting import largest
+from worker.engine.memory import is_out_of_memory, recompute, release
 from worker.engine.numerics import Numerics
 from worker.engine.part import Part
 from worker.engine.rounding import rounded
@@ -73,6 +74,8 @@ class Trainer(Generic[SpecT, NetT]):
         """Moving average of the weights: what is evaluated, sampled and published."""
         self.averages = self._averages()
         """What lets the length of the average be chosen afterwards, where the spec asks for that."""
+        if spec.recompute:
+            recompute(self.net)
         self.computing: NetT = rounded(self.net) if self.numerics.precision == "pure_bf16" else self.net
         """What steps compute with: the network, or one whose weights are rounded and which shares all else with it."""
         self.parts = {name: self._part(name) for name in family.losses}
@@ -109,9 +112,9 @@ class Trainer(Generic[SpecT, NetT]):
         """Do one step on ``batch`` and return its loss, its family's figures and the gradient norm.
 
         Of a team, each process is given the ``rows`` of the step's batch that are its own, and all are returned the
-        same: figures of the whole batch. What a process has does not fit into memory is cut in halves, and again,
-        whose gradients add up to its own. Noise is keyed by a sample's place in the step's batch, so that each sample
-        keeps its own.
+        same: figures of the whole batch. What does not fit into memory at once is cut in halves, and again, whose
+        gradients add up to its own. Noise is keyed by a sample's place in the step's batch, so that each sample keeps
+        its own.
 
         Raises:
             NanLoss: a loss or, without loss scaling, a gradient is not a finite number.
@@ -124,6 +127,8 @@ class Trainer(Generic[SpecT, NetT]):
                 part.eval()
         share = Share(batch, self.team.rows(batch_size), batch_size)
         share = replace(share, batch=augmented(batch, self.spec.augmentation, self._augmentation_noise(share)))
+        if self.spec.micro_batch == "auto" and self.numerics.micro_batch is None:
+            self._fit(share)
         values: dict[str, Tensor] = {}
         for name, part in self.parts.items():
             if self.spec.trains(name, self.step):
@@ -131,6 +136,30 @@ class Trainer(Generic[SpecT, NetT]):
         self._average_weights()
         self.step += 1
         return self._checked(values)
+
+    @torch.no_grad()
+    def _fit(self, share: Share) -> None:
+        """Find out how many samples fit at once, and leave no trace of it."""
+        before = [buffer.clone() for buffer in self.net.buffers()]
+        found = largest(lambda size: self._fits(share.first(size)), self.team.most_rows(share.batch_size))
+        for buffer, kept in zip(self.net.buffers(), before, strict=True):
+            buffer.copy_(kept)
+        self.numerics = replace(self.numerics, micro_batch=found)
+
+    @torch.enable_grad()
+    def _fits(self, share: Share) -> bool:
+        is_enough = True
+        try:
+            for name, part in self.parts.items():
+                self._accumulate(name, part, share)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            is_enough = False
+        for part in self.parts.values():
+            part.forget()
+        release(self.device)
+        return not self.team.anybody(not is_enough)
 
     def _augmentation_noise(self, share: Share) -> Noise:
         device = next(iter(share.batch.values())).device

@@ -17,7 +17,7 @@ from shared.specs.training import TrainSpec
 from worker.data.dataset import open_images
 from worker.engine.checkpoint import Checkpoint, weights_of
 from worker.engine.models import MODELS
-from worker.engine.numerics import exact, fingerprint
+from worker.engine.numerics import Numerics, exact, fingerprint
 from worker.engine.sampling import BY_CHANCE, REPRODUCIBILITY, Tile, sample
 from worker.engine.team import Team
 from worker.engine.training import Trainer, evaluate
@@ -173,20 +173,25 @@ class _Training:
     def _advance(self) -> dict[str, float] | None:
         """Do one step and return its figures; None if the training went back instead."""
         batch = self.batches.at(self.trainer.step, self.team)
-        micro_batch = self.trainer.micro_batch
+        before = self.trainer.numerics
         order(self.team, "step")
         try:
             values = self.trainer.advance(batch)
         except NanLoss as error:
             trouble = str(error)
         else:
-            if self.trainer.micro_batch < micro_batch:
-                num, step = self.trainer.micro_batch, self.trainer.step
-                self.run.log(f"Memory ran out at step {step}: going on with {num} samples at a time, to the same sum.")
+            self._tell_of_memory(before)
             return values
         # Not in the handler: the error holds the frames of the broken training, and they its memory.
         self._go_back(trouble)
         return None
+
+    def _tell_of_memory(self, before: Numerics) -> None:
+        num, step, now = self.trainer.micro_batch, self.trainer.step, self.trainer.numerics
+        if now.halved_at != before.halved_at:
+            self.run.log(f"Memory ran out at step {step}: going on with {num} samples at a time, to the same sum.")
+        elif now.micro_batch != before.micro_batch:
+            self.run.log(f"{num} samples at a time fit into memory.")
 
     def _go_back(self, trouble: str) -> None:
         if self.notes.rollbacks:
