@@ -27,7 +27,8 @@ _DTYPES: Final[Mapping[str, torch.dtype]] = {
 
 
 class Team:
-    """One process's view of all. Every method but ``rows`` is a meeting: all processes call it, in the same order."""
+    """One process's view of all. What is told, asked, given or added up is a meeting: all processes come to it, in the
+    same order."""
 
     def __init__(self, rank: int = 0, size: int = 1) -> None:
         self.rank, self.size = rank, size
