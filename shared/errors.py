@@ -15,6 +15,7 @@
     - TooLarge, TooSlow, UnsupportedMedia
   - JobError                 ends an attempt, with a code that clients may match on
     - DatasetInvalid, InputGone, ModelLoadFailed, NanLoss, OutOfMemory, TimeLimitExceeded, InternalError
+    - TrainingIndivisible
     - Stalled, UploadFailed, StorageUnavailable, WorkerLost     retryable
   - FamilyRefused            an installed package offers a family that cannot be used
   - LeaseLost                this attempt is no longer the current one
@@ -174,6 +175,12 @@ class OutOfMemory(JobError):
     """Not even the smallest batch fits."""
 
     code = "out_of_memory"
+
+
+class TrainingIndivisible(JobError):
+    """Several processes cannot share the batches of this training."""
+
+    code = "training_indivisible"
 
 
 class TimeLimitExceeded(JobError):

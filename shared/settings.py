@@ -144,6 +144,9 @@ class WorkerSettings(Section):
     """Torch device, or ``auto``: the first CUDA device, else the CPU."""
     threads: int | None = None
     """CPU threads of the runner; torch's choice when left out."""
+    train_devices: int = Field(default=1, ge=1, le=64)
+    """Devices that share each training, ``device`` and those after it, which no other worker may use; on a CPU,
+    processes."""
     cache_dir: Path = Path("~/.cache/noisemill")
     """Downloaded inputs, by digest."""
     cache_bytes: int = 20 * 1024 * _MEGABYTE

@@ -92,6 +92,11 @@ class Run(Protocol):
         ...
 
     @property
+    def devices(self) -> Sequence[str]:
+        """The devices that a training may use, ``device`` first; on CPUs, one name for each process."""
+        ...
+
+    @property
     def feature_networks(self) -> Path | None:
         """The operator's folder of feature networks."""
         ...

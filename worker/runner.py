@@ -91,6 +91,10 @@ class RunnerRun:
         return self._runner.device
 
     @property
+    def devices(self) -> Sequence[str]:
+        return self._runner.devices
+
+    @property
     def feature_networks(self) -> Path | None:
         return self._runner.feature_networks
 
@@ -196,6 +200,7 @@ class Runner:
         self.storage = Storage(settings.s3)
         self.cache = ObjectCache(settings.worker.cache_dir, self.storage, limit_bytes=settings.worker.cache_bytes)
         self.device = choose_device(settings.worker)
+        self.devices = devices_from(self.device, settings.worker.train_devices)
         self.feature_networks = settings.worker.feature_networks
         self._queues = settings.worker.queues.split(",")
         self._runs: dict[tuple[str, int], RunnerRun] = {}
@@ -349,6 +354,12 @@ def choose_device(settings: Any) -> str:
     if settings.device != "auto":
         return str(settings.device)
     return "cuda:0" if torch.cuda.is_available() else "cpu"
+
+
+def devices_from(first: str, num: int) -> list[str]:
+    """So many devices of the kind of the first; a CPU is one, whose cores the processes share."""
+    kind, _, index = first.partition(":")
+    return [first if kind == "cpu" else f"{kind}:{int(index or 0) + place}" for place in range(num)]
 
 
 def main() -> None:

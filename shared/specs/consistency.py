@@ -41,6 +41,15 @@ class ConsistencySpec(TrainSpec):
     def nhwc_on_cpu(self) -> bool:
         return True
 
+    @property
+    def has_blocks(self) -> bool:
+        return True
+
+    @property
+    def computes_in_type_of_weights(self) -> bool:
+        """The UNet does; which network it is, ``init_from`` says."""
+        return True
+
     def compared_by(self) -> Mapping[str, Direction]:
         """The loss of the first stage, which every state is measured by, and its error."""
         return {"loss": "lower", "disagreement": "lower"}

@@ -68,6 +68,20 @@ class DiffusionSpec(TrainSpec):
     def nhwc_on_cpu(self) -> bool:
         return True
 
+    @property
+    def has_blocks(self) -> bool:
+        return True
+
+    @property
+    def computes_in_type_of_weights(self) -> bool:
+        """The UNet does."""
+        return self.network == "unet"
+
+    @property
+    def couples_samples(self) -> bool:
+        """Latents are scaled by what the first batch of them is."""
+        return self.autoencoder is not None
+
     def compared_by(self) -> Mapping[str, Direction]:
         """The loss, and the error of the denoised image."""
         return {"loss": "lower", "denoising_error": "lower"}

@@ -126,6 +126,11 @@ class GanSpec(TrainSpec):
         return self.network == "dcgan"
 
     @property
+    def couples_samples(self) -> bool:
+        """Under batch normalisation."""
+        return self.network in ("dcgan", "sngan")
+
+    @property
     def critic_norm(self) -> Literal["none", "batch", "spectral"]:
         """How the discriminator is normalised. A penalty on a sample's gradient has no meaning under batch norm, which
         makes a logit depend on the other samples; so only an objective without penalty has it."""

@@ -9,7 +9,7 @@ from shared.specs.augmentation import Augmentation
 from shared.specs.spec import DatasetId, Direction, Modality, ModelName, ModelRef, Seed, Spec, wrong
 from shared.specs.tasks import Request
 
-Precision = Literal["auto", "fp32", "bf16", "fp16"]
+Precision = Literal["auto", "fp32", "tf32", "bf16", "fp16", "pure_bf16"]
 Schedule = Literal["cosine", "constant"]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
@@ -39,6 +39,13 @@ class TrainSpec(Spec):
     """Number of optimizer steps."""
     batch_size: int = Field(default=128, ge=1, le=65_536)
     """Samples per optimizer step."""
+    micro_batch: Annotated[int, Field(ge=1, le=65_536)] | Literal["auto"] | None = None
+    """Samples that go through the network at once, on each device; their gradients add up to the batch's. ``auto`` is
+    the largest power of two that fits into memory, found by trying before the first step. When left out all that a
+    device has of the batch. Less, in any case, where memory runs out on the way."""
+    recompute: bool = False
+    """Keep the inputs of a network's blocks alone, and compute the rest again in the backward pass: the same bits, with
+    less memory, for about a third more time (``diffusion`` and ``consistency``)."""
     learning_rate: float = Field(default=1e-3, gt=0, le=1)
     """Peak learning rate of AdamW."""
     warmup_steps: int | None = Field(default=None, ge=0, le=1_000_000)
@@ -62,8 +69,11 @@ class TrainSpec(Spec):
     augmentation: Augmentation = Augmentation()
     """Alterations of the images that are trained on, drawn anew in each step; held-out images stay as they are."""
     precision: Precision = "auto"
-    """Arithmetic of the forward and backward pass. ``auto`` is bf16 where the device multiplies it in
-    hardware and fp32 elsewhere; ``fp16`` scales the loss. A resumed training keeps what it began with."""
+    """Arithmetic of the forward and backward pass. ``auto`` is bf16 where the device multiplies it in hardware and fp32
+    elsewhere. ``bf16`` and ``fp16`` are autocast, and ``fp16`` scales the loss. ``pure_bf16`` (UNets) computes with
+    bf16 weights and activations and learns in fp32: optimizer, averages and checkpoints have the exact weights.
+    ``tf32`` lets GPUs round the matrices that they multiply to 10 bits, and is fp32 elsewhere. A resumed training keeps
+    what it began with."""
     channels_last: bool | None = None
     """Lay images out as NHWC; when left out, on GPUs, and for diffusion, conv VAEs and DCGANs on CPUs where a C++
     compiler is at hand (torch's own group norm is slow in NHWC there)."""
@@ -91,6 +101,22 @@ class TrainSpec(Spec):
         return self
 
     @model_validator(mode="after")
+    def _rounded_weights_are_used(self) -> "TrainSpec":
+        if self.precision == "pure_bf16" and not self.computes_in_type_of_weights:
+            raise wrong("precision", "no network of this model computes in the type of its weights: use bf16")
+        return self
+
+    @model_validator(mode="after")
+    def _memory_can_be_saved(self) -> "TrainSpec":
+        if self.recompute and not self.has_blocks:
+            raise wrong("recompute", "the network of this model has no blocks that could be computed again")
+        if isinstance(self.micro_batch, int) and self.micro_batch > self.batch_size:
+            raise wrong("micro_batch", "micro_batch must not exceed batch_size")
+        if self.micro_batch is not None and self.couples_samples:
+            raise wrong("micro_batch", "samples of this model depend on one another: a batch should stay whole")
+        return self
+
+    @model_validator(mode="after")
     def _best_is_known(self) -> "TrainSpec":
         known = self.compared_by()
         if self.best_by is not None and self.best_by not in known:
@@ -104,6 +130,27 @@ class TrainSpec(Spec):
     def nhwc_on_cpu(self) -> bool:
         """Whether its images are laid out as NHWC on CPUs too, where kernels for that can be compiled."""
         return False
+
+    @property
+    def computes_in_type_of_weights(self) -> bool:
+        """Whether its network, or the largest part of it, can be given rounded weights (``precision: pure_bf16``)."""
+        return False
+
+    @property
+    def has_blocks(self) -> bool:
+        """Whether its network is made of blocks that can be computed again (``recompute``)."""
+        return False
+
+    @property
+    def couples_samples(self) -> bool:
+        """Whether in training the network computes something of all samples at once, as batch normalisation does, or
+        learns of them beside the gradient, so that several processes cannot share a batch."""
+        return False
+
+    @property
+    def most_processes(self) -> int:
+        """How many processes can share a batch; together they do what one does, but for rounding."""
+        return 1 if self.couples_samples else self.batch_size
 
     def compared_by(self) -> Mapping[str, Direction]:
         """The held-out figures by which two states of a training are compared, each with what is better of it."""

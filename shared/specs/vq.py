@@ -46,6 +46,11 @@ class VqSpec(TrainSpec):
     class_conditional: bool = True
     """Tell the prior the classes of the data, if it has some."""
 
+    @property
+    def couples_samples(self) -> bool:
+        """A learned codebook follows all latents of a batch."""
+        return self.quantizer == "ema"
+
     def compared_by(self) -> Mapping[str, Direction]:
         """Figures of the autoencoder; those of the prior are of codes that change their meaning."""
         return {"autoencoder_loss": "lower", "reconstruction": "lower", "perplexity": "higher", "usage": "higher"}

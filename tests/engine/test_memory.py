@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from shared.errors import OutOfMemory
+from shared.specs import FAMILIES as SPECS
 from shared.specs.tasks import Generate
 from tests.engine.conftest import CPU, DATA, bars, batch_at, small_spec
 from tests.engine.toy import TOY, ToySpec
@@ -73,6 +75,61 @@ def test_a_step_descends_the_gradient_of_its_own_batch(room: int) -> None:
     assert figures["loss"] == pytest.approx(expected.item(), rel=1e-5)
     for one, other in zip(before.parameters(), trainer.net.parameters(), strict=True):
         assert one.grad is other.grad is None or torch.allclose(one.grad, other.grad, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(("room", "found"), [(64, 16), (16, 16), (15, 8), (5, 4), (1, 1)])
+def test_what_fits_is_found_before_the_first_step(room: int, found: int) -> None:
+    """By a search that leaves no trace: the step is the one of who was told how many fit."""
+    spec = ToySpec(dataset="ds_" + "0" * 32, model="toy", batch_size=16, micro_batch="auto", steps=8)
+    searched = trained(cramped(TOY, lambda rows: rows <= room), spec)
+
+    told = trained(TOY, spec.model_copy(update={"micro_batch": found}))
+
+    assert (searched.numerics.micro_batch, searched.numerics.halved_at) == (found, ())
+    assert same_state(searched, told)
+
+
+def test_what_was_found_is_not_searched_for_again() -> None:
+    spec = small_spec(micro_batch="auto")
+    checkpoint = trained(cramped(VAE, lambda rows: rows <= 5), spec).checkpoint()
+
+    # There is more room by now.
+    resumed = Trainer.resume(VAE, spec, DATA, CPU, checkpoint)
+    resumed.advance(batch_at(3))
+
+    assert resumed.numerics.micro_batch == 4
+
+
+def test_a_search_that_finds_no_room_at_all() -> None:
+    with pytest.raises(OutOfMemory, match="not even one sample"):
+        trained(cramped(VAE, lambda rows: False), small_spec(micro_batch="auto"))
+
+
+def test_as_many_samples_as_asked_for_go_through_the_network_at_once() -> None:
+    calls: list[int] = []
+
+    trained(cramped(VAE, lambda rows: calls.append(rows) is None), small_spec(micro_batch=6), steps=1)
+
+    assert calls == [6, 6, 4]
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"family": "vae", "batch_size": 4, "micro_batch": 5}, "must not exceed"),
+        ({"family": "gan", "network": "dcgan", "micro_batch": 2}, "depend on one another"),
+    ],
+)
+def test_pieces_that_make_no_sense_are_refused(fields: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ValidationError, match=reason):
+        SPECS[fields["family"]].model_validate({"dataset": "ds_" + "0" * 32, "model": "m", **fields})
+
+
+def same_state(one: Trainer[Any, Any], other: Trainer[Any, Any]) -> bool:
+    tensors, others = one.checkpoint().tensors, other.checkpoint().tensors
+    return tensors.keys() == others.keys() and all(
+        torch.equal(tensor, others[name]) for name, tensor in tensors.items()
+    )
 
 
 def test_what_fits_at_once_is_not_touched() -> None:

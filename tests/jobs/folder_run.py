@@ -39,6 +39,8 @@ class FolderRun:
     folder: Path
     assignment: Assignment
     device: str = "cpu"
+    num_devices: int = 1
+    """Processes that share a training."""
     feature_networks: Path | None = None
     stop_at: tuple[int, StopReason] | None = None
     """Raise Stopped once this step is reported, or at the first boundary after it if the reason is ``preempt``."""
@@ -51,6 +53,10 @@ class FolderRun:
     published: list[Published] = field(default_factory=list)
     found: list[bool] = field(default_factory=list)
     """Whether models were loaded already."""
+
+    @property
+    def devices(self) -> list[str]:
+        return [self.device] * self.num_devices
 
     def found_model(self, *, was_loaded: bool) -> None:
         self.found.append(was_loaded)

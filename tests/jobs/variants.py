@@ -30,6 +30,8 @@ def variants() -> Iterator[tuple[str, dict[str, Any]]]:
         for choice in ({}, *choices(kind)):
             if "weights" in choice and "loss" not in plain.compared_by():
                 continue  # refused without a figure's name
+            if "recompute" in choice and not plain.has_blocks:
+                continue  # refused
             for precision in PRECISIONS:
                 name = "-".join([family, *(f"{field}={value}" for field, value in choice.items()), precision])
                 yield name, small(family, kind, choice | {"precision": precision})

@@ -1,4 +1,4 @@
-"""Memory: how much there is, how to tell that it ran out, and how to give back what can be given back."""
+"""Memory: how much there is, how to tell that it ran out, and how to keep or give back what can be."""
 
 import gc
 import resource
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final
 
 import torch
+from torch import nn
 
 _SIGNS: Final = ("can't allocate memory", "not enough memory", "out of memory", "ALLOC_FAILED", "bad_alloc")
 """How torch's allocators, CUDA's libraries and the C++ runtime say it where they raise a plain RuntimeError."""
@@ -20,6 +21,13 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _SIGNS)
+
+
+def recompute(net: nn.Module) -> None:
+    """Let the blocks of a network that can compute their inner results again not keep them."""
+    for module in net.modules():
+        if hasattr(module, "recompute"):
+            module.recompute = True  # pyright: ignore[reportArgumentType] (no tensor)
 
 
 def release(device: torch.device) -> None:

@@ -16,17 +16,18 @@ from shared.specs.tasks import Precision
 from shared.specs.training import TrainSpec
 from worker.kernels import native
 
-ConcretePrecision = Literal["fp32", "bf16", "fp16"]
+ConcretePrecision = Literal["fp32", "tf32", "bf16", "fp16", "pure_bf16"]
 
 NetT = TypeVar("NetT", bound=nn.Module)
 
 MEMORY: Any = torch.utils.deterministic
 """Untyped: torch assembles this module at run time."""
-DTYPES: Final[Mapping[ConcretePrecision, torch.dtype]] = {
-    "fp32": torch.float32,
+AUTOCAST: Final[Mapping[ConcretePrecision, torch.dtype]] = {
     "bf16": torch.bfloat16,
+    "pure_bf16": torch.bfloat16,
     "fp16": torch.float16,
 }
+"""What is computed in 16 bits; of ``pure_bf16``, what has no weights that are rounded already."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,23 +41,31 @@ class Numerics:
     """Most samples of a forward and backward pass, whose gradients add up to the batch's; None: all of them."""
     halved_at: tuple[int, ...] = ()
     """The steps at which memory ran out and ``micro_batch`` was halved."""
+    num_processes: int = 1
+    """How many processes train together; their sums are added up."""
+    regrouped_at: tuple[int, ...] = ()
+    """The steps from which on there were more or fewer of them."""
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> Self:
         """Read ``as_json``; TypeError if it is something else."""
-        return cls(**{**fields, "halved_at": tuple(fields.get("halved_at", ()))})
+        return cls(**{**fields, **{name: tuple(fields.get(name, ())) for name in ("halved_at", "regrouped_at")}})
 
     @classmethod
-    def choose(cls, spec: TrainSpec, device: torch.device) -> "Numerics":
+    def choose(cls, spec: TrainSpec, device: torch.device, num_processes: int = 1) -> "Numerics":
         """What ``spec`` asks for; what it leaves open is what ``device`` does fast."""
         precision = spec.precision
         if precision == "auto":
             precision = "bf16" if multiplies_bf16(device) else "fp32"
+        if precision == "tf32" and not (device.type == "cuda" and multiplies_bf16(device)):
+            precision = "fp32"  # no other device has it
         layout = spec.channels_last
         return cls(
             precision=precision,
             channels_last=is_fast_in_nhwc(spec, device) if layout is None else layout,
             num_threads=torch.get_num_threads(),
+            num_processes=num_processes,
+            micro_batch=spec.micro_batch if isinstance(spec.micro_batch, int) else None,
         )
 
     @classmethod
@@ -75,8 +84,18 @@ class Numerics:
 
     def autocast(self, device: torch.device) -> AbstractContextManager[Any]:
         """The context of forward passes."""
-        enabled = self.precision != "fp32"
-        return torch.autocast(device.type, DTYPES[self.precision] if enabled else None, enabled=enabled)
+        dtype = AUTOCAST.get(self.precision)
+        return torch.autocast(device.type, dtype, enabled=dtype is not None)
+
+    @contextmanager
+    def products(self) -> Iterator[None]:
+        """Multiply float32 matrices of a step, forward and backward, as precisely as the precision says."""
+        before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("high" if self.precision == "tf32" else "highest")
+        try:
+            yield
+        finally:
+            torch.set_float32_matmul_precision(before)
 
     def place_network(self, net: NetT, device: torch.device) -> NetT:
         """Move a network to ``device`` in its layout."""
@@ -93,8 +112,19 @@ class Numerics:
         half = -(-min(self.micro_batch or num_rows, num_rows) // 2)
         return replace(self, micro_batch=half, halved_at=(*self.halved_at, step))
 
+    def among(self, num_processes: int, step: int) -> Self:
+        """With so many processes, from ``step`` on."""
+        if num_processes == self.num_processes:
+            return self
+        return replace(self, num_processes=num_processes, regrouped_at=(*self.regrouped_at, step))
+
+    def is_repeatable(self) -> bool:
+        """Whether the same training, on the same hardware, would compute the same: nothing happened on the way."""
+        # Memory that runs out at the first step does so again; later it was an accident.
+        return not self.regrouped_at and not any(self.halved_at)
+
     def as_json(self) -> dict[str, Any]:
-        return asdict(self) | {"halved_at": list(self.halved_at)}
+        return asdict(self) | {"halved_at": list(self.halved_at), "regrouped_at": list(self.regrouped_at)}
 
 
 def for_sampling(net: NetT, numerics: Numerics) -> NetT:

@@ -1,4 +1,8 @@
-"""One separately trained part of a network: parameters, optimizer, loss scale. Knows no loss."""
+"""One separately trained part of a network: parameters, optimizer, loss scale. Knows no loss.
+
+What is learned is float32. The network may compute with a rounded copy of it, whose gradients are added up here in
+float32, and which is rounded anew after each step: what is smaller than a step of bfloat16 is not lost.
+"""
 
 from collections.abc import Iterator, Mapping
 
@@ -14,8 +18,22 @@ MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 class Part:
     """The optimizer of some named parameters. Its state is a flat mapping of tensors."""
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter], spec: TrainSpec, *, scale_loss: bool) -> None:
+    def __init__(
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        spec: TrainSpec,
+        *,
+        scale_loss: bool,
+        computing: Mapping[str, nn.Parameter] | None = None,
+    ) -> None:
+        """``computing``: what the network computes with, by the same names; ``parameters`` themselves when left out."""
         self.parameters = dict(parameters)
+        self.computing = dict(computing or parameters)
+        self._copies = [
+            (learned, self.computing[name])
+            for name, learned in self.parameters.items()
+            if self.computing[name] is not learned
+        ]
         self.grad_clip = spec.grad_clip
         tensors = list(self.parameters.values())
         self.optimizer = torch.optim.AdamW(
@@ -35,10 +53,28 @@ class Part:
     def forget(self) -> None:
         """Drop the gradient that was accumulated."""
         self.optimizer.zero_grad()
+        for _, copy in self._copies:
+            copy.grad = None
 
     def accumulate(self, loss: Tensor) -> None:
         """Add the gradient of ``loss``."""
-        self.scaler.scale(loss).backward(inputs=list(self.parameters.values()))
+        self.scaler.scale(loss).backward(inputs=list(self.computing.values()))
+        for learned, copy in self._copies:
+            if copy.grad is not None:
+                grad = copy.grad.to(learned.dtype)
+                learned.grad = grad if learned.grad is None else learned.grad.add_(grad)
+                copy.grad = None
+
+    @torch.no_grad()
+    def round(self) -> None:
+        """Let the network compute with what is learned by now."""
+        for learned, copy in self._copies:
+            copy.copy_(learned)
+
+    @property
+    def gradients(self) -> list[Tensor]:
+        """Those that were accumulated; which parameters have one depends on the loss alone."""
+        return [tensor.grad for tensor in self.parameters.values() if tensor.grad is not None]
 
     def descend(self, learning_rate: float, betas: tuple[float, float]) -> Tensor:
         """One optimizer step down the accumulated gradient; returns its norm before clipping.
@@ -52,6 +88,7 @@ class Part:
             group["lr"], group["betas"] = learning_rate, betas
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        self.round()
         return grad_norm
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:

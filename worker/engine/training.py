@@ -5,7 +5,9 @@ everything else (batch, noise, learning rate) derives from the spec and that num
 """
 
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import nullcontext
 from copy import deepcopy
+from dataclasses import replace
 from math import isfinite
 from pathlib import Path
 from typing import Any, Generic
@@ -13,15 +15,19 @@ from typing import Any, Generic
 import torch
 from torch import Tensor, nn
 
-from shared.errors import ModelLoadFailed, NanLoss, OutOfMemory
+from shared.errors import ModelLoadFailed, NanLoss, OutOfMemory, TrainingIndivisible
 from shared.specs.training import TrainSpec
 from worker.engine.augmentation import augmented
 from worker.engine.averages import LENGTHS, PowerAverages, power_decay
 from worker.engine.checkpoint import Checkpoint, detached_copy, fill, load_weights, tensors_of
-from worker.engine.memory import is_out_of_memory, release
+from worker.engine.fitting import largest
+from worker.engine.memory import is_out_of_memory, recompute, release
 from worker.engine.numerics import Numerics
 from worker.engine.part import Part
+from worker.engine.rounding import rounded
 from worker.engine.schedule import ema_decay, learning_rate, warmup_steps
+from worker.engine.share import Share, num_rows, pieces
+from worker.engine.team import ALONE, Team
 from worker.families.family import Batch, DataInfo, Family, NetT, SpecT
 from worker.kernels.noise import Domain, Noise
 
@@ -50,9 +56,17 @@ class Trainer(Generic[SpecT, NetT]):
         data: DataInfo,
         device: torch.device,
         numerics: Numerics | None = None,
+        team: Team = ALONE,
     ) -> None:
-        self.family, self.spec, self.data, self.device = family, spec, data, device
-        self.numerics = numerics or Numerics.choose(spec, device)
+        """Begin a training.
+
+        Raises:
+            TrainingIndivisible: ``team`` is several processes, which cannot share the batches of this spec.
+        """
+        if not team.is_alone and spec.most_processes < team.size:
+            raise TrainingIndivisible(f"this training can be shared by at most {spec.most_processes} processes")
+        self.family, self.spec, self.data, self.device, self.team = family, spec, data, device, team
+        self.numerics = numerics or Numerics.choose(spec, device, team.size)
         self.step = 0
         """Steps done, which is also the number of the step that comes next."""
         self.net: NetT = self.numerics.place_network(build(family, spec, data), device)
@@ -60,12 +74,19 @@ class Trainer(Generic[SpecT, NetT]):
         """Moving average of the weights: what is evaluated, sampled and published."""
         self.averages = self._averages()
         """What lets the length of the average be chosen afterwards, where the spec asks for that."""
+        if spec.recompute:
+            recompute(self.net)
+        self.computing: NetT = rounded(self.net) if self.numerics.precision == "pure_bf16" else self.net
+        """What steps compute with: the network, or one whose weights are rounded and which shares all else with it."""
         self.parts = {name: self._part(name) for name in family.losses}
 
     def _part(self, name: str) -> Part:
-        module = self.net if len(self.family.losses) == 1 else self.net.get_submodule(name)
-        trained = {key: tensor for key, tensor in module.named_parameters() if tensor.requires_grad}
-        return Part(trained, self.spec, scale_loss=self.numerics.precision == "fp16")
+        learned, computing = (self._trained(net, name) for net in (self.net, self.computing))
+        return Part(learned, self.spec, scale_loss=self.numerics.precision == "fp16", computing=computing)
+
+    def _trained(self, net: NetT, name: str) -> dict[str, nn.Parameter]:
+        module = net if len(self.family.losses) == 1 else net.get_submodule(name)
+        return {key: tensor for key, tensor in module.named_parameters() if tensor.requires_grad}
 
     def _averages(self) -> PowerAverages | None:
         if self.spec.ema != "power":
@@ -80,6 +101,8 @@ class Trainer(Generic[SpecT, NetT]):
         """
         for net in (self.net, self.average):
             load_weights(weights, net if field == "init_from" else net.get_submodule(field))
+        for part in self.parts.values():
+            part.round()
 
     @property
     def num_parameters(self) -> int:
@@ -88,58 +111,95 @@ class Trainer(Generic[SpecT, NetT]):
     def advance(self, batch: Batch) -> dict[str, float]:
         """Do one step on ``batch`` and return its loss, its family's figures and the gradient norm.
 
-        Where the batch does not fit into memory it is cut in halves, and again, whose gradients add up to its own.
-        Noise is keyed by a sample's place in the batch, so that each sample keeps its own.
+        Of a team, each process is given the ``rows`` of the step's batch that are its own, and all are returned the
+        same: figures of the whole batch. What does not fit into memory at once is cut in halves, and again, whose
+        gradients add up to its own. Noise is keyed by a sample's place in the step's batch, so that each sample keeps
+        its own.
 
         Raises:
             NanLoss: a loss or, without loss scaling, a gradient is not a finite number.
             OutOfMemory: not even one sample fits.
         """
-        self.net.train()
-        for part in _frozen(self.net, self.spec, self.data):
-            part.eval()
-        batch = augmented(batch, self.spec.augmentation, self._augmentation_noise(batch))
+        batch_size = num_rows(batch) if self.team.is_alone else self.spec.batch_size
+        for net in (self.net, self.computing):
+            net.train()
+            for part in _frozen(net, self.spec, self.data):
+                part.eval()
+        share = Share(batch, self.team.rows(batch_size), batch_size)
+        share = replace(share, batch=augmented(batch, self.spec.augmentation, self._augmentation_noise(share)))
+        if self.spec.micro_batch == "auto" and self.numerics.micro_batch is None:
+            self._fit(share)
         values: dict[str, Tensor] = {}
         for name, part in self.parts.items():
             if self.spec.trains(name, self.step):
-                values |= self._update(name, part, batch)
+                values |= self._update(name, part, share)
         self._average_weights()
         self.step += 1
         return self._checked(values)
 
-    def _augmentation_noise(self, batch: Batch) -> Noise:
-        device = next(iter(batch.values())).device
-        return Noise.of_step(Domain.AUGMENTATION, self.spec.seed, self.step, range(num_rows(batch)), device)
+    @torch.no_grad()
+    def _fit(self, share: Share) -> None:
+        """Find out how many samples fit at once, and leave no trace of it."""
+        before = [buffer.clone() for buffer in self.net.buffers()]
+        found = largest(lambda size: self._fits(share.first(size)), self.team.most_rows(share.batch_size))
+        for buffer, kept in zip(self.net.buffers(), before, strict=True):
+            buffer.copy_(kept)
+        self.numerics = replace(self.numerics, micro_batch=found)
+
+    @torch.enable_grad()
+    def _fits(self, share: Share) -> bool:
+        is_enough = True
+        try:
+            for name, part in self.parts.items():
+                self._accumulate(name, part, share)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            is_enough = False
+        for part in self.parts.values():
+            part.forget()
+        release(self.device)
+        return not self.team.anybody(not is_enough)
+
+    def _augmentation_noise(self, share: Share) -> Noise:
+        device = next(iter(share.batch.values())).device
+        return Noise.of_step(Domain.AUGMENTATION, self.spec.seed, self.step, share.rows, device)
 
     def place(self, batch: Batch) -> Batch:
         """Move a batch to the device, images in the training's layout."""
         return {name: self.numerics.place(tensor, self.device) for name, tensor in batch.items()}
 
-    def _update(self, name: str, part: Part, batch: Batch) -> dict[str, Tensor]:
+    def _update(self, name: str, part: Part, share: Share) -> dict[str, Tensor]:
         values = None
         while values is None:
             part.forget()
             try:
-                values = self._accumulate(name, part, batch)
+                with self.numerics.products():
+                    values = self._accumulate(name, part, share)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
-            if values is None:  # not in the handler: there the error still holds its frames, and they the graph
-                self._halve(part, num_rows(batch))
+            # Not in the handler: there the error still holds its frames, and they the graph.
+            if self.team.anybody(values is None):
+                values = None
+                self._halve(part, self.team.most_rows(share.batch_size))
+        self.team.add_up([*part.gradients, *values.values()])
         return values | {
             f"{self._prefix(name)}grad_norm": part.descend(self.learning_rate, self.spec.betas_at(self.step))
         }
 
-    def _accumulate(self, name: str, part: Part, batch: Batch) -> dict[str, Tensor]:
-        """Add up the gradient of the batch's mean loss; returns the means of its figures."""
+    def _accumulate(self, name: str, part: Part, share: Share) -> dict[str, Tensor]:
+        """Add up what the rows that are here have of the gradient of the batch's mean loss; returns what they have of
+        the means of its figures."""
         totals: dict[str, Tensor] = {}
-        for rows, piece in pieces(batch, self.micro_batch):
-            noise = Noise.of_step(Domain.TRAINING, self.spec.seed, self.step, rows, self.device)
-            measured = self._measured(name, self.net, self.place(piece), noise)
-            share = len(rows) / num_rows(batch)
-            part.accumulate(measured[f"{self._prefix(name)}loss"] * share)
+        for rows, piece in share.pieces(self.micro_batch):
+            key = (Domain.TRAINING, self.spec.seed, self.step)
+            noise = Noise.of_step(*key, rows, self.device, first_row=share.rows.start)
+            measured = self._measured(name, self.computing, self.place(piece), noise)
+            weight = len(rows) / share.batch_size
+            part.accumulate(measured[f"{self._prefix(name)}loss"] * weight)
             for figure, value in measured.items():
-                totals[figure] = totals.get(figure, 0) + value.detach() * share
+                totals[figure] = totals.get(figure, 0) + value.detach() * weight
         return totals
 
     def _halve(self, part: Part, num_rows: int) -> None:
@@ -148,6 +208,8 @@ class Trainer(Generic[SpecT, NetT]):
         if min(self.micro_batch, num_rows) == 1:
             raise OutOfMemory("not even one sample fits into memory beside the network and its optimizer")
         self.numerics = self.numerics.halved(num_rows, self.step)
+        # What a network notes at the beginning of a step, not all of them may have come to.
+        self.team.follow_first(list(self.net.buffers()))
 
     def measure(self, batch: Batch, positions: range) -> dict[str, float]:
         """Sums over the batch of the losses and their figures, for the averaged weights."""
@@ -159,7 +221,8 @@ class Trainer(Generic[SpecT, NetT]):
         return {name: value.item() * len(positions) for name, value in figures.items()}
 
     def _measured(self, name: str, net: NetT, batch: Batch, noise: Noise) -> dict[str, Tensor]:
-        with self.numerics.autocast(self.device):
+        is_rounded = net is not self.net and net is self.computing
+        with nullcontext() if is_rounded else self.numerics.autocast(self.device):
             measured = self.family.losses[name](self.spec, net, batch, noise)
         return {f"{self._prefix(name)}loss": measured.loss, **measured.values}
 
@@ -212,29 +275,57 @@ class Trainer(Generic[SpecT, NetT]):
             spec=self.spec.model_dump(mode="json"),
             data=self.data.as_json(),
             numerics=self.numerics.as_json(),
-            tensors={name: detached_copy(tensor) for name, tensor in self._tensors()} | self._snapshots(),
+            tensors=self._state(),
             notes=notes or {},
         )
 
     @classmethod
     def resume(
-        cls, family: Family[SpecT, NetT], spec: SpecT, data: DataInfo, device: torch.device, checkpoint: Checkpoint
+        cls,
+        family: Family[SpecT, NetT],
+        spec: SpecT,
+        data: DataInfo,
+        device: torch.device,
+        checkpoint: Checkpoint,
+        team: Team = ALONE,
     ) -> "Trainer[SpecT, NetT]":
-        """The training that ``checkpoint`` was taken of; on the same hardware it goes on bit for bit.
+        """The training that ``checkpoint`` was taken of; on the same hardware, and with as many processes, it goes on
+        bit for bit.
 
         Raises:
             ModelLoadFailed: the checkpoint belongs to another spec or other data, or lacks something.
+            TrainingIndivisible: as for the class.
         """
         try:
-            numerics = Numerics.from_json(checkpoint.numerics)
+            numerics = Numerics.from_json(checkpoint.numerics).among(team.size, checkpoint.step)
             # Validated, so that fields which the spec has gained since then have their defaults.
             same = family.spec.model_validate(checkpoint.spec) == spec and DataInfo.from_json(checkpoint.data) == data
         except (TypeError, KeyError, ValueError) as error:
             raise ModelLoadFailed(f"the checkpoint's header is damaged: {error}") from error
         if not same:
             raise ModelLoadFailed("the checkpoint was taken of another spec or of other data")
-        trainer = cls(family, spec, data, device, numerics)
+        trainer = cls(family, spec, data, device, numerics, team)
         trainer._load(checkpoint)
+        return trainer
+
+    def share(self) -> None:
+        """Give the training, as it is, to all others of the team, who ``join`` it."""
+        if self.team.is_alone:
+            return
+        self.team.give(self._state(), {"step": self.step, "numerics": self.numerics.as_json()})
+
+    @classmethod
+    def join(
+        cls, family: Family[SpecT, NetT], spec: SpecT, data: DataInfo, device: torch.device, team: Team
+    ) -> "Trainer[SpecT, NetT]":
+        """The training that the first process of ``team`` shares. It needs neither a checkpoint nor weights.
+
+        Raises:
+            TrainingIndivisible: as for the class.
+        """
+        tensors, notes = team.take()
+        trainer = cls(family, spec, data, device, Numerics.from_json(notes["numerics"]), team)
+        trainer._load(Checkpoint(step=notes["step"], spec={}, data={}, numerics={}, tensors=tensors))
         return trainer
 
     def _load(self, checkpoint: Checkpoint) -> None:
@@ -243,6 +334,7 @@ class Trainer(Generic[SpecT, NetT]):
         for name, part in self.parts.items():
             try:
                 part.load(_under(f"part.{name}", checkpoint.tensors))
+                part.round()
             except (KeyError, RuntimeError) as error:
                 raise ModelLoadFailed(f"the checkpoint does not fit part {name}: {error}") from error
         if self.averages is not None:
@@ -252,9 +344,11 @@ class Trainer(Generic[SpecT, NetT]):
                 raise ModelLoadFailed(f"the checkpoint's averages do not fit: {error}") from error
         self.step = checkpoint.step
 
-    def _snapshots(self) -> dict[str, Tensor]:
-        tensors = {} if self.averages is None else self.averages.tensors()
-        return {f"averages.{name}": tensor for name, tensor in tensors.items()}
+    def _state(self) -> dict[str, Tensor]:
+        """A copy of all that the next step depends on."""
+        copies = {} if self.averages is None else self.averages.tensors()
+        own = {name: detached_copy(tensor) for name, tensor in self._tensors()}
+        return own | {f"averages.{name}": tensor for name, tensor in copies.items()}
 
     def _tensors(self) -> Iterator[tuple[str, Tensor]]:
         for prefix, net in (("net", self.net), ("average", self.average)):
@@ -266,18 +360,6 @@ class Trainer(Generic[SpecT, NetT]):
 def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     start = f"{prefix}."
     return {name.removeprefix(start): tensor for name, tensor in tensors.items() if name.startswith(start)}
-
-
-def num_rows(batch: Batch) -> int:
-    """Samples in a batch."""
-    return len(next(iter(batch.values())))
-
-
-def pieces(batch: Batch, most: int) -> Iterator[tuple[range, Batch]]:
-    """The batch in pieces of at most ``most`` samples, each with the places of its samples."""
-    for start in range(0, num_rows(batch), most):
-        rows = range(start, min(start + most, num_rows(batch)))
-        yield rows, {name: tensor[rows.start : rows.stop] for name, tensor in batch.items()}
 
 
 @torch.no_grad()

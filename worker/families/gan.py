@@ -207,7 +207,7 @@ def discriminator_loss(spec: GanSpec, net: Gan, batch: Batch, noise: Noise) -> M
     """What the discriminator descends on; the generator stands still."""
     if net.training:
         # Once a step, though a step that did not fit into memory comes in pieces.
-        power_iterate(net.discriminator, noise.index_B[0] == 0)
+        power_iterate(net.discriminator, noise.begins_step)
     return Duel(spec, net, from_bytes(batch["image"]), batch.get("label"), noise).discriminator_loss()
 
 

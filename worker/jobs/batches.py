@@ -12,6 +12,7 @@ from shared.errors import DatasetInvalid
 from shared.specs.training import TrainSpec
 from worker.data.dataset import ImageDataset
 from worker.engine.order import BatchOrder
+from worker.engine.team import ALONE, Team
 from worker.families.family import Batch
 
 Split = Literal["train", "held_out"]
@@ -31,6 +32,7 @@ class Batches:
         for name, dataset in datasets.items():
             if dataset.shape != self.shape:
                 raise DatasetInvalid(f"{name} has samples of {list(dataset.shape)}, and {list(self.shape)} is needed")
+        self.batch_size = spec.batch_size
         self.orders = {
             name: BatchOrder(len(dataset.train_indices), spec.batch_size, spec.seed, series=series)
             for series, (name, dataset) in enumerate(datasets.items())
@@ -42,10 +44,11 @@ class Batches:
     def _first(self) -> ImageDataset:
         return next(iter(self.datasets.values()))
 
-    def at(self, step: int) -> Batch:
-        """The batch that ``step``, counted from 0, trains on."""
-        orders = self.orders
-        return self._gathered({name: one.train_indices[orders[name].at(step)] for name, one in self.datasets.items()})
+    def at(self, step: int, team: Team = ALONE) -> Batch:
+        """The batch that ``step``, counted from 0, trains on; of a team, the rows that this process computes."""
+        rows = team.rows(self.batch_size)
+        places = {name: order.at(step)[rows.start : rows.stop] for name, order in self.orders.items()}
+        return self._gathered({name: one.train_indices[places[name]] for name, one in self.datasets.items()})
 
     def measured(self, most: int) -> dict[Split, int]:
         """The splits that every dataset has samples in, and of how many of them all figures are: at most ``most``."""

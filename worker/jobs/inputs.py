@@ -1,6 +1,7 @@
 """Fetches what an assignment refers to. Knows the shapes of ``Assignment.inputs``, no torch."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -44,7 +45,12 @@ def _objects(inputs: Any) -> Iterator[StoredObject]:
 
 def fetch_images(run: Run, dataset: Mapping[str, Any]) -> ImageDataset:
     """Download an image dataset and map it into memory; DatasetInvalid if it is not one."""
-    return open_images({file["name"]: run.fetch(stored(file)) for file in dataset["files"]})
+    return open_images(fetch_files(run, dataset))
+
+
+def fetch_files(run: Run, dataset: Mapping[str, Any]) -> dict[str, Path]:
+    """Download a dataset: where its files are, by their names."""
+    return {file["name"]: run.fetch(stored(file)) for file in dataset["files"]}
 
 
 def fetch_task_inputs(run: Run, request: WithInputs, shape: tuple[int, ...]) -> list[dict[str, Pixels]]:

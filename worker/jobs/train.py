@@ -1,6 +1,6 @@
 """Executes ``train`` jobs: fetch, step, report, publish. How a step is done is the engine's affair."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import asdict, dataclass, field, replace
 from math import ceil, isfinite
@@ -14,18 +14,21 @@ from shared.errors import DatasetInvalid, NanLoss
 from shared.specs import FAMILIES as SPECS
 from shared.specs.tasks import Generate
 from shared.specs.training import TrainSpec
+from worker.data.dataset import open_images
 from worker.engine.checkpoint import Checkpoint, weights_of
 from worker.engine.estimate import require, training_bytes
 from worker.engine.models import MODELS
-from worker.engine.numerics import exact, fingerprint
+from worker.engine.numerics import Numerics, exact, fingerprint
 from worker.engine.sampling import BY_CHANCE, REPRODUCIBILITY, Tile, sample
+from worker.engine.team import Team
 from worker.engine.training import Trainer, evaluate
 from worker.families import FAMILIES
 from worker.families.family import Batch, DataInfo, Draw, Origin
 from worker.jobs.batches import Batches, Split
 from worker.jobs.best import Best, Measures
 from worker.jobs.checkpoints import Checkpoints
-from worker.jobs.inputs import fetch_images, stored
+from worker.jobs.crew import crew, order
+from worker.jobs.inputs import fetch_files, stored
 from worker.jobs.pictures import encode_png, sheet
 from worker.jobs.weights import publish_averages, publish_weights
 from worker.metrics.networks import fill_from, find_network
@@ -56,11 +59,20 @@ def train(run: Run) -> dict[str, Any]:
     spec = SPECS[run.assignment.spec["family"]].model_validate(run.assignment.spec)
     further = {field: run.assignment.inputs["further_datasets"][field] for field in spec.further_datasets}
     datasets = {"image": run.assignment.inputs["dataset"], **further}
-    batches = Batches({name: fetch_images(run, one) for name, one in datasets.items()}, spec)
+    files = {name: fetch_files(run, one) for name, one in datasets.items()}
+    batches = Batches({name: open_images(paths) for name, paths in files.items()}, spec)
     # A training has the device for itself: what fits must not depend on what was sampled before.
     MODELS.drop_unused()
-    with exact():
-        return _Training(run, spec, batches).execute()
+    with exact(), crew(devices_for(run, spec), spec.model_dump(mode="json"), files) as team:
+        return _Training(run, spec, batches, team).execute()
+
+
+def devices_for(run: Run, spec: TrainSpec) -> Sequence[str]:
+    """Those of the worker that can share the training."""
+    devices = run.devices[: spec.most_processes]
+    if len(devices) < len(run.devices):
+        run.log(f"Batches of this training can be shared by {len(devices)} of the worker's {len(run.devices)} devices.")
+    return devices
 
 
 @dataclass(kw_only=True)
@@ -82,8 +94,8 @@ class Notes:
 class _Training:
     """One attempt at one training."""
 
-    def __init__(self, run: Run, spec: TrainSpec, batches: Batches) -> None:
-        self.run, self.spec, self.batches = run, spec, batches
+    def __init__(self, run: Run, spec: TrainSpec, batches: Batches, team: Team) -> None:
+        self.run, self.spec, self.batches, self.team = run, spec, batches, team
         self.models: Mapping[str, Mapping[str, Any]] = run.assignment.inputs.get("models", {})
         origins = {field: Origin.from_json(model) for field, model in self.models.items()}
         self.data = DataInfo(shape=batches.shape, num_classes=batches.num_classes, models=origins)
@@ -101,13 +113,15 @@ class _Training:
         """Begin at the best checkpoint, or afresh; returns what was noted there."""
         resumed = self.checkpoints.restore(self._resumed)
         self.trainer, notes = resumed or self._afresh()
+        order(self.team, "join", data=self.data.as_json())
+        self.trainer.share()
         self.previewer = Previewer(self.trainer)
         self.checkpointed = self.trainer.step
         return notes
 
     def _afresh(self) -> tuple[Trainer[Any, Any], Notes]:
         self._require_memory()
-        trainer = Trainer(self.family, self.spec, self.data, self.device)
+        trainer = Trainer(self.family, self.spec, self.data, self.device, team=self.team)
         for named_by, model in self.models.items():
             if named_by == "init_from" or named_by in self.spec.built_on:
                 trainer.begin_with(named_by, self.run.fetch(stored(model["weights"])))
@@ -131,7 +145,7 @@ class _Training:
         return digests
 
     def _resumed(self, checkpoint: Checkpoint) -> tuple[Trainer[Any, Any], Notes]:
-        trainer = Trainer.resume(self.family, self.spec, self.data, self.device, checkpoint)
+        trainer = Trainer.resume(self.family, self.spec, self.data, self.device, checkpoint, self.team)
         # It orders floating-point sums: a resume uses the number that the training began with.
         torch.set_num_threads(trainer.numerics.num_threads)
         self.best.restore(checkpoint)
@@ -164,20 +178,26 @@ class _Training:
 
     def _advance(self) -> dict[str, float] | None:
         """Do one step and return its figures; None if the training went back instead."""
-        batch = self.batches.at(self.trainer.step)
-        micro_batch = self.trainer.micro_batch
+        batch = self.batches.at(self.trainer.step, self.team)
+        before = self.trainer.numerics
+        order(self.team, "step")
         try:
             values = self.trainer.advance(batch)
         except NanLoss as error:
             trouble = str(error)
         else:
-            if self.trainer.micro_batch < micro_batch:
-                num, step = self.trainer.micro_batch, self.trainer.step
-                self.run.log(f"Memory ran out at step {step}: going on with {num} samples at a time, to the same sum.")
+            self._tell_of_memory(before)
             return values
         # Not in the handler: the error holds the frames of the broken training, and they its memory.
         self._go_back(trouble)
         return None
+
+    def _tell_of_memory(self, before: Numerics) -> None:
+        num, step, now = self.trainer.micro_batch, self.trainer.step, self.trainer.numerics
+        if now.halved_at != before.halved_at:
+            self.run.log(f"Memory ran out at step {step}: going on with {num} samples at a time, to the same sum.")
+        elif now.micro_batch != before.micro_batch:
+            self.run.log(f"{num} samples at a time fit into memory.")
 
     def _go_back(self, trouble: str) -> None:
         if self.notes.rollbacks:
@@ -259,8 +279,6 @@ class _Training:
         published = publish_weights(self.run, weights, description)
         if trainer.averages is not None:
             publish_averages(self.run, trainer, trainer.averages, description | {"step": trainer.step})
-        # Memory that ran out at the first step does so again on the same hardware; later it was an accident.
-        by_chance = any(step > 0 for step in trainer.numerics.halved_at)
         return {
             "metrics": metrics,
             "best": self.best.shown(),
@@ -268,7 +286,7 @@ class _Training:
             "weights": published.as_json(),
             "info": info,
             "num_parameters": trainer.num_parameters,
-            "reproducibility": BY_CHANCE if by_chance else REPRODUCIBILITY,
+            "reproducibility": REPRODUCIBILITY if trainer.numerics.is_repeatable() else BY_CHANCE,
             "fingerprint": fingerprint(trainer.device) | trainer.numerics.as_json() | seen_with,
         }
 

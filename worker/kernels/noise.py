@@ -61,9 +61,13 @@ class Noise:
     seed_B: Tensor
     step_B: Tensor
     index_B: Tensor
+    first_row: int = 0
+    """The index of the first row that this process computes in the step."""
 
     @classmethod
-    def of_step(cls, domain: Domain, seed: int, step: int, rows: range, device: torch.device) -> "Noise":
+    def of_step(
+        cls, domain: Domain, seed: int, step: int, rows: range, device: torch.device, first_row: int = 0
+    ) -> "Noise":
         """Noise of the batch ``rows`` of one step: equal seeds and steps, consecutive indices."""
         index_B = torch.arange(rows.start, rows.stop, device=device)
         return cls(
@@ -71,11 +75,17 @@ class Noise:
             seed_B=torch.full_like(index_B, seed),
             step_B=torch.full_like(index_B, step),
             index_B=index_B,
+            first_row=first_row,
         )
 
     @property
     def device(self) -> torch.device:
         return self.index_B.device
+
+    @property
+    def begins_step(self) -> Tensor:
+        """Whether these are the first rows that this process computes in the step: a boolean on the device."""
+        return self.index_B[0] == self.first_row
 
     def at(self, index: Sequence[int]) -> "Noise":
         """The same rows with other indices."""

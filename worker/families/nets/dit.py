@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from worker.families.nets.attention import attend
 from worker.families.nets.dropout import Dropout
 from worker.families.nets.embeddings import Condition
+from worker.families.nets.recompute import Recomputed
 from worker.families.nets.rotary import rotate
 
 WAVES_DIM: Final = 256
@@ -116,7 +117,7 @@ def modulated(x_BND: Tensor, shift_B1D: Tensor, scale_B1D: Tensor) -> Tensor:
     return rms_normed(x_BND) * (1 + scale_B1D) + shift_B1D
 
 
-class Block(nn.Module):
+class Block(Recomputed):
     """Attention and SwiGLU, each behind adaLN-Zero: the identity before training."""
 
     def __init__(self, layout: DiTLayout, dropout: Dropout) -> None:

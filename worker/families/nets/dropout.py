@@ -1,7 +1,7 @@
 """Dropout (Srivastava et al., 2014) whose masks are keyed, so that a resumed training draws the same ones."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 from torch import Tensor, nn
 
@@ -28,6 +28,21 @@ class Dropout(nn.Module):
             yield
         finally:
             self._noise = None
+
+    def again(self) -> AbstractContextManager[None]:
+        """Draw once more, later, the masks that come next now."""
+        noise, first = self._noise, self._num_drawn
+
+        @contextmanager
+        def drawing_again() -> Iterator[None]:
+            before = self._noise, self._num_drawn
+            self._noise, self._num_drawn = noise, first
+            try:
+                yield
+            finally:
+                self._noise, self._num_drawn = before
+
+        return drawing_again()
 
     def forward(self, x_BX: Tensor) -> Tensor:
         """Zero each element with the probability, and scale up the others; batch axis first."""

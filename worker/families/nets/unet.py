@@ -17,6 +17,7 @@ from worker.families.nets.attention import attend
 from worker.families.nets.dropout import Dropout
 from worker.families.nets.embeddings import Condition
 from worker.families.nets.norm import normalised
+from worker.families.nets.recompute import Recomputed
 
 NORM_EPS: Final = 1e-6
 
@@ -54,7 +55,7 @@ UNETS: Final[Mapping[str, UNetLayout]] = {
 """``b`` is the network of DDPM on CIFAR-10 (google/ddpm-cifar10-32): 35.7 million parameters."""
 
 
-class ResidualBlock(nn.Module):
+class ResidualBlock(Recomputed):
     """Two normalised 3x3 convolutions around a skip, the condition added in between."""
 
     def __init__(self, channels_in: int, channels: int, embedding_dim: int, num_groups: int, dropout: Dropout) -> None:
@@ -76,7 +77,7 @@ class ResidualBlock(nn.Module):
         return self.conv_shortcut(x_BCHW) + h_BCHW
 
 
-class Attention(nn.Module):
+class Attention(Recomputed):
     """One head of attention over all pixels, around a skip."""
 
     def __init__(self, channels: int, num_groups: int) -> None:

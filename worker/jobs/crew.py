@@ -1,0 +1,130 @@
+"""The processes that train one network beside this one, each on a device of its own. They live as long as the block.
+
+A process of the crew is told what to do through the team (``worker.engine.team``): to ``join`` the training as it is
+now, or to do its next ``step``. It stores and reports nothing, so that it can be killed at any time.
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import torch
+
+from shared.errors import NanLoss, OutOfMemory, WorkerLost
+from shared.specs import FAMILIES as SPECS
+from shared.specs.training import TrainSpec
+from worker.data.dataset import open_images
+from worker.engine.numerics import exact
+from worker.engine.team import ALONE, Team
+from worker.engine.training import Trainer
+from worker.families import FAMILIES
+from worker.families.family import DataInfo
+from worker.jobs.batches import Batches
+
+Order = Literal["join", "step"]
+
+READY: Final = "ready"
+"""What a process says when it has imported what it needs: from then on it meets the others at once."""
+PARTING: Final = 5.0
+"""Seconds in which a process whose connection was closed has ended, if it is dying."""
+
+
+@contextmanager
+def crew(devices: Sequence[str], spec: Mapping[str, Any], files: Mapping[str, Mapping[str, Path]]) -> Iterator[Team]:
+    """The team that trains on ``devices``, of which this process is the first.
+
+    Args:
+        devices: one for each process; this one's first.
+        spec: of the training, as JSON.
+        files: of each dataset, by the name that its samples have in a batch.
+
+    Raises:
+        WorkerLost: a process of the crew died.
+    """
+    if len(devices) == 1:
+        yield ALONE
+        return
+    with tempfile.TemporaryDirectory(prefix="noisemill-") as folder, ExitStack() as stack:
+        common = {"meeting": f"file://{folder}/meeting", "size": len(devices), "spec": spec, "files": files}
+        common |= {"num_threads": torch.get_num_threads()}
+        others = [
+            stack.enter_context(_started({**common, "rank": rank, "device": device}))
+            for rank, device in enumerate(devices[1:], 1)
+        ]
+        for process in others:
+            _await_ready(process)
+        try:
+            where = {"meeting": common["meeting"], "rank": 0, "size": len(devices)}
+            with Team.joined(torch.device(devices[0]), **where) as team:
+                yield team
+        except RuntimeError as error:
+            if any(_has_ended(process) for process in others):
+                raise WorkerLost("a process that trained beside this one died") from error
+            raise
+
+
+@contextmanager
+def _started(orders: Mapping[str, Any]) -> Iterator[subprocess.Popen[str]]:
+    command = [sys.executable, "-m", "worker.jobs.crew"]
+    # In the process group of this one, whose supervisor ends all of it.
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            with suppress(BrokenPipeError):  # it died: who waits for it will say so
+                print(json.dumps(orders, default=str), file=process.stdin, flush=True)
+            yield process
+        finally:
+            process.kill()
+
+
+def _await_ready(process: subprocess.Popen[str]) -> None:
+    if process.stdout is None or process.stdout.readline().strip() != READY:
+        raise WorkerLost("a process that was to train beside this one did not start")
+
+
+def _has_ended(process: subprocess.Popen[str]) -> bool:
+    try:
+        process.wait(PARTING)
+    except subprocess.TimeoutExpired:
+        return False
+    return True
+
+
+def order(team: Team, what: Order, **about: Any) -> None:
+    """Tell the crew what all of the team do now."""
+    team.tell({"do": what, **about})
+
+
+def follow(team: Team, device: torch.device, spec: TrainSpec, batches: Batches) -> None:
+    """Do what the first process of the team orders; does not return."""
+    family, trainer = FAMILIES[spec.model_dump()["family"]], None
+    while True:
+        told = team.hear()
+        if told["do"] == "join":
+            trainer = None  # its memory is needed for the next one
+            trainer = Trainer.join(family, spec, DataInfo.from_json(told["data"]), device, team)
+            torch.set_num_threads(trainer.numerics.num_threads)
+        elif trainer is not None:
+            with suppress(NanLoss, OutOfMemory):  # the first process meets it, too, and decides
+                trainer.advance(batches.at(trainer.step, team))
+
+
+def main() -> None:
+    orders = json.loads(sys.stdin.readline())
+    sys.stdout.write(f"{READY}\n")
+    sys.stdout.flush()
+    device = torch.device(orders["device"])
+    where = {name: orders[name] for name in ("meeting", "rank", "size")}
+    with exact(orders["num_threads"]), Team.joined(device, **where) as team:
+        spec = SPECS[orders["spec"]["family"]].model_validate(orders["spec"])
+        files = {name: {file: Path(path) for file, path in paths.items()} for name, paths in orders["files"].items()}
+        batches = Batches({name: open_images(paths) for name, paths in files.items()}, spec)
+        follow(team, device, spec, batches)
+
+
+if __name__ == "__main__":
+    main()
