@@ -128,7 +128,7 @@ def test_every_step_alters_images_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         trainer,
         "_accumulate",
-        lambda name, part, batch: (seen.append(batch["image"]), accumulate(name, part, batch))[1],
+        lambda name, part, share: (seen.append(share.batch["image"]), accumulate(name, part, share))[1],
     )
 
     for _ in range(2):
