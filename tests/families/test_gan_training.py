@@ -12,6 +12,7 @@ from torch.func import functional_call
 from tests.families.test_gan import CPU, NETWORKS, OBJECTIVES, SMALL, batch_of, net_of, spec_of
 from worker.engine.checkpoint import detached_copy
 from worker.engine.numerics import Numerics
+from worker.engine.share import Share
 from worker.engine.training import Trainer, evaluate
 from worker.families.family import DataInfo
 from worker.families.gan import FAMILY, squared_slope
@@ -71,7 +72,7 @@ def gradients(trainer: Trainer[Any, Any]) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     for name, part in trainer.parts.items():
         part.forget()
-        trainer._accumulate(name, part, batch_of(num=7))
+        trainer._accumulate(name, part, Share(batch_of(num=7), range(7), 7))
         found |= {f"{name}.{key}": weight.grad.clone() for key, weight in part.parameters.items()}
     return found
 
