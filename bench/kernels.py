@@ -197,8 +197,8 @@ def noises(bench: Bench) -> None:
     cases = ((2, 48),) if bench.is_tiny else ((64, 3 * 32 * 32), (512, 3 * 64 * 64))
     for rows, num in cases:
         seeds = torch.arange(rows, device=bench.device) * 2**40 + 7
-        step_B, index_B = torch.full_like(seeds, 3), torch.zeros_like(seeds)
-        noise = Noise(domain=Domain.SAMPLING, seed_B=seeds, step_B=step_B, index_B=index_B)
+        step, index = torch.full_like(seeds, 3), torch.zeros_like(seeds)
+        noise = Noise(domain=Domain.SAMPLING, seed_B=seeds, step_B=step, index_B=index)
         case = f"{rows} rows of {num}"
         check(bench, "noise", case, lambda noise=noise, num=num: _noise_checks(noise, num))
         ways = variants(bench, lambda noise, num: noise.normal(num), philox.normal)
