@@ -64,13 +64,12 @@ class Site(Workplace):
 
 
 @contextmanager
-def site(folder: Path, monkeypatch: pytest.MonkeyPatch, *, workers: int, app: str, **variables: str) -> Iterator[Site]:
+def site(monkeypatch: pytest.MonkeyPatch, setup: Setup, **variables: str) -> Iterator[Site]:
     for name, value in variables.items():
         monkeypatch.setattr(Installation, "_env", _with(Installation._env, {name: value}))
-    setup = Setup(folder=folder, workers=workers, lease=LEASE_SECONDS, app=app)
     with ExitStack() as stack:
         installation = stack.enter_context(Installation(setup).running())
-        yield Site(installation, folder, stack)
+        yield Site(installation, setup.folder, stack)
 
 
 def _with(env: Callable[..., dict[str, str]], more: dict[str, str]) -> Callable[..., dict[str, str]]:
@@ -85,19 +84,28 @@ def start_site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Star
     """Start an installation; ``variables`` are added to every process's environment."""
     with ExitStack() as stack:
 
-        def start(*, workers: int = 2, app: str = "tests.worker.scripted_app", **variables: str) -> Site:
-            return stack.enter_context(site(tmp_path, monkeypatch, workers=workers, app=app, **variables))
+        def start(
+            *, workers: int = 2, app: str = "tests.worker.scripted_app", database_proxied: bool = True, **variables: str
+        ) -> Site:
+            setup = Setup(
+                folder=tmp_path, workers=workers, lease=LEASE_SECONDS, app=app, database_proxied=database_proxied
+            )
+            return stack.enter_context(site(monkeypatch, setup, **variables))
 
         yield start
 
 
 @pytest.fixture
 def report(request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]) -> Report:
-    """Print one line of JSON with what was measured, and how busy the machine was."""
+    """Print one line of JSON with what was measured, how busy the machine was, and what its host kept of it."""
+    before = psutil.cpu_times()
 
     def write(**figures: Any) -> None:
         load = round(os.getloadavg()[0], 1)
-        line = {"drill": request.node.name.removeprefix("test_"), **figures, "load": load, "cores": os.cpu_count()}
+        now = psutil.cpu_times()
+        stolen = round((now.steal - before.steal) / (sum(now) - sum(before)), 3)
+        machine = {"load": load, "stolen": stolen, "cores": os.cpu_count()}
+        line = {"drill": request.node.name.removeprefix("test_"), **figures, **machine}
         with capsys.disabled():
             sys.stdout.write("\n" + json.dumps(line) + "\n")
 
