@@ -38,6 +38,7 @@ def run(name: str, case: Case, digits: Digits, out: Path) -> dict[str, Any]:
         "seconds": {
             "training": round(trained.seconds, 1),
             "training_cpu": round(trained.cpu_seconds, 1),
+            "training_cpu_undisturbed": round(trained.quiet_cpu_seconds, 1),
             "measuring": round(measuring, 1),
         },
         "within_time": trained.seconds <= LONGEST,

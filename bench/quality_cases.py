@@ -144,7 +144,7 @@ R3GAN: Final = gan(
     "r3gan",
     network="dcgan",
     objective="r3gan",
-    steps=8000,
+    steps=7000,
     batch_size=64,
     learning_rate=8e-4,
     gamma=0.2,

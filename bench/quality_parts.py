@@ -1,5 +1,8 @@
 """What quality cases are put together from: a trained model, its samples, the judge between two calibrations."""
 
+import itertools
+import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,6 +28,9 @@ NUM_CLASSES: Final = 10
 NUM_SAMPLES: Final = 2000
 """Drawn where a case does not say otherwise: as many as are held out, since the distance depends on the number."""
 
+NUM_PARTS: Final = 20
+"""Of a training, all with the same number of steps, whose times are compared."""
+
 REQUEST: Final = TypeAdapter[Any](GenerateSpec)
 Measures = dict[str, Any]
 """Figures by name: numbers, or lists of them."""
@@ -39,7 +45,9 @@ class Trained:
     seconds: float
     """Of training alone."""
     cpu_seconds: float
-    """Of all threads meanwhile: what remains of ``seconds`` on a machine with other work to do."""
+    """Of all threads meanwhile."""
+    quiet_cpu_seconds: float
+    """The same, had nothing disturbed it: the lower quartile of its parts, as often as there are parts."""
     samples: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
     """Images that were drawn, uint8 ``(N, 1, 28, 28)``, by what they are; the first 64 of each make a sheet."""
 
@@ -61,15 +69,20 @@ def train(
     trainer: Trainer[Any, Any] = Trainer(family, spec, data, device)
     begin(trainer)
     order = BatchOrder(len(digits.train), spec.batch_size, spec.seed)
-    began, cpu_began = time.perf_counter(), time.process_time()
-    while trainer.step < spec.steps:
-        rows = torch.from_numpy(order.at(trainer.step))
-        trainer.advance({"image": digits.train.images[rows], "label": digits.train.labels[rows]})
+    began, marks = time.perf_counter(), [time.process_time()]
+    for part in range(NUM_PARTS):
+        while trainer.step < spec.steps * (part + 1) // NUM_PARTS:
+            rows = torch.from_numpy(order.at(trainer.step))
+            trainer.advance({"image": digits.train.images[rows], "label": digits.train.labels[rows]})
+        marks.append(time.process_time())
+        sys.stderr.write(f"{spec.model}: {trainer.step} of {spec.steps} steps, {marks[-1] - marks[0]:.0f} CPU s\n")
+    of_parts = [after - before for before, after in itertools.pairwise(marks)]
     return Trained(
         trainer=trainer,
         digits=digits,
         seconds=time.perf_counter() - began,
-        cpu_seconds=time.process_time() - cpu_began,
+        cpu_seconds=marks[-1] - marks[0],
+        quiet_cpu_seconds=NUM_PARTS * statistics.quantiles(of_parts, n=4)[0],
     )
 
 

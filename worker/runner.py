@@ -9,6 +9,7 @@ Says: ready, room, model, phase, step, metrics, log, artifact, done, failed, sto
 
 import argparse
 import errno
+import gc
 import logging
 import os
 import random
@@ -232,6 +233,7 @@ class Runner:
                 with suppress(ImportError):  # the job that needs it will say so
                     if server(kind.value) is None:
                         executor(kind.value)
+        gc.freeze()  # what was imported stays: looking for garbage among it would stop steps for a quarter of a second
 
     def _serve_together(self, kind: str, serve: Callable[[Desk], None]) -> None:
         try:
