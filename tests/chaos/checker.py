@@ -4,7 +4,7 @@ Each rule yields its violations as sentences; a run without any has lost nothing
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import pairwise
 
 from shared.ids import parse, public
@@ -164,9 +164,18 @@ class Checker:
             yield f"{public('job', job_id)}: attempt {fence} {word}"
 
     def orphans(self) -> int:
-        """Objects of attempts that no row names; legal, and left to garbage collection."""
+        """Objects of attempts that no row names; legal until housekeeping has come by."""
         named = {one.key for one in self.history.artifacts}
-        return sum(key.startswith("jobs/") and key not in named for key in self.history.objects)
+        return len(self._objects_but(named))
+
+    def left_over(self) -> Violations:
+        """After housekeeping: every object of an attempt has its row, and none of a removed artifact is there."""
+        named = {one.key for one in self.history.artifacts if one.removed_at is None}
+        for key in self._objects_but(named):
+            yield f"{key} is still there, and no row names it"
+
+    def _objects_but(self, named: Collection[str]) -> list[str]:
+        return [key for key in self.history.objects if key.startswith("jobs/") and key not in named]
 
     def interventions(self) -> int:
         """Jobs that were canceled or retried though no client of the run asked for it: by hand, then."""

@@ -156,10 +156,12 @@ class Run:
         ]
         checker = Checker(history, [*calm, *load.tickets], self._digests)
         self._keep(nemesis, history)
+        self._installation.collect()
+        collected = Checker(History.read(self._engine, self._installation.s3.objects), [], {})
         return judge(
             checker,
             nemesis.faults,
-            complaints,
+            [*complaints, *collected.left_over(), *collected.objects()],
             seed=self._wanted.setup.seed,
             jobs=len(load.tickets),
             faults=nemesis.counts(),

@@ -97,6 +97,18 @@ def test_a_legal_history_has_no_violation(history: History) -> None:
     assert checker(history).orphans() == 1
 
 
+def test_housekeeping_leaves_no_object_without_a_row(history: History) -> None:
+    (orphan,) = history.objects.keys() - {one.key for one in history.artifacts}
+    assert [found.split()[0] for found in checker(history).left_over()] == [orphan]
+    del history.objects[orphan]
+    assert list(checker(history).left_over()) == []
+
+    removed = history.artifacts[0]
+    removed.removed_at = datetime.now(UTC)
+
+    assert [found.split()[0] for found in checker(history).left_over()] == [removed.key]
+
+
 def plant(rule: str) -> Callable[[Callable[[History], object]], Callable[[History], object]]:
     """Name the rule that must find what the function plants."""
 
