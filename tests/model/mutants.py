@@ -5,6 +5,7 @@ procrastinate), reaping what was read before (River), claiming whatever a messag
 acknowledgement), counting no losses (Celery's ``task_reject_on_worker_lost``).
 """
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -39,6 +40,8 @@ class Mutant:
     adversary: type[Adversary] = Adversary
     touches: tuple[str, ...] = ()
     """Names of the operations that it changes, if these are known: what was learned of the others holds."""
+    breaks: str | None = None
+    """The promise that it is found by: a bug that is noticed as something else may be another bug than was meant."""
     equivalent: str | None = None
     """Why it breaks no promise."""
 
@@ -114,10 +117,9 @@ def _no_redispatch(patch: pytest.MonkeyPatch) -> None:
 def _report_text(old: str, new: str) -> Plant:
     def plant(patch: pytest.MonkeyPatch) -> None:
         statement = attempts._REPORT
-        assert old in statement.text
-        patch.setattr(
-            attempts, "_REPORT", text(statement.text.replace(old, new)).bindparams(*statement._bindparams.values())
-        )
+        changed, places = re.subn(old, new, statement.text)
+        assert places
+        patch.setattr(attempts, "_REPORT", text(changed).bindparams(*statement._bindparams.values()))
 
     return plant
 
@@ -145,86 +147,176 @@ def _drop_event(patch: pytest.MonkeyPatch) -> None:
 
 
 MUTANTS: Final = (
-    Mutant(name="finish by id alone", touches=("finish",), plant=within(attempts, "succeed", planting.no_guard)),
+    Mutant(
+        name="finish by id alone",
+        breaks="a result is whole",
+        touches=("finish",),
+        plant=within(attempts, "succeed", planting.no_guard),
+    ),
     Mutant(
         name="finish what is held, by whomever",
+        breaks="a result is whole",
         touches=("finish",),
         plant=within(attempts, "succeed", planting.no_fence),
     ),
-    Mutant(name="fail without the fence", touches=("fail",), plant=within(attempts, "fail", planting.no_fence)),
+    Mutant(
+        name="fail without the fence",
+        breaks="only the current attempt writes",
+        touches=("fail",),
+        plant=within(attempts, "fail", planting.no_fence),
+    ),
     Mutant(
         name="hand back without the fence",
+        breaks="only the current attempt writes",
         touches=("finish", "hand_back"),
         plant=within(attempts, "hand_back", planting.no_fence),
     ),
     Mutant(
         name="heartbeat without the fence",
+        breaks="only the current attempt writes",
         touches=("heartbeat", "record_twice"),
         plant=within(attempts, "heartbeat", planting.no_fence),
     ),
     Mutant(
         name="record without the fence",
+        breaks="only the current attempt writes",
         touches=("record", "record_twice"),
         plant=_report_text("fence = :fence", "fence >= :fence"),
     ),
     Mutant(
         name="record whatever the state",
+        breaks="PostgreSQL refuses nothing",
         touches=("record", "record_twice"),
-        plant=_report_text("AND state IN", "AND state = state OR state IN"),
+        plant=_report_text(r"AND state IN \([^)]*\)", ""),
     ),
     Mutant(
         name="report what was sent before again",
+        breaks="PostgreSQL refuses nothing",
         touches=("record", "record_twice"),
         plant=_report_text("WHERE NOT EXISTS", "WHERE true OR EXISTS"),
     ),
-    Mutant(name="reap by a stale read", touches=("reap what was read",), adversary=ReadsBeforeItReaps),
+    Mutant(
+        name="reap by a stale read",
+        breaks="only a lease that ran out is lost",
+        touches=("reap what was read",),
+        adversary=ReadsBeforeItReaps,
+    ),
     Mutant(
         name="claim what is running",
+        breaks="one attempt lives",
         touches=("claim",),
         plant=claim_text("state = 'queued'", "state IN ('queued', 'running')"),
     ),
     Mutant(
-        name="claim before the time", touches=("claim",), plant=claim_text("not_before <= clock_timestamp()", "true")
+        name="claim before the time",
+        breaks="a job starts in time",
+        touches=("claim",),
+        plant=claim_text("not_before <= clock_timestamp()", "true"),
     ),
     Mutant(
         name="claim after the deadline",
+        breaks="a job starts in time",
         plant=claim_text("start_deadline > clock_timestamp()", "true"),
         rules=DEADLINE,
     ),
-    Mutant(name="expire what has started", plant=planting.expire_what_has_started, rules=DEADLINE),
-    Mutant(name="losses without a limit", touches=("reap",), plant=cases(upkeep, _no_loss_cap)),
     Mutant(
-        name="failures without a limit", touches=("fail", "finish", "hand_back"), plant=cases(attempts, _no_failure_cap)
+        name="expire what has started",
+        breaks="a job starts in time",
+        plant=planting.expire_what_has_started,
+        rules=DEADLINE,
+    ),
+    Mutant(
+        name="losses without a limit",
+        breaks="attempts are within budget",
+        touches=("reap",),
+        plant=cases(upkeep, _no_loss_cap),
+    ),
+    Mutant(
+        name="failures without a limit",
+        breaks="attempts are within budget",
+        touches=("fail", "finish", "hand_back"),
+        plant=cases(attempts, _no_failure_cap),
     ),
     Mutant(
         name="a pause outlives the last attempt",
+        breaks="attempts are within budget",
         touches=("reap",),
         plant=cases(upkeep, _paused_before_failed),
         rules=REQUESTS,
     ),
-    Mutant(name="mark the bell, then send it", plant=planting.mark_before_send, rules=OUTBOX),
-    Mutant(name="no bell for a new job", plant=planting.submit_without_a_bell, rules=OUTBOX),
-    Mutant(name="no bell after a lost lease", plant=within(upkeep, "reap", planting.no_bell), rules=OUTBOX),
-    Mutant(name="no bell after a failure", plant=within(attempts, "fail", planting.no_bell), rules=OUTBOX),
-    Mutant(name="no bell after an interruption", plant=within(attempts, "hand_back", planting.no_bell), rules=OUTBOX),
-    Mutant(name="no bell after a resume", plant=within(requests, "resume", planting.no_bell), rules=OUTBOX),
-    Mutant(name="no redispatcher, and a lost message", plant=_no_redispatch, rules=EVERYTHING),
-    Mutant(name="no reaper", touches=("reap",), plant=lambda patch: patch.setattr(upkeep, "reap", lambda session: [])),
+    Mutant(name="mark the bell, then send it", breaks="every job ends", plant=planting.mark_before_send, rules=OUTBOX),
+    Mutant(name="no bell for a new job", breaks="every job ends", plant=planting.submit_without_a_bell, rules=OUTBOX),
+    Mutant(
+        name="no bell after a lost lease",
+        breaks="every job ends",
+        plant=within(upkeep, "reap", planting.no_bell),
+        rules=OUTBOX,
+    ),
+    Mutant(
+        name="no bell after a failure",
+        breaks="every job ends",
+        plant=within(attempts, "fail", planting.no_bell),
+        rules=OUTBOX,
+    ),
+    Mutant(
+        name="no bell after an interruption",
+        breaks="every job ends",
+        plant=within(attempts, "hand_back", planting.no_bell),
+        rules=OUTBOX,
+    ),
+    Mutant(
+        name="no bell after a resume",
+        breaks="every job ends",
+        plant=within(requests, "resume", planting.no_bell),
+        rules=OUTBOX,
+    ),
+    Mutant(name="no redispatcher, and a lost message", breaks="every job ends", plant=_no_redispatch, rules=EVERYTHING),
+    Mutant(
+        name="no reaper",
+        breaks="every job ends",
+        touches=("reap",),
+        plant=lambda patch: patch.setattr(upkeep, "reap", lambda session: []),
+    ),
     Mutant(
         name="cancel what has ended",
+        breaks="the end is final",
         touches=("cancel",),
         plant=within(requests, "cancel", _cancel_anything),
         rules=REQUESTS,
     ),
-    Mutant(name="success after a cancel", touches=("finish",), plant=_success_wins, rules=REQUESTS),
-    Mutant(name="one key for all attempts", plant=_shared_key),
-    Mutant(name="commit before the upload", adversary=FinishesBeforeItUploads),
-    Mutant(name="an attempt is left open when its job is queued", plant=planting.attempts_left_open),
-    Mutant(name="the fence starts anew", plant=values(planting.back_to_the_first_fence)),
-    Mutant(name="a move keeps the version", plant=values(lambda columns, target: columns.pop("state_version"))),
-    Mutant(name="a move without an event", plant=_drop_event),
-    Mutant(name="charge whether or not it counts", touches=("finish",), plant=planting.every_success_is_charged),
-    Mutant(name="interruptions count as failures", touches=("finish", "hand_back"), plant=_interruptions_count),
+    Mutant(
+        name="success after a cancel",
+        breaks="a canceled job never succeeds",
+        touches=("finish",),
+        plant=_success_wins,
+        rules=REQUESTS,
+    ),
+    Mutant(name="one key for all attempts", breaks="what is visible is stored", plant=_shared_key),
+    Mutant(name="commit before the upload", breaks="what is visible is stored", adversary=FinishesBeforeItUploads),
+    Mutant(
+        name="an attempt is left open when its job is queued",
+        breaks="one attempt lives",
+        plant=planting.attempts_left_open,
+    ),
+    Mutant(name="the fence starts anew", breaks="one attempt lives", plant=values(planting.back_to_the_first_fence)),
+    Mutant(
+        name="a move keeps the version",
+        breaks="every change raises the version",
+        plant=values(lambda columns, target: columns.pop("state_version")),
+    ),
+    Mutant(name="a move without an event", breaks="the log has no gap", plant=_drop_event),
+    Mutant(
+        name="charge whether or not it counts",
+        breaks="usage is charged once",
+        touches=("finish",),
+        plant=planting.every_success_is_charged,
+    ),
+    Mutant(
+        name="interruptions count as failures",
+        breaks="attempts are counted",
+        touches=("finish", "hand_back"),
+        plant=_interruptions_count,
+    ),
     Mutant(
         name="reclaim what is over",
         touches=("reclaim",),

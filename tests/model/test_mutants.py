@@ -27,6 +27,7 @@ def test_a_seeded_bug_is_found(connection: Connection, known: Database, mutant: 
 
     print(broken)
     assert broken is not None
+    assert broken.promise == mutant.breaks
 
 
 @pytest.mark.parametrize("mutant", [one for one in MUTANTS if one.equivalent], ids=lambda one: one.name)
