@@ -275,6 +275,8 @@ def main() -> None:
     parser.add_argument("--only", default=",".join(SECTIONS), help="names of sections, separated by commas")
     parser.add_argument("--out", type=Path, required=True, help="folder of the JSON file")
     options = parser.parse_args()
+    # As in an installation, where Python keeps what it has compiled.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     effort, sections = (QUICK if options.quick else Effort()), options.only.split(",")
     report: dict[str, Any] = {"quick": options.quick, "effort": vars(effort), "load_before": os.getloadavg()[0]}
     with tempfile.TemporaryDirectory(prefix="noisemill-bench-") as folder, house(Path(folder)) as here:

@@ -116,7 +116,18 @@ class House:
 
     def peer_worker(self) -> Command:
         """The peer's worker: Celery's defaults, one process."""
-        argv = [sys.executable, "-m", "celery", "-A", "bench.celery_service:celery", "worker", "--concurrency", "1"]
+        argv = [
+            sys.executable,
+            "-m",
+            "celery",
+            "-A",
+            "bench.celery_service:celery",
+            "worker",
+            "--concurrency",
+            "1",
+            "--loglevel",
+            "INFO",
+        ]
         return Command(
             name="peer-worker",
             argv=argv,

@@ -140,7 +140,7 @@ def gan(name: str, **recipe: Any) -> Case:
 
 DCGAN: Final = gan("dcgan", network="dcgan", steps=8000, batch_size=64, learning_rate=8e-4, ema_decay=0.998)
 R3GAN: Final = gan(
-    # Its objective on DCGAN's network: grouped convolutions that are differentiated twice see a fifth of the images.
+    # Its objective on DCGAN's network: its own, below, sees a fifth of the images in the time.
     "r3gan",
     network="dcgan",
     objective="r3gan",
@@ -152,6 +152,10 @@ R3GAN: Final = gan(
     penalty_every=4,
     ema_decay=0.998,
 )
+R3GAN_OWN: Final = gan(
+    "r3gan-own-network", network="r3gan", base_channels=16, steps=3200, batch_size=32, learning_rate=1e-3,
+    ema_decay=0.998,
+)  # fmt: skip
 
 
 # Diffusion ---------------------------------------------------------------------------------------
@@ -314,6 +318,7 @@ CASES: Final[Mapping[str, Case]] = {
     "vae-conv": VAE_CONV,
     "dcgan": DCGAN,
     "r3gan": R3GAN,
+    "r3gan-own-network": R3GAN_OWN,
     "diffusion-unet": UNET,
     "diffusion-dit": DIT,
     "diffusion-editing": EDITING,
