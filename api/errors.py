@@ -9,7 +9,6 @@ from typing import Any, Final
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from sqlalchemy.exc import DBAPIError
 from starlette.exceptions import HTTPException
 
 from api.parts import Parts
@@ -155,12 +154,6 @@ async def _away(request: Request, error: Any) -> Response:
     return problem(request, HTTPStatus.SERVICE_UNAVAILABLE, "unavailable", detail, headers=retry)
 
 
-async def _database(request: Request, error: Any) -> Response:
-    if error.connection_invalidated:
-        return await _away(request, error)
-    raise error
-
-
 def install(app: FastAPI) -> None:
     """Make the app answer every error in this shape."""
     app.add_exception_handler(RequestRefused, _refused)
@@ -169,6 +162,5 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(RequestValidationError, _parameters_refused)
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(errors.StorageError, _away)
-    app.add_exception_handler(DBAPIError, _database)
     for kind in AWAY:
         app.add_exception_handler(kind, _away)

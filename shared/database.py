@@ -5,8 +5,8 @@ import time
 from datetime import timedelta
 from typing import Any, Final
 
-from sqlalchemy import URL, Engine, create_engine, event, make_url
-from sqlalchemy.exc import InterfaceError, InvalidatePoolError, OperationalError
+from sqlalchemy import URL, Engine, ExceptionContext, create_engine, event, make_url
+from sqlalchemy.exc import DBAPIError, InterfaceError, InvalidatePoolError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
@@ -15,7 +15,11 @@ from shared.settings import DatabaseSettings
 _FRESH_SECONDS: Final = 1.0
 
 AWAY: Final = (OperationalError, InterfaceError, PoolTimeout)
-"""What a statement raises while the database cannot be reached, or asks to be tried again."""
+"""What a statement raises while the database cannot be reached or written to, or asks to be tried again."""
+_AWAY_STATES: Final = frozenset({"25006", "25P03", "25P04"})
+"""SQLSTATEs that mean it, too, which psycopg takes for a fault of its user's: the server does not let anybody write (a
+failover may lead to such a one), or it ended the session of a process that was stopped in the middle of a transaction.
+"""
 
 
 def _url(settings: DatabaseSettings) -> URL:
@@ -58,14 +62,29 @@ def make_engine(
 
     ``lock_timeout``: how long a statement waits for a row that somebody keeps locked, if not as long as it may run.
     """
-    return create_engine(_url(settings), **_options(settings, application, lock_timeout) | {"pool_pre_ping": ping})
+    engine = create_engine(_url(settings), **_options(settings, application, lock_timeout) | {"pool_pre_ping": ping})
+    event.listen(engine, "handle_error", _as_away)
+    return engine
 
 
 def make_async_engine(settings: DatabaseSettings, application: str) -> AsyncEngine:
     """A pooled engine for asyncio. Connections are pinged before use unless they were used a moment ago."""
     engine = create_async_engine(_url(settings), **_options(settings, application) | {"pool_pre_ping": False})
     _ping_when_rested(engine.sync_engine)
+    event.listen(engine.sync_engine, "handle_error", _as_away)
     return engine
+
+
+def _as_away(context: ExceptionContext) -> OperationalError | None:
+    """The one of ``AWAY`` that is raised instead of this error, if it says that the database is."""
+    error = context.sqlalchemy_exception
+    if not isinstance(error, DBAPIError) or isinstance(error, AWAY):
+        return None
+    if not context.is_disconnect and getattr(error.orig, "sqlstate", None) not in _AWAY_STATES:
+        return None
+    # A session that may only read stays so; a new one may find the server that others write to.
+    context.is_disconnect = True
+    return OperationalError(error.statement, error.params, error.orig or error, connection_invalidated=True)
 
 
 def _ping_when_rested(engine: Engine) -> None:

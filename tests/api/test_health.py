@@ -6,12 +6,13 @@ from typing import Any
 
 import httpx
 import pytest
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine, create_engine, text
 
 from api.routes import meta
 from noisemill.local.ports import free_port
 from tests.api.conftest import MakeOwner
 from tests.api.support import Owner, claim, make_settings, serving, succeed, train_request
+from tests.shared.failover import read_only
 
 DEAF = "redis://127.0.0.1:9/0"
 NOWHERE = "postgresql://u:secret-password@127.0.0.1:9/none"
@@ -62,6 +63,23 @@ def test_an_exhausted_pool_is_told_in_the_same_way(
             answer = other.get("/v1/jobs")
 
     assert (answer.status_code, answer.json()["code"]) == (503, "unavailable")
+
+
+def test_while_nobody_may_write_those_who_would_are_told_to_come_again(
+    database: str, valkey: str, module_s3: Any, make_owner: MakeOwner
+) -> None:
+    engine = create_engine(database)
+    with serving(make_settings(database, valkey, module_s3)) as url:
+        owner = make_owner(url=url, engine=engine)
+        body = train_request(owner.add_dataset())
+        engine.dispose()
+        with read_only(database):
+            refused = [owner.client.post("/v1/jobs", json=body) for _ in range(3)]
+        accepted = owner.client.post("/v1/jobs", json=body)
+
+    assert [(one.status_code, one.json()["code"]) for one in refused] == [(503, "unavailable")] * 3
+    assert all(int(one.headers["Retry-After"]) >= 1 for one in refused)
+    assert accepted.status_code == 202
 
 
 def metric(client: httpx.Client, line: str) -> float:

@@ -4,16 +4,18 @@ import re
 import time
 from collections.abc import Iterator
 from datetime import timedelta
+from typing import Any
 
 import pytest
 from pydantic import SecretStr
-from sqlalchemy import make_url, text
+from sqlalchemy import event, make_url, text
 
 from noisemill.local.servers import Postgres
 from shared.database import make_engine
 from shared.jobs.state import AttemptOutcome, JobState, JobType
 from shared.settings import DatabaseSettings, JobSettings, Settings
 from tests.chaos.proxies import Proxy, ProxyLoop
+from tests.shared.failover import read_only
 from tests.worker.conftest import Workplace
 
 
@@ -57,6 +59,45 @@ def test_an_attempt_leaves_a_checkpoint_before_its_lease_ends_and_goes_on_after_
     outcomes = [attempt.outcome for attempt in workplace.attempts(job_id)]
     assert outcomes == [AttemptOutcome.INTERRUPTED, AttemptOutcome.SUCCEEDED]
     assert 0 < (workplace.get(job_id).result or {})["first"] < (time.monotonic() - away) / 0.01
+
+
+def test_a_job_goes_on_through_a_failover_to_a_server_that_may_not_be_written_to_yet(
+    workplace: Workplace, database: str, wait_until, caplog: pytest.LogCaptureFixture
+) -> None:
+    job_id = workplace.job(["steps", 60, 0.05], max_attempts=1)
+    running = workplace.background(workplace.supervisor().run_next)
+    wait_until(lambda: workplace.get(job_id).step > 0, timeout=30)
+
+    with read_only(database):
+        wait_until(lambda: caplog.text.count("heartbeat failed") >= 4)
+    running.join(30)
+
+    assert [attempt.outcome for attempt in workplace.attempts(job_id)] == [AttemptOutcome.SUCCEEDED]
+
+
+def test_a_finished_job_is_recorded_though_its_worker_was_stopped_in_the_middle_of_that(
+    workplace: Workplace, wait_until
+) -> None:
+    """For longer than a session may do nothing in a transaction, and shorter than its lease."""
+    job_id = workplace.job(["steps", 1, 0.0], max_attempts=1)
+    supervisor = workplace.supervisor()
+    stopped: list[int] = []
+
+    def lives(pid: int) -> Any:
+        with workplace.engine.connect() as connection:
+            return connection.scalar(text("SELECT count(*) FROM pg_stat_activity WHERE pid = :pid"), {"pid": pid})
+
+    def stop(connection: Any, *about: Any) -> None:
+        if "UPDATE jobs" in about[1] and "succeeded" in str(about[2]) and not stopped:
+            connection.exec_driver_sql("SET LOCAL idle_in_transaction_session_timeout = 50")
+            stopped.append(connection.exec_driver_sql("SELECT pg_backend_pid()").scalar_one())
+            wait_until(lambda: not lives(stopped[0]))
+
+    event.listen(workplace.engine, "after_cursor_execute", stop)
+    supervisor.run_next()
+
+    assert stopped
+    assert [attempt.outcome for attempt in workplace.attempts(job_id)] == [AttemptOutcome.SUCCEEDED]
 
 
 STATEMENT = re.compile(r"LOG:  (?:statement|execute [^:]*): ")
