@@ -30,7 +30,7 @@ MAY_START: Final = """(not_before IS NULL OR not_before <= clock_timestamp())
 
 _HELD_NOW: Final = """
     SELECT jobs.tenant_id, jobs.priority,
-        extract(epoch FROM clock_timestamp() - attempts.started_at + CAST(:quantum AS interval))
+        extract(epoch FROM greatest(clock_timestamp() - attempts.started_at, '0') + CAST(:quantum AS interval))
         / count(*) OVER (PARTITION BY jobs.worker) AS seconds
     FROM jobs JOIN attempts ON attempts.job_id = jobs.id AND attempts.fence = jobs.fence
     WHERE jobs.state IN ('running', 'canceling', 'pausing')"""
@@ -63,9 +63,9 @@ waiting_tenants (tenant_id) AS (
 The tenants are found by one index probe each.
 """
 
-RISEN: Final = f"""least({HIGHEST}, lines.priority + floor(
+RISEN: Final = f"""least({HIGHEST}, lines.priority + greatest(0, floor(
     extract(epoch FROM clock_timestamp() - greatest(queued_at, lines.served_at))
-    / extract(epoch FROM CAST(:ageing AS interval))))"""
+    / extract(epoch FROM CAST(:ageing AS interval)))))"""
 """Rank of the first job of a line. Takes ``ageing``."""
 
 _ENTER: Final = text(f"""

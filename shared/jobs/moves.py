@@ -128,7 +128,8 @@ def _end_attempt(
 ) -> CTE:
     outcome = case(*((moved.c.state == to, literal(how.value, Text)) for to, how in outcomes.items()))
     why = {} if error is None else {"error_code": error.code, "error_message": str(error)}
-    passed = func.extract("epoch", col(Attempt.ended_at) - col(Attempt.started_at))
+    # The database's own clock may have been put back meanwhile, which gives nobody anything back.
+    passed = func.greatest(func.extract("epoch", col(Attempt.ended_at) - col(Attempt.started_at)), 0)
     # No worker's clock makes anybody pay for more than the database saw pass.
     spent = passed if seconds is None else func.least(passed, literal(seconds))
     return (

@@ -85,6 +85,19 @@ def test_a_tenant_whose_jobs_fail_pays_for_them_too(line: Line) -> None:
     assert line.attained(tenant_id) == pytest.approx(40, abs=1)
 
 
+def test_a_clock_that_was_put_back_gives_nobody_anything_back(line: Line) -> None:
+    rich, poor = line.tenant("rich"), line.tenant("poor")
+    line.join(rich, count=2)
+    first, _ = line.join(poor, count=2)
+    running = line.start()
+    line.sleep(-3600)
+    beside = line.start("another")
+    line.finish(running)
+
+    assert (running.tenant_id, beside.job_id) == (rich, first)
+    assert (line.served(rich), line.attained(rich)) == (0, 0)
+
+
 def test_a_flood_that_has_waited_long_does_not_pass_by_a_newcomer(line: Line) -> None:
     flood, new = line.tenant("flood"), line.tenant("new")
     line.join(flood, count=60)
