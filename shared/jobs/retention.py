@@ -91,12 +91,26 @@ _INHERITED: Final = literal_column(
 """Whether a retry that has not ended may still go on from this checkpoint."""
 
 
+# What is not correlated is found once for all artifacts, and only if one is due at all. Each state has its index.
+_WANTED: Final = literal_column(
+    r"""(CAST(artifacts.id AS text) IN (
+        SELECT named.id FROM jobs AS unended CROSS JOIN LATERAL (
+            SELECT value FROM jsonb_array_elements_text(unended.inputs -> 'artifact_ids')
+            UNION ALL SELECT value FROM jsonb_each_text(unended.inputs) WHERE key LIKE '%artifact\_id'
+        ) AS named (id)
+        WHERE (unended.state = 'queued' OR unended.state = 'paused'
+            OR unended.state IN ('running', 'canceling', 'pausing')) AND named.id IS NOT NULL))""",
+    Boolean,
+)
+"""Whether a job that has not ended has this artifact for an input."""
+
+
 def _expire() -> Duty:
     """Remove what was kept for long enough. The row stays, as a tombstone."""
     due = (
         select(col(Artifact.id), col(Artifact.key), col(Artifact.expires_at))
         .where(col(Artifact.expires_at) < _NOW, col(Artifact.removed_at).is_(None))
-        .where(FREE_ARTIFACT, not_(_INHERITED))
+        .where(FREE_ARTIFACT, not_(_INHERITED), not_(_WANTED))
         .order_by(col(Artifact.expires_at))
     )
     return Duty(

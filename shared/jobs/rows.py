@@ -74,6 +74,7 @@ class Job(SQLModel, table=True):
             "ix_jobs_waiting", "tenant_id", "queue", "priority", "queued_at", "id", where="state = 'queued'"
         ),
         columns.partial("ix_jobs_lease", "lease_until", where=_HELD),
+        columns.partial("ix_jobs_paused", "id", where="state = 'paused'"),
         Index("ix_jobs_tenant_list", "tenant_id", text("id DESC")),
         columns.partial(
             "ix_jobs_whole_log", "completed_at", where="completed_at IS NOT NULL AND log_pruned_at IS NULL"

@@ -92,6 +92,22 @@ def test_a_checkpoint_stays_while_a_retry_may_go_on_from_it(house: House, state:
     assert house.names() == ({"checkpoint-1"} if kept else set())
 
 
+@pytest.mark.parametrize("state", [JobState.QUEUED, JobState.RUNNING, JobState.PAUSED, JobState.CANCELED])
+def test_what_a_job_is_made_from_stays_until_that_has_ended(house: House, state: JobState) -> None:
+    made = [house.artifact(house.ended_job(), f"sample-{n}", expires_at=NOW - DAY) for n in range(5)]
+    images, style, averages = [str(one) for one in made[:2]], str(made[2]), str(made[3])
+    held = {"fence": 1, "lease_until": NOW + DAY} if state.is_held else {}
+    ended = {"completed_at": NOW} if state.is_final else {}
+    house.job(
+        JobType.GENERATE, state=state, inputs={"artifact_ids": images, "style_artifact_id": style}, **held, **ended
+    )
+    house.job(JobType.REAVERAGE, state=state, inputs={"artifact_id": averages}, **held, **ended)
+
+    put_in_order(house)
+
+    assert house.names() == (set() if state.is_final else {f"sample-{n}" for n in range(4)})
+
+
 def test_an_object_that_comes_back_after_it_was_deleted_is_collected(house: House) -> None:
     """A worker that was given up may still be uploading."""
     job_id = house.ended_job()
