@@ -18,6 +18,7 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from shared.jobs import upkeep, workers
+from shared.jobs.continuity import Continuity
 from shared.queue import BROKER_AWAY, Relay
 from shared.settings import Settings
 
@@ -40,6 +41,9 @@ class Ticker:
         self._signed_in = 0.0
         self._signed_as = ""
         self._leads = Event()
+        tick, lease = settings.worker.tick, settings.jobs.lease
+        self._lead_lease = max(tick * 3, timedelta(seconds=5))
+        self._continuity = Continuity(gap=max(lease / 2, tick * 3), patience=lease)
 
     def run_forever(self) -> None:
         """Tick until the process ends; give the housekeeping up when the worker is told to end."""
@@ -63,20 +67,25 @@ class Ticker:
         if self._supervisor.draining.is_set():
             self._resign()
             return
+        now, last = self._supervisor.ask(lambda s: upkeep.last_round(s, "ticker", self._lead_lease))
+        leases_mean_something = self._continuity.see(now, last)
         if not self._takes_lead():
             return
-        for job_id, state in self._supervisor.ask(upkeep.reap):
-            logger.warning("job %s: lease ran out, now %s", job_id, state.value)
-            self._supervisor.ring(job_id)
+        if leases_mean_something:
+            self._reap()
         for job_id in [*self._supervisor.ask(upkeep.expire), *self._supervisor.transact(upkeep.preempt)]:
             self._supervisor.ring(job_id)
         self._supervisor.ask(upkeep.settle_datasets)
         self._supervisor.ask(lambda s: upkeep.redispatch(s, after=self._settings.jobs.redispatch_after))
 
+    def _reap(self) -> None:
+        for job_id, state in self._supervisor.ask(upkeep.reap):
+            logger.warning("job %s: lease ran out, now %s", job_id, state.value)
+            self._supervisor.ring(job_id)
+
     def _takes_lead(self) -> bool:
-        lease = max(self._settings.worker.tick * 3, timedelta(seconds=5))
         self._leads.clear()
-        if self._supervisor.ask(lambda s: upkeep.hold(s, "ticker", self._supervisor.name, lease)):
+        if self._supervisor.ask(lambda s: upkeep.hold(s, "ticker", self._supervisor.name, self._lead_lease)):
             self._leads.set()
         return self._leads.is_set()
 

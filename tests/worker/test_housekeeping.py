@@ -3,15 +3,21 @@
 import socket
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from pydantic import SecretStr
 from sqlalchemy import text
+from sqlalchemy.orm import Session
 
+from shared.jobs import attempts, claims
+from shared.jobs.continuity import Continuity
 from shared.jobs.rows import NamedLease, Worker
 from shared.jobs.state import JobState
-from shared.settings import BrokerSettings, Settings
+from shared.settings import BrokerSettings, JobSettings, Settings
 from tests.worker.conftest import Workplace
+
+HOUR = timedelta(hours=1)
 
 
 @pytest.fixture
@@ -34,6 +40,44 @@ def test_a_round_does_not_wait_for_a_broker_that_hangs(workplace: Workplace, dea
 
     assert workplace.state(lost) == JobState.QUEUED
     assert time.monotonic() - began < 3  # the broker's own time-out is 5 s
+
+
+@pytest.mark.parametrize("is_new", [False, True])
+def test_after_an_outage_longer_than_the_lease_a_worker_that_lives_keeps_its_job(
+    workplace: Workplace, wait_until, *, is_new: bool
+) -> None:
+    """Though the first to come back is somebody else, who may even have been started meanwhile."""
+    workplace.settings = workplace.settings.model_copy(update={"jobs": JobSettings(lease=timedelta(seconds=3))})
+    other = workplace.supervisor("w2", tick=timedelta(seconds=0.1))
+    ticker, job_id = workplace.ticker(other), workplace.job()
+    with Session(workplace.engine) as session, session.begin():
+        terms = claims.Terms.of(workplace.settings.jobs)
+        (claim,) = claims.claim(session, worker="w1", queues=["generate"], terms=terms)
+    ticker.tick()
+    wait_until(lambda: has_run_out(workplace))  # nobody asks SQL anything meanwhile
+
+    ticker = workplace.ticker(other) if is_new else ticker
+    ticker.tick()
+    ticker.tick()
+    with Session(workplace.engine) as session, session.begin():
+        attempts.heartbeat(session, claim.job_id, claim.fence, lease=timedelta(seconds=0.1))
+
+    wait_until(lambda: ticker.tick() or workplace.state(job_id) == JobState.QUEUED, timeout=30)
+    assert workplace.get(job_id).losses == 1
+
+
+def has_run_out(workplace: Workplace) -> bool:
+    with workplace.engine.connect() as connection:
+        return bool(connection.scalar(text("SELECT count(*) FROM jobs WHERE lease_until < clock_timestamp()")))
+
+
+def test_a_clock_that_is_put_forward_ends_no_attempt_whose_worker_lives() -> None:
+    now, continuity = datetime(2026, 1, 1, tzinfo=UTC), Continuity(gap=timedelta(minutes=1), patience=HOUR)
+
+    assert continuity.see(now, None)
+    assert continuity.see(now + timedelta(seconds=50), now)
+    assert not continuity.see(now + HOUR, now)
+    assert not continuity.see(now + HOUR, now + HOUR)
 
 
 def test_a_heartbeat_does_not_wait_for_a_broker_that_hangs(workplace: Workplace, deaf: Settings) -> None:
