@@ -59,28 +59,29 @@ WITH RECURSIVE {fairness.LINES}, live AS (
     SELECT q.queue, array(
         SELECT q.queue UNION SELECT unnest(live.queues) FROM live WHERE q.queue = ANY(live.queues)) AS beside
     FROM unnest(:queues) AS q (queue)
+), queues AS MATERIALIZED (
+    SELECT DISTINCT unnest(beside) AS queue FROM asked
 ), recent AS MATERIALIZED (
-    SELECT q.queue, ended.* FROM (SELECT DISTINCT unnest(beside) AS queue FROM asked) AS q
-    CROSS JOIN LATERAL (
-        SELECT tenant_id, priority, seconds, created_at FROM usage WHERE usage.queue = q.queue
+    SELECT queues.queue, ended.* FROM queues CROSS JOIN LATERAL (
+        SELECT tenant_id, priority, seconds, created_at FROM usage WHERE usage.queue = queues.queue
         ORDER BY created_at DESC LIMIT {_SAMPLE}
     ) AS ended
 ), usual AS MATERIALIZED (
     SELECT queue, tenant_id, avg(seconds) AS seconds FROM recent
     GROUP BY GROUPING SETS ((queue, tenant_id), (queue)) HAVING tenant_id IS NULL OR count(*) >= {FEWEST}
 ), waiting AS MATERIALIZED (
-    SELECT asked.queue AS asked, q.queue, head.id, head.queued_at, head.may_start, lines.tenant_id, lines.attained,
+    SELECT asked.queue AS asked, lines.queue, head.id, head.queued_at, head.may_start, lines.tenant_id, lines.attained,
         CASE WHEN head.place <= 1 THEN {fairness.RISEN} ELSE lines.priority END AS rank,
         coalesce(own.seconds, all_own.seconds, extract(epoch FROM CAST(:quantum AS interval))) AS seconds
-    FROM asked CROSS JOIN lines CROSS JOIN unnest(asked.beside) AS q (queue) CROSS JOIN LATERAL (
+    FROM asked JOIN lines ON lines.queue = ANY(asked.beside) CROSS JOIN LATERAL (
         SELECT id, queued_at, {fairness.MAY_START} AS may_start,
             count(*) FILTER (WHERE {fairness.MAY_START}) OVER (ORDER BY queued_at, id) AS place
-        FROM jobs WHERE state = 'queued' AND tenant_id = lines.tenant_id AND queue = q.queue
+        FROM jobs WHERE state = 'queued' AND tenant_id = lines.tenant_id AND queue = lines.queue
             AND priority = lines.priority
         ORDER BY queued_at, id LIMIT (SELECT {FARTHEST} / greatest(1, count(*) - 1) FROM waiting_tenants)
     ) AS head
-    LEFT JOIN usual AS own ON own.queue = q.queue AND own.tenant_id = lines.tenant_id
-    LEFT JOIN usual AS all_own ON all_own.queue = q.queue AND all_own.tenant_id IS NULL
+    LEFT JOIN usual AS own ON own.queue = lines.queue AND own.tenant_id = lines.tenant_id
+    LEFT JOIN usual AS all_own ON all_own.queue = lines.queue AND all_own.tenant_id IS NULL
 ), turns AS (
     SELECT *, attained + coalesce(sum(seconds) FILTER (WHERE may_start) OVER (
         PARTITION BY asked, tenant_id ORDER BY rank DESC, queued_at, id ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING

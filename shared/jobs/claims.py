@@ -52,10 +52,10 @@ _FIRST: Final = 256
 """Jobs looked at in each line to see whether somebody in it may not join: who stands further back has no claim to be
 served before those."""
 _OTHERS: Final = f"""others AS MATERIALIZED (
-    SELECT max(lines.priority) AS highest FROM lines CROSS JOIN unnest(:queues) AS q (queue) WHERE EXISTS (
+    SELECT max(lines.priority) AS highest FROM lines WHERE EXISTS (
         SELECT FROM (
             SELECT type, alone, inputs FROM jobs
-            WHERE state = 'queued' AND tenant_id = lines.tenant_id AND queue = q.queue AND priority = lines.priority
+            WHERE state = 'queued' AND tenant_id = lines.tenant_id AND queue = lines.queue AND priority = lines.priority
                 AND {fairness.MAY_START}
             ORDER BY queued_at, id LIMIT {_FIRST}
         ) AS first WHERE ({_JOINS}) IS NOT TRUE)
@@ -69,14 +69,14 @@ _OTHERS_MAY_WAIT: Final = """coalesce(
 # answer. MATERIALIZED: the locking scan must run once, never inside a join.
 def _claiming(condition: str, tables: str = "", fits: str = "true") -> TextClause:
     return text(f"""
-WITH RECURSIVE {fairness.LINES}, {tables}heads AS MATERIALIZED (
+WITH RECURSIVE queues AS (SELECT DISTINCT unnest(:queues) AS queue), {fairness.LINES}, {tables}heads AS MATERIALIZED (
     SELECT head.id, head.queued_at, head.samples, lines.attained,
         CASE WHEN place = 1 THEN {fairness.RISEN} ELSE priority END AS rank
-    FROM lines CROSS JOIN unnest(:queues) AS q (queue) CROSS JOIN LATERAL (
+    FROM lines CROSS JOIN LATERAL (
         SELECT id, queued_at, row_number() OVER (ORDER BY queued_at, id) AS place,
             CASE WHEN jsonb_typeof(spec->'num_samples') = 'number' THEN (spec->>'num_samples')::numeric
                 ELSE {_UNSAID} END AS samples FROM jobs
-        WHERE state = 'queued' AND tenant_id = lines.tenant_id AND queue = q.queue AND priority = lines.priority
+        WHERE state = 'queued' AND tenant_id = lines.tenant_id AND queue = lines.queue AND priority = lines.priority
             AND {fairness.MAY_START} AND {condition}
         ORDER BY queued_at, id LIMIT {_AT_ONCE} + :limit
     ) AS head

@@ -6,7 +6,7 @@ comes first, which is deficit round robin (Shreedhar and Varghese, 1995) with th
 active tenants left out: adding the same to everybody's deficit changes no order. A tenant that has had
 nothing to do starts where the others stand, so nobody saves up credit by staying away.
 
-A line is what one tenant has waiting at one priority. It ages while it is not served at all: then its
+A line is what one tenant has waiting in one queue at one priority. It ages while it is not served at all: then its
 first job rises by one priority after each period. A long line that is served does not rise, however
 long its last job has been waiting: otherwise whoever floods the queue would pass by everybody who comes later.
 """
@@ -29,7 +29,7 @@ MAY_START: Final = """(not_before IS NULL OR not_before <= clock_timestamp())
 """Whether a queued job neither backs off nor is too late."""
 
 _HELD_NOW: Final = """
-    SELECT jobs.tenant_id, jobs.priority,
+    SELECT jobs.tenant_id, jobs.queue, jobs.priority,
         extract(epoch FROM greatest(clock_timestamp() - attempts.started_at, '0') + CAST(:quantum AS interval))
         / count(*) OVER (PARTITION BY jobs.worker) AS seconds
     FROM jobs JOIN attempts ON attempts.job_id = jobs.id AND attempts.fence = jobs.fence
@@ -44,21 +44,24 @@ waiting_tenants (tenant_id) AS (
         SELECT tenant_id FROM jobs WHERE state = 'queued' AND tenant_id > last.tenant_id ORDER BY tenant_id LIMIT 1)
     FROM waiting_tenants AS last WHERE last.tenant_id IS NOT NULL
 ), held AS ({_HELD_NOW}), in_flight AS MATERIALIZED (
-    SELECT tenant_id, priority, sum(seconds) AS seconds FROM held GROUP BY 1, 2
+    SELECT tenant_id, queue, priority, sum(seconds) AS seconds FROM held GROUP BY 1, 2, 3
 ), accounts AS (
     SELECT tenant_id, coalesce((SELECT attained FROM shares WHERE shares.tenant_id = waiting_tenants.tenant_id), 0)
         + coalesce((SELECT sum(seconds) FROM in_flight WHERE in_flight.tenant_id = waiting_tenants.tenant_id), 0)
         AS attained
     FROM waiting_tenants WHERE tenant_id IS NOT NULL
 ), lines AS MATERIALIZED (
-    SELECT accounts.tenant_id, accounts.attained, p.priority, CASE WHEN EXISTS (
-        SELECT FROM in_flight WHERE in_flight.tenant_id = accounts.tenant_id AND in_flight.priority = p.priority
+    SELECT accounts.tenant_id, accounts.attained, queues.queue, p.priority, CASE WHEN EXISTS (
+        SELECT FROM in_flight WHERE in_flight.tenant_id = accounts.tenant_id
+            AND in_flight.queue = queues.queue AND in_flight.priority = p.priority
     ) THEN clock_timestamp() ELSE (
-        SELECT max(created_at) FROM usage WHERE usage.tenant_id = accounts.tenant_id AND usage.priority = p.priority
+        SELECT max(created_at) FROM usage WHERE usage.tenant_id = accounts.tenant_id
+            AND usage.queue = queues.queue AND usage.priority = p.priority
     ) END AS served_at
-    FROM accounts CROSS JOIN generate_series(0, {HIGHEST}) AS p (priority)
+    FROM accounts CROSS JOIN queues CROSS JOIN generate_series(0, {HIGHEST}) AS p (priority)
 )"""  # noqa: S608  (constants of ours)
-"""Tables of a ``WITH RECURSIVE``: ``lines`` (tenant_id, attained, priority, served_at). Takes ``quantum``.
+"""Tables of a ``WITH RECURSIVE``: ``lines`` (tenant_id, attained, queue, priority, served_at). Takes ``quantum``, and a
+table ``queues`` (queue) of those that are looked at.
 
 The tenants are found by one index probe each.
 """

@@ -175,7 +175,7 @@ class Usage(SQLModel, table=True):
 
     __tablename__ = "usage"
     __table_args__ = (
-        Index("ix_usage_line", "tenant_id", "priority", "created_at"),
+        Index("ix_usage_line", "tenant_id", "queue", "priority", "created_at"),
         Index("ix_usage_queue", "queue", "created_at"),
     )
 

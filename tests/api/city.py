@@ -20,9 +20,7 @@ from shared.jobs.attempts import Claim
 from shared.jobs.rows import Job
 from shared.jobs.state import JobState, Priority
 from shared.wire import QueueView
-from tests.shared.line import SETTINGS, TERMS, Line
-
-QUEUE = "generate"
+from tests.shared.line import QUEUE, SETTINGS, TERMS, Line
 
 # Found before PostgreSQL's own, by the search path below. Defaults of columns name theirs once and for all.
 _CLOCK = """

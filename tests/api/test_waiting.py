@@ -66,6 +66,20 @@ def test_a_line_that_was_not_served_for_long_has_risen(city: City) -> None:
     assert in_order(city.look()) == [waited[0], *came, waited[1]]
 
 
+def test_a_line_rises_though_its_tenant_is_served_in_another_queue(city: City) -> None:
+    low, urgent = city.line.tenant("low"), city.line.tenant("urgent")
+    (waited,) = city.line.join(low, priority=Priority.LOW, queue="train")
+    city.sleep(2 * AGEING)
+    city.line.join(low, priority=Priority.LOW)
+    serve(city, {low: 1})
+    (came,) = city.line.join(urgent, priority=Priority.HIGH, queue="train")
+
+    said = in_order(city.look())
+
+    assert said == [waited, came]
+    assert [city.line.start(worker, queues=["train"]).job_id for worker in "ab"] == said
+
+
 def test_a_job_that_backs_off_is_passed_over(city: City) -> None:
     first, second = city.line.join(city.line.tenant("t"), count=2)
     change(city, first, "not_before = clock_timestamp() + interval '1 hour'")

@@ -1,5 +1,6 @@
-"""A line of waiting jobs and a device that serves it, on a simulated clock: time passes by moving every time back."""
+"""Lines of waiting jobs and a device that serves them, on a simulated clock: time passes by moving every time back."""
 
+from collections.abc import Sequence
 from datetime import timedelta
 from uuid import UUID
 
@@ -15,10 +16,12 @@ from shared.settings import JobSettings
 
 SETTINGS = JobSettings()
 TERMS = claims.Terms.of(SETTINGS)
+QUEUE = "generate"
+"""Of jobs and workers that name none."""
 
 
 class Line:
-    """The queue ``generate`` in one session's transaction."""
+    """All queues, in one session's transaction."""
 
     def __init__(self, session: Session) -> None:
         self.session = session
@@ -29,12 +32,14 @@ class Line:
         self.session.flush()
         return tenant.id
 
-    def join(self, tenant_id: UUID, *, priority: Priority = Priority.NORMAL, count: int = 1) -> list[UUID]:
+    def join(
+        self, tenant_id: UUID, *, priority: Priority = Priority.NORMAL, count: int = 1, queue: str = QUEUE
+    ) -> list[UUID]:
         """Add jobs as ``requests.submit`` does."""
         made: list[UUID] = []
         for _ in range(count):
             job = Job(
-                tenant_id=tenant_id, type=JobType.EXPORT, queue="generate", spec={}, inputs={}, summary="a job",
+                tenant_id=tenant_id, type=JobType.EXPORT, queue=queue, spec={}, inputs={}, summary="a job",
                 max_attempts=3, priority=priority.rank,
             )  # fmt: skip
             self.session.add(job)
@@ -43,13 +48,13 @@ class Line:
             made.append(job.id)
         return made
 
-    def start(self, worker: str = "w") -> Claim:
-        (claim,) = claims.claim(self.session, worker=worker, queues=["generate"], terms=TERMS)
+    def start(self, worker: str = "w", *, queues: Sequence[str] = (QUEUE,)) -> Claim:
+        (claim,) = claims.claim(self.session, worker=worker, queues=queues, terms=TERMS)
         return claim
 
-    def serve(self, seconds: float) -> Claim:
+    def serve(self, seconds: float, *, queues: Sequence[str] = (QUEUE,)) -> Claim:
         """Run the next job for so long, while the others wait."""
-        claim = self.start()
+        claim = self.start(queues=queues)
         self.sleep(seconds)
         self.finish(claim)
         return claim

@@ -134,6 +134,24 @@ def test_a_low_job_does_not_starve_under_endless_urgent_ones(line: Line) -> None
     assert waited >= AGEING
 
 
+@pytest.mark.parametrize("queues", [["train"], ["train", "upkeep"]])
+def test_a_low_job_does_not_starve_while_its_tenant_is_served_in_another_queue(line: Line, queues: list[str]) -> None:
+    low, busy = line.tenant("low"), line.tenant("busy")
+    (waiting,) = line.join(low, priority=Priority.LOW, queue="train")
+    waited = 0.0
+    while True:
+        line.join(busy, queue="train", count=2)
+        line.join(low, priority=Priority.LOW)
+        line.serve(1)
+        claim = line.serve(60, queues=queues)
+        if claim.job_id == waiting:
+            break
+        waited += 61
+        assert waited < 3 * AGEING
+
+    assert waited >= AGEING
+
+
 def test_jobs_of_one_tenant_and_priority_are_served_in_their_order(line: Line) -> None:
     jobs = line.join(line.tenant("orderly"), count=5)
 
