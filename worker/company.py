@@ -83,7 +83,7 @@ class Company:
     def _listen(self) -> None:
         """Wait for the runner, at most until something is due."""
         due = min(watch.next_beat for watch in self._watches.values())
-        if self._may_grow:
+        if self._may_grow or self._supervisor.is_in_doubt:
             due = min(due, self._look_at)
         message = self._device.receive(due - time.monotonic())
         self._count()
@@ -137,22 +137,31 @@ class Company:
         return is_wanted and has_room and 0 < len(self._watches) < LARGEST
 
     def _invite(self) -> None:
-        """Claim what can share the device with those that are there."""
-        if not self._may_grow or self._kind is None or time.monotonic() < self._look_at:
+        """Have more join, where they can; what was claimed without our knowing it has to be found in any case."""
+        is_due = bool(self._watches) and time.monotonic() >= self._look_at
+        if not is_due or not (self._may_grow or self._supervisor.is_in_doubt):
             return
-        self._look_at = time.monotonic() + self._supervisor.settings.worker.look.total_seconds()
+        settings = self._supervisor.settings.worker
+        self._look_at = time.monotonic() + (settings.look if self._may_grow else settings.beat).total_seconds()
         try:
-            held = self._supervisor.claim_company(
-                self._kind,
-                room=max(0, min(self._room, LARGEST - len(self._watches))),
-                others_wait=time.monotonic() < self._slice_ends,
-            )
+            held = self._claim_more()
         except AWAY as error:
             logger.warning("could not claim company: %s", str(error).splitlines()[0])
             return
         # The runner says anew what room there is once it has begun them.
         self._room = 0 if held else self._room
         self._join(held)
+
+    def _claim_more(self) -> list[Held]:
+        """Claim what can share the device with those that are there."""
+        if self._kind is None or not self._may_grow:
+            self._supervisor.hand_back_doubtful()
+            return []
+        return self._supervisor.claim_company(
+            self._kind,
+            room=max(0, min(self._room, LARGEST - len(self._watches))),
+            others_wait=time.monotonic() < self._slice_ends,
+        )
 
 
 def _name(attempt: Message) -> tuple[str, int]:

@@ -2,7 +2,7 @@
 
 Never imports torch, so that a busy or hung device cannot starve the heartbeat. One attempt at a time, or some that
 share the device (``worker/company.py``); what happens within one is in ``worker/watch.py``. A claim whose commit nobody
-confirmed is looked for again before the next one is made.
+confirmed is looked for again before the next one is made, and while that runs: the commit may arrive late.
 """
 
 import fcntl
@@ -102,7 +102,7 @@ class Supervisor:
 
     def claim_company(self, company: str, *, room: int, others_wait: bool) -> list[Held]:
         """Jobs that can share the device with one of this company; first those claimed without our knowing it."""
-        if found := self._found_again(company):
+        if found := self._found_again(lambda claim: claim.company == company):
             return found
         terms = claims.Terms.of(self.settings.jobs)
         how = {"worker": self.name, "queues": self.queues, "terms": terms, "limit": room, "others_wait": others_wait}
@@ -120,15 +120,16 @@ class Supervisor:
         del self._doubtful[token]
         return [Held(one, asked_at) for one in found]
 
-    def _found_again(self, company: str | None = None) -> list[Held]:
-        """Attempts that were claimed without our knowing it, and are still ours.
+    def hand_back_doubtful(self) -> None:
+        """Let others have what was claimed without our knowing it."""
+        self._found_again(lambda _: False)
 
-        Those that cannot share the device with this ``company``, where there is one, are handed back.
-        """
+    def _found_again(self, fits: Callable[[attempts.Claim], bool] = lambda _: True) -> list[Held]:
+        """Attempts that were claimed without our knowing it, and are still ours. What does not fit is handed back."""
         held = list[Held]()
         lease = self.settings.jobs.lease
         for token, asked_at in list(self._doubtful.items()):
-            for claim in self.transact(lambda s, token=token: _reclaimed(s, token, company)):
+            for claim in self.transact(lambda s, token=token: _reclaimed(s, token, fits)):
                 sent = time.monotonic()
                 try:
                     self.ask(lambda s, claim=claim: attempts.heartbeat(s, claim.job_id, claim.fence, lease=lease))
@@ -171,10 +172,10 @@ class Supervisor:
             os.close(descriptor)
 
 
-def _reclaimed(session: Session, token: UUID, company: str | None) -> list[attempts.Claim]:
+def _reclaimed(session: Session, token: UUID, fits: Callable[[attempts.Claim], bool]) -> list[attempts.Claim]:
     fitting: list[attempts.Claim] = []
     for claim in claims.reclaim(session, token):
-        if company in (None, claim.company):
+        if fits(claim):
             fitting.append(claim)
         else:
             attempts.hand_back(session, claim.job_id, claim.fence, seconds=0.0)

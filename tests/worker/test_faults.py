@@ -104,6 +104,34 @@ def test_a_claim_whose_commit_was_not_confirmed_costs_nothing(workplace: Workpla
     assert (workplace.state(job_id), workplace.get(job_id).fence) == (JobState.SUCCEEDED, 1)
 
 
+def test_a_claim_whose_commit_arrives_late_is_handed_back_while_another_job_runs(
+    workplace: Workplace, wait_until
+) -> None:
+    workplace.settings = workplace.settings.model_copy(update={"jobs": JobSettings()})
+    first = workplace.job(["steps", 1, 0.0], max_attempts=1)
+    supervisor = workplace.supervisor()
+    transact = supervisor.transact
+    with Session(workplace.engine) as late:
+
+        def on_its_way(work: Any) -> Any:
+            supervisor.transact = transact  # type: ignore[method-assign]
+            work(late)
+            raise UNCONFIRMED
+
+        supervisor.transact = on_its_way  # type: ignore[method-assign]
+        assert not supervisor.run_next()
+        second = workplace.job(["steps", 1000, 0.05])
+        running = workplace.background(supervisor.run_next)
+        wait_until(lambda: workplace.get(second).step > 0, timeout=30)
+        late.commit()
+
+    wait_until(lambda: workplace.state(first) == JobState.QUEUED)
+    assert [attempt.outcome for attempt in workplace.attempts(first)] == [AttemptOutcome.INTERRUPTED]
+    assert workplace.state(second) == JobState.RUNNING
+    supervisor.drain()
+    running.join(20)
+
+
 def test_a_claim_that_is_found_too_late_is_forgotten(workplace: Workplace) -> None:
     job_id = workplace.job(["steps", 1, 0.0])
     supervisor = workplace.supervisor()
