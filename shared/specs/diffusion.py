@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 
 from shared.specs.spec import Direction, Modality, ModelRef, wrong
 from shared.specs.tasks import Colourise, Generate, Inpaint, Interpolate, Request, Sampling, SuperResolve
-from shared.specs.training import TrainSpec
+from shared.specs.training import Beta, TrainSpec
 
 SAMPLING: Final = frozenset({"labels", "steps", "solver", "guidance_scale", "guidance_interval"})
 
@@ -61,7 +61,7 @@ class DiffusionSpec(TrainSpec):
     augment: float = Field(default=0.0, ge=0, le=1)
     """Probability of each of six ways to turn, flip, scale, stretch or move a training image (EDM, appendix F.2). The
     network is told how, and draws images as they are; 0.12 in the paper, for some tens of thousands of images."""
-    betas: tuple[float, float] = (0.9, 0.99)
+    betas: tuple[Beta, Beta] = (0.9, 0.99)
     ema_decay: float = Field(default=0.999, ge=0, lt=1)
 
     @property
