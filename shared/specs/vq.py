@@ -2,14 +2,29 @@
 et al., 2017, arXiv 1711.00937; FSQ: Mentzer et al., 2023, arXiv 2309.15505)."""
 
 from collections.abc import Mapping
-from typing import Annotated, ClassVar, Literal
+from math import prod
+from typing import Annotated, ClassVar, Final, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from shared.specs.spec import Direction, Modality
 from shared.specs.training import TrainSpec
 
-Levels = Annotated[tuple[Annotated[int, Field(ge=2, le=64)], ...], Field(min_length=1, max_length=8)]
+MOST_CODES: Final = 2**18
+"""Each code is a row of the prior's first and of its last matrix."""
+
+
+def _few_codes(levels: tuple[int, ...]) -> tuple[int, ...]:
+    if (num_codes := prod(levels)) > MOST_CODES:
+        raise ValueError(f"the product of the levels is the number of codes, at most {MOST_CODES} and not {num_codes}")
+    return levels
+
+
+Levels = Annotated[
+    tuple[Annotated[int, Field(ge=2, le=64)], ...],
+    Field(min_length=1, max_length=8),
+    AfterValidator(_few_codes),
+]
 
 
 class VqSpec(TrainSpec):
@@ -30,7 +45,8 @@ class VqSpec(TrainSpec):
     halvings: int = Field(default=2, ge=1, le=5)
     """How often the resolution is halved from the image to its map of codes."""
     levels: Levels = (8, 5, 5, 5)
-    """Values that each dimension of a latent may take; their product is the number of codes (``fsq`` only)."""
+    """Values that each dimension of a latent may take; their product is the number of codes, at most 2^18 (``fsq``
+    only)."""
     codebook_size: int = Field(default=512, ge=2, le=65_536)
     """Number of codes (``ema`` only)."""
     code_dim: int = Field(default=16, ge=1, le=1024)

@@ -7,7 +7,9 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from shared.specs import FAMILIES, TrainSpec
+from shared.specs.vq import MOST_CODES
 
+REQUIRED = {"dataset": "ds_" + "0" * 32, "model": "m"}
 BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
 
 
@@ -51,3 +53,13 @@ def test_no_family_loosens_a_bound_that_it_inherits(family: str) -> None:
     loosened = [(name, value) for name, value in REFUSED if allows(FAMILIES[family], name, value)]
 
     assert not loosened
+
+
+def test_a_prior_over_more_codes_than_a_matrix_has_room_for_is_refused() -> None:
+    spec = REQUIRED | {"family": "vq"}
+
+    assert FAMILIES["vq"].model_validate(spec | {"levels": [64, 64, 64]})
+    with pytest.raises(ValidationError, match=f"at most {MOST_CODES}") as refused:
+        FAMILIES["vq"].model_validate(spec | {"levels": [64, 64, 64, 2]})
+
+    assert [error["loc"] for error in refused.value.errors()] == [("levels",)]
