@@ -68,6 +68,7 @@ async def _train(session: AsyncSession, tenant_id: UUID, spec: TrainSpec) -> Dra
         specs[field] = version.spec
     with _pointing_at_its_field():
         spec.model_copy(update=pinned).check_references(specs)
+        spec.check_fields()
     return Draft(
         type=JobType.TRAIN,
         spec=spec.model_dump(mode="json") | pinned,

@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 
 from shared.specs.spec import Direction, Modality, ModelRef, wrong
 from shared.specs.tasks import Colourise, Generate, Inpaint, Interpolate, Request, Sampling, SuperResolve
-from shared.specs.training import Beta, TrainSpec
+from shared.specs.training import Beta, TrainSpec, Uses
 
 SAMPLING: Final = frozenset({"labels", "steps", "solver", "guidance_scale", "guidance_interval"})
 
@@ -28,6 +28,14 @@ class DiffusionSpec(TrainSpec):
         "super_resolve": EDITING,
         "colourise": EDITING,
         "image_to_image": SAMPLING,
+    }
+    used_with: ClassVar[Uses] = {
+        **TrainSpec.used_with,
+        "patch_size": {"network": {"dit"}},
+        "sigma_data": {"objective": {"edm"}},
+        "noise_mean": {"objective": {"edm", "flow"}},
+        "noise_std": {"objective": {"edm", "flow"}},
+        "label_dropout": {"class_conditional": {True}},
     }
 
     family: Literal["diffusion"]

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Final, Literal
 from pydantic import Field, model_validator
 
 from shared.specs.spec import Modality, wrong
-from shared.specs.training import Beta, TrainSpec
+from shared.specs.training import Beta, TrainSpec, Uses
 
 Objective = Literal["non_saturating", "hinge", "wgan_gp", "r3gan"]
 
@@ -49,6 +49,18 @@ class GanSpec(TrainSpec):
     tasks: ClassVar[Mapping[str, frozenset[str]]] = {
         "generate": frozenset({"temperature", "labels"}),
         "interpolate": frozenset({"labels"}),
+    }
+    used_with: ClassVar[Uses] = {
+        **TrainSpec.used_with,
+        "hidden_dim": {"network": {"mlp"}},
+        "base_channels": {"network": {"dcgan", "sngan", "r3gan"}},
+        "num_blocks": {"network": {"sngan", "r3gan"}},
+        "finest_blocks": {"network": {"r3gan"}},
+        "beta2_start": {"objective": {"r3gan"}},
+        "gamma": {"objective": {"r3gan"}},
+        "gamma_end": {"objective": {"r3gan"}},
+        "gradient_penalty": {"objective": {"wgan_gp"}},
+        "penalty_every": {"objective": PENALISED},
     }
 
     family: Literal["gan"]
@@ -99,15 +111,11 @@ class GanSpec(TrainSpec):
     """Steps over which gamma, beta2 and ``augment`` go from start to end, half a cosine each; when left out half of
     ``steps``."""
 
-    @model_validator(mode="before")
     @classmethod
-    def _complete(cls, fields: Any) -> Any:
-        if not isinstance(fields, Mapping):
-            return fields
-        given: dict[str, Any] = dict(fields)  # pyright: ignore[reportUnknownArgumentType]
+    def derived(cls, given: Mapping[str, Any]) -> Mapping[str, Any]:
         objective = given.get("objective", OBJECTIVES.get(str(given.get("network", "r3gan")), "r3gan"))
         sizes = PRESETS.get(str(given.get("preset", "xs")), {})
-        return {**sizes, **RECIPES.get(str(objective), {}), "objective": objective, **given}
+        return {**sizes, **RECIPES.get(str(objective), {}), "objective": objective}
 
     @model_validator(mode="after")
     def _generator_is_trained(self) -> "GanSpec":

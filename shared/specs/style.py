@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, ClassVar, Final, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from shared.specs.spec import DatasetId, Direction, Modality, wrong
 from shared.specs.training import TrainSpec
@@ -48,13 +48,9 @@ class StyleSpec(TrainSpec):
     learning_rate: float = Field(default=2e-3, gt=0, le=1)
     """Peak learning rate of AdamW."""
 
-    @model_validator(mode="before")
     @classmethod
-    def _complete(cls, fields: Any) -> Any:
-        if not isinstance(fields, Mapping):
-            return fields
-        given: dict[str, Any] = dict(fields)  # pyright: ignore[reportUnknownArgumentType]
-        return {**RECIPES["vgg19" if given.get("encoder") == "vgg19" else "digits"], **given}
+    def derived(cls, given: Mapping[str, Any]) -> Mapping[str, Any]:
+        return RECIPES["vgg19" if given.get("encoder") == "vgg19" else "digits"]
 
     def compared_by(self) -> Mapping[str, Direction]:
         """The loss and what it is made of."""

@@ -1,9 +1,9 @@
 """What every training job may ask for, whatever the family."""
 
-from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from collections.abc import Collection, Mapping
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, ModelWrapValidatorHandler, model_validator
 
 from shared.specs.augmentation import Augmentation
 from shared.specs.spec import DatasetId, Direction, Modality, ModelName, ModelRef, Seed, Spec, wrong
@@ -12,6 +12,8 @@ from shared.specs.tasks import Request
 Precision = Literal["auto", "fp32", "tf32", "bf16", "fp16", "pure_bf16"]
 Schedule = Literal["cosine", "constant"]
 Beta = Annotated[float, Field(ge=0, lt=1)]
+Uses = Mapping[str, Mapping[str, Collection[Any]]]
+"""Fields, each with the other fields that it depends on: it means something where each has one of these values."""
 
 
 class TrainSpec(Spec):
@@ -30,6 +32,8 @@ class TrainSpec(Spec):
     further_datasets: ClassVar[tuple[str, ...]] = ()
     """Fields that name a dataset beside ``dataset``, of its modality and shape. A batch has as many samples of it,
     under the field's name, in an order of their own."""
+    used_with: ClassVar[Uses] = {"ema_decay": {"ema": {"exponential"}}, "ema_snapshots": {"ema": {"power"}}}
+    """Fields that mean nothing beside some values of others; a family adds its own."""
 
     dataset: DatasetId
     """The dataset to learn from; it must be ready and of the family's modality."""
@@ -92,6 +96,22 @@ class TrainSpec(Spec):
     """Fine-tune: begin with the weights of this model version instead of random ones."""
     preview_every: int | None = Field(default=None, ge=1, le=1_000_000)
     """Steps between sample sheets; once per epoch when left out."""
+
+    @classmethod
+    def derived(cls, given: Mapping[str, Any]) -> Mapping[str, Any]:  # noqa: ARG003 - families look at it
+        """What fields that were left out are, where that follows from those ``given``, which nobody has checked."""
+        return {}
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _complete(cls, fields: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        if not isinstance(fields, Mapping):
+            return handler(fields)
+        given: dict[str, Any] = dict(fields)  # pyright: ignore[reportUnknownArgumentType]
+        spec = handler({**cls.derived(given), **given})
+        # What follows from other fields was not set by anybody: it follows anew when one of those is another.
+        spec.model_fields_set.intersection_update(given)
+        return spec
 
     @model_validator(mode="after")
     def _warmup_fits(self) -> "TrainSpec":
@@ -175,6 +195,25 @@ class TrainSpec(Spec):
         named = {field: getattr(self, field) for field in wanted}
         return {field: (ref, wanted[field]) for field, ref in named.items() if ref is not None}
 
+    def is_used(self, field: str) -> bool:
+        """Whether ``field`` means something beside the others."""
+        return all(getattr(self, other) in values for other, values in self.used_with.get(field, {}).items())
+
+    def check_fields(self) -> None:
+        """Refuse what was given to fields that mean nothing beside the others; what they are by themselves they may be.
+
+        Asked of a spec that is submitted, not of one that was stored.
+
+        Raises:
+            PydanticCustomError: as ``wrong`` makes it, naming the field.
+        """
+        unused = [field for field in type(self).model_fields if not self.is_used(field)]
+        left_out = type(self).model_validate(self.model_dump(exclude=set(unused)))
+        for field in unused:
+            if getattr(self, field) != getattr(left_out, field):
+                needed = " and ".join(f"{other} {_any_of(values)}" for other, values in self.used_with[field].items())
+                raise wrong(field, f"{field} means nothing here: it is for {needed}")
+
     def check_references(self, specs: Mapping[str, Mapping[str, Any]]) -> None:
         """Refuse models that this training cannot use; ``specs`` are theirs, by the field that names them.
 
@@ -203,3 +242,7 @@ class TrainSpec(Spec):
             raise wrong(
                 "labels", f"the model knows {num_classes} classes" if num_classes else "the model has no classes"
             )
+
+
+def _any_of(values: Collection[Any]) -> str:
+    return " or ".join(sorted(str(value) for value in values))

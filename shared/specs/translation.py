@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 
 from shared.specs.spec import DatasetId, Modality, wrong
 from shared.specs.tasks import Request, Translate
-from shared.specs.training import Beta, TrainSpec
+from shared.specs.training import Beta, TrainSpec, Uses
 
 Objective = Literal["cycle", "contrastive"]
 
@@ -38,6 +38,14 @@ class TranslationSpec(TrainSpec):
     modality: ClassVar[Modality] = "image"
     tasks: ClassVar[Mapping[str, frozenset[str]]] = {"translate": frozenset()}
     further_datasets: ClassVar[tuple[str, ...]] = ("target_dataset",)
+    used_with: ClassVar[Uses] = {
+        **TrainSpec.used_with,
+        "contrastive_weight": {"objective": {"contrastive"}},
+        "head_dim": {"objective": {"contrastive"}},
+        "num_patches": {"objective": {"contrastive"}},
+        "temperature": {"objective": {"contrastive"}},
+        "cycle_weight": {"objective": {"cycle"}},
+    }
 
     family: Literal["translation"]
     target_dataset: DatasetId
@@ -75,15 +83,11 @@ class TranslationSpec(TrainSpec):
     grad_clip: float = Field(default=1e6, gt=0, le=1e6)
     """Largest global gradient norm; the default is none, as in the papers."""
 
-    @model_validator(mode="before")
     @classmethod
-    def _complete(cls, fields: Any) -> Any:
-        if not isinstance(fields, Mapping):
-            return fields
-        given: dict[str, Any] = dict(fields)  # pyright: ignore[reportUnknownArgumentType]
+    def derived(cls, given: Mapping[str, Any]) -> Mapping[str, Any]:
         sizes = PRESETS.get(str(given.get("preset", "xs")), {})
         recipe = RECIPES["contrastive" if given.get("objective") == "contrastive" else "cycle"]
-        return {**sizes, **recipe, **given}
+        return {**sizes, **recipe}
 
     @model_validator(mode="after")
     def _two_looks(self) -> "TranslationSpec":

@@ -7,7 +7,7 @@ from pydantic import Field
 
 from shared.specs.spec import Direction, Modality, wrong
 from shared.specs.tasks import Request, Traverse
-from shared.specs.training import TrainSpec
+from shared.specs.training import TrainSpec, Uses
 
 
 class VaeSpec(TrainSpec):
@@ -20,6 +20,13 @@ class VaeSpec(TrainSpec):
         "encode": frozenset(),
         "interpolate": frozenset(),
         "traverse": frozenset(),
+    }
+    used_with: ClassVar[Uses] = {
+        **TrainSpec.used_with,
+        "corruption": {"objective": {"denoising"}},
+        "beta": {"objective": {"vae"}},
+        "hidden_dim": {"network": {"mlp"}},
+        "base_channels": {"network": {"conv", "ladder"}},
     }
 
     family: Literal["vae"]
@@ -37,7 +44,7 @@ class VaeSpec(TrainSpec):
     """Channels after the first halving of the resolution, doubled at each further one (``conv``); channels everywhere
     (``ladder``)."""
     beta: float = Field(default=1.0, ge=0, le=1000)
-    """Weight of the KL term (Higgins et al., 2017)."""
+    """Weight of the KL term (Higgins et al., 2017; not ``denoising``)."""
     likelihood: Literal["bernoulli", "gaussian", "logistic"] = "bernoulli"
     """p(x|z): Bernoulli over grey levels in [0, 1], or Gaussian or discretised logistic with one learned variance per
     model; with ``logistic`` the ELBO bounds the probability of the bytes, comparable in bits per dimension."""

@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar, Final, Literal
 from pydantic import AfterValidator, Field
 
 from shared.specs.spec import Direction, Modality
-from shared.specs.training import TrainSpec
+from shared.specs.training import TrainSpec, Uses
 
 MOST_CODES: Final = 2**18
 """Each code is a row of the prior's first and of its last matrix."""
@@ -35,6 +35,15 @@ class VqSpec(TrainSpec):
         "generate": frozenset({"labels", "temperature"}),
         "reconstruct": frozenset(),
         "encode": frozenset(),
+    }
+    used_with: ClassVar[Uses] = {
+        **TrainSpec.used_with,
+        "levels": {"quantizer": {"fsq"}},
+        "codebook_size": {"quantizer": {"ema"}},
+        "code_dim": {"quantizer": {"ema"}},
+        "codebook_decay": {"quantizer": {"ema"}},
+        "commitment": {"quantizer": {"ema"}},
+        "dead_below": {"quantizer": {"ema"}},
     }
 
     family: Literal["vq"]

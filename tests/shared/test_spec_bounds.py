@@ -5,12 +5,18 @@ from typing import Annotated, Any
 
 import pytest
 from pydantic import TypeAdapter, ValidationError
+from pydantic.fields import FieldInfo
 
 from shared.specs import FAMILIES, TrainSpec
 from shared.specs.vq import MOST_CODES
 
 REQUIRED = {"dataset": "ds_" + "0" * 32, "model": "m"}
 BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
+
+
+def adapter(info: FieldInfo) -> TypeAdapter[Any]:
+    """Of one field by itself."""
+    return TypeAdapter(Annotated[info.annotation, info])  # pyright: ignore[reportInvalidTypeForm]
 
 
 def numbers(schema: Any) -> Iterator[float]:
@@ -24,9 +30,8 @@ def numbers(schema: Any) -> Iterator[float]:
 
 def allows(kind: type[TrainSpec], field: str, value: Any) -> bool:
     """Whether the field alone may have the value."""
-    info = kind.model_fields[field]
     try:
-        TypeAdapter(Annotated[info.annotation, info]).validate_python(value)
+        adapter(kind.model_fields[field]).validate_python(value)
     except ValidationError:
         return False
     return True
@@ -35,7 +40,7 @@ def allows(kind: type[TrainSpec], field: str, value: Any) -> bool:
 def bounded() -> Iterator[tuple[str, Any]]:
     """Each common field with values that it may not have: next to its bounds, alone and in pairs."""
     for field, info in TrainSpec.model_fields.items():
-        bounds = set(numbers(TypeAdapter(Annotated[info.annotation, info]).json_schema()))
+        bounds = set(numbers(adapter(info).json_schema()))
         near = sorted({number + by for number in bounds for by in (-1, 0, 1)})
         tried = [*near, *((number, 0.5) for number in near), *((0.5, number) for number in near)]
         yield from ((field, value) for value in tried if not allows(TrainSpec, field, value))
