@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
+from pydantic import ValidationError
 from pydantic_core import PydanticCustomError
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -20,6 +21,7 @@ from shared.specs import FAMILIES, TrainSpec
 from shared.specs.evaluate import OF_SAMPLES, EvaluateSpec
 from shared.specs.reaverage import AVERAGES, ReaverageSpec
 from shared.specs.tasks import Generate, Inpaint, MatchStyle, PictureField, Request, Stylise, WithInputs
+from shared.specs.training import Trained
 from shared.wire import AnyJobRequest, EvaluateRequest, GenerateRequest, ReaverageRequest, TrainRequest
 
 PICTURES = "image/png"
@@ -55,34 +57,51 @@ async def draft(session: AsyncSession, tenant_id: UUID, request: AnyJobRequest) 
 
 async def _train(session: AsyncSession, tenant_id: UUID, spec: TrainSpec) -> Draft:
     dataset = await _dataset(session, tenant_id, spec.dataset, spec.modality)
-    family = str(getattr(spec, "family", ""))
     further = {field: await _further_dataset(session, spec, field, beside=dataset) for field in spec.further_datasets}
-    pinned, models, specs = dict[str, str](), dict[str, str](), dict[str, dict[str, Any]]()
-    for field, (ref, families) in spec.references().items():
-        model, version = await find_version(session, tenant_id, ref, pointer=f"/spec/{field}")
-        if version.family not in families:
-            known = " or ".join(sorted(families))
-            raise InvalidSpec(f"{ref} is a {version.family} model, and {known} is needed", pointer=f"/spec/{field}")
-        _require_same_shape(dataset, version, pointer=f"/spec/{field}")
-        pinned[field], models[field] = f"{model.name}@{version.version}", str(version.id)
-        specs[field] = version.spec
+    if spec.init_from is not None:
+        _, version = await _origin(session, spec, "init_from", beside=dataset)
+        begun = _trained(version).spec
+        with _pointing_at_its_field():
+            spec = spec.begun_with(begun)
+    models = {field: await _origin(session, spec, field, beside=dataset) for field in spec.references()}
+    pinned = {field: f"{model.name}@{version.version}" for field, (model, version) in models.items()}
+    known = {field: _trained(version) for field, (_, version) in models.items()}
     with _pointing_at_its_field():
-        spec.model_copy(update=pinned).check_references(specs)
+        spec.model_copy(update=pinned).check_references(known, dataset.info)
         spec.check_fields()
     return Draft(
         type=JobType.TRAIN,
         spec=spec.model_dump(mode="json") | pinned,
-        summary=f"train {family} {spec.model}",
-        inputs={"dataset_id": str(dataset.id), "further_dataset_ids": further, "models": models},
+        summary=f"train {getattr(spec, 'family', '')} {spec.model}",
+        inputs={
+            "dataset_id": str(dataset.id),
+            "further_dataset_ids": {field: str(one.id) for field, one in further.items()},
+            "models": {field: str(version.id) for field, (_, version) in models.items()},
+        },
     )
 
 
-async def _further_dataset(session: AsyncSession, spec: TrainSpec, field: str, *, beside: Dataset) -> str:
-    """The id of the dataset that ``field`` names, whose samples are shaped as those that it stands ``beside``."""
+async def _further_dataset(session: AsyncSession, spec: TrainSpec, field: str, *, beside: Dataset) -> Dataset:
+    """The dataset that ``field`` names, whose samples are shaped as those that it stands ``beside``."""
     pointer = f"/spec/{field}"
     dataset = await _dataset(session, beside.tenant_id, getattr(spec, field), spec.modality, pointer=pointer)
     _require_shape(dataset, [tuple(beside.info.get("shape", ()))], pointer=pointer)
-    return str(dataset.id)
+    return dataset
+
+
+async def _origin(session: AsyncSession, spec: TrainSpec, field: str, *, beside: Dataset) -> tuple[Model, ModelVersion]:
+    """The model that ``field`` names, of a family that it may be of, and of samples as those of the dataset."""
+    pointer, (ref, families) = f"/spec/{field}", spec.references()[field]
+    model, version = await find_version(session, beside.tenant_id, ref, pointer=pointer)
+    if version.family not in families:
+        known = " or ".join(sorted(families))
+        raise InvalidSpec(f"{ref} is a {version.family} model, and {known} is needed", pointer=pointer)
+    _require_same_shape(beside, version, pointer=pointer)
+    return model, version
+
+
+def _trained(version: ModelVersion) -> Trained:
+    return Trained(spec=FAMILIES[version.family].model_validate(version.spec), info=version.info)
 
 
 async def _generate(session: AsyncSession, tenant_id: UUID, spec: Request) -> Draft:
@@ -92,8 +111,9 @@ async def _generate(session: AsyncSession, tenant_id: UUID, spec: Request) -> Dr
         known = ", ".join(sorted(family.tasks))
         raise InvalidSpec(f"a {version.family} model cannot {spec.task}; it can {known}", pointer="/spec/task")
     inputs = {"version_id": str(version.id)}
+    trained = family.model_validate(version.spec)
     with _pointing_at_its_field():
-        family.model_validate(version.spec).check_task(spec, version.info)
+        trained.check_task(spec, version.info)
         if isinstance(spec, WithInputs):
             inputs |= await _inputs(session, tenant_id, spec, version)
     ref = f"{model.name}@{version.version}"
@@ -150,6 +170,10 @@ def _pointing_at_its_field() -> Generator[None, None, None]:
     except PydanticCustomError as error:
         refused = error.context or {}
         raise InvalidSpec(refused["message"], pointer=f"/spec/{refused['field']}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = first.get("ctx", {}).get("field") or "/".join(str(part) for part in first["loc"])
+        raise InvalidSpec(first["msg"], pointer=f"/spec/{field}") from error
 
 
 def _able(trained: TrainSpec, version: ModelVersion) -> set[str]:

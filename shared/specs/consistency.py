@@ -7,7 +7,7 @@ from pydantic import Field
 
 from shared.specs.spec import Direction, Modality, ModelRef, wrong
 from shared.specs.tasks import Request
-from shared.specs.training import Beta, TrainSpec
+from shared.specs.training import Beta, Trained, TrainSpec
 
 MOST_STEPS = 4
 
@@ -54,14 +54,24 @@ class ConsistencySpec(TrainSpec):
         """The loss of the first stage, which every state is measured by, and its error."""
         return {"loss": "lower", "disagreement": "lower"}
 
-    def check_references(self, specs: Mapping[str, Mapping[str, Any]]) -> None:
-        """Refuse a diffusion model that works in latents."""
-        if specs["init_from"].get("autoencoder") is not None:
+    def check_references(self, models: Mapping[str, Trained], info: Mapping[str, Any]) -> None:
+        """Refuse a diffusion model that cannot be tuned, or that does not know the classes of the data."""
+        super().check_references(models, info)
+        origin, num_classes = models["init_from"], info.get("num_classes", 0)
+        if getattr(origin.spec, "autoencoder", None) is not None:
             raise wrong("init_from", "a model that works in latents cannot be tuned, only one that works in pixels")
+        if getattr(origin.spec, "objective", None) == "x0":
+            raise wrong("init_from", "a model of the objective x0 cannot be tuned: it does not end in its input")
+        if (known := origin.num_classes) and not 0 < num_classes <= known:
+            told = f"has {num_classes}" if num_classes else "has none"
+            raise wrong("dataset", f"the model that init_from names knows {known} classes, and the dataset {told}")
 
     def num_classes(self, info: Mapping[str, Any]) -> int:
-        """Those of the diffusion model that was tuned."""
-        return info.get("num_classes", 0) if info["models"]["init_from"]["spec"].get("class_conditional", True) else 0
+        """Those of the data that the diffusion model knows."""
+        origin = info["models"]["init_from"]
+        if not origin["spec"].get("class_conditional", True):
+            return 0
+        return min(info.get("num_classes", 0), origin["info"].get("num_classes", 0))
 
     def check_task(self, request: Request, info: Mapping[str, Any]) -> None:
         """Refuse, beside what any family refuses, more than four steps."""

@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 
 from shared.specs.spec import Direction, Modality, ModelRef, wrong
 from shared.specs.tasks import Colourise, Generate, Inpaint, Interpolate, Request, Sampling, SuperResolve
-from shared.specs.training import Beta, TrainSpec, Uses
+from shared.specs.training import Beta, Trained, TrainSpec, Uses
 
 SAMPLING: Final = frozenset({"labels", "steps", "solver", "guidance_scale", "guidance_interval"})
 
@@ -37,6 +37,9 @@ class DiffusionSpec(TrainSpec):
         "noise_std": {"objective": {"edm", "flow"}},
         "label_dropout": {"class_conditional": {True}},
     }
+    architecture: ClassVar[frozenset[str]] = frozenset({
+        "network", "preset", "patch_size", "autoencoder", "objective", "sigma_data", "class_conditional",
+    })  # fmt: skip
 
     family: Literal["diffusion"]
     network: Literal["unet", "dit"] = "unet"
@@ -100,17 +103,16 @@ class DiffusionSpec(TrainSpec):
             raise wrong("augment", "latents do not turn and move as their images do: augment needs a model of pixels")
         return self
 
-    def check_references(self, specs: Mapping[str, Mapping[str, Any]]) -> None:
-        """Refuse latents that are maps of several sizes, and to go on in another space, or else augmented, than
-        ``init_from``."""
-        if specs.get("autoencoder", {}).get("network") == "ladder":
+    def check_references(self, models: Mapping[str, Trained], info: Mapping[str, Any]) -> None:
+        """Refuse, beside what any family refuses, latents that are maps of several sizes, and to go on else augmented
+        than ``init_from``."""
+        if "autoencoder" in models and getattr(models["autoencoder"].spec, "network", None) == "ladder":
             raise wrong("autoencoder", "the latents of a ladder are maps of several sizes: name another model")
-        if "init_from" in specs and specs["init_from"].get("autoencoder") != self.autoencoder:
-            space = specs["init_from"].get("autoencoder")
-            known = f"the latents of {space}" if space else "pixels"
-            raise wrong("autoencoder", f"the model that init_from names works in {known}: so must this one")
-        if "init_from" in specs and bool(specs["init_from"].get("augment")) != bool(self.augment):
-            known = "was" if specs["init_from"].get("augment") else "was not"
+        super().check_references(models, info)
+        if "init_from" not in models or not isinstance(origin := models["init_from"].spec, DiffusionSpec):
+            return
+        if bool(origin.augment) != bool(self.augment):
+            known = "was" if origin.augment else "was not"
             raise wrong("augment", f"the model that init_from names {known} told of augmentation: so must this one be")
 
     def check_task(self, request: Request, info: Mapping[str, Any]) -> None:

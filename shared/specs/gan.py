@@ -62,6 +62,10 @@ class GanSpec(TrainSpec):
         "gradient_penalty": {"objective": {"wgan_gp"}},
         "penalty_every": {"objective": PENALISED},
     }
+    architecture: ClassVar[frozenset[str]] = frozenset({
+        "preset", "network", "objective", "class_conditional", "latent_dim", "hidden_dim", "base_channels",
+        "num_blocks", "finest_blocks",
+    })  # fmt: skip
 
     family: Literal["gan"]
     preset: Literal["xs", "s", "b"] = "xs"

@@ -5,7 +5,7 @@ from typing import Any, ClassVar, Final, Literal
 
 from pydantic import Field
 
-from shared.specs.spec import DatasetId, Direction, Modality, wrong
+from shared.specs.spec import DatasetId, Direction, Modality
 from shared.specs.training import TrainSpec
 
 Encoder = Literal["digits", "vgg19"]
@@ -31,6 +31,7 @@ class StyleSpec(TrainSpec):
         "reconstruct": frozenset(),
     }
     further_datasets: ClassVar[tuple[str, ...]] = ("style_dataset",)
+    architecture: ClassVar[frozenset[str]] = frozenset({"encoder", "base_channels"})
 
     family: Literal["style"]
     style_dataset: DatasetId
@@ -58,8 +59,3 @@ class StyleSpec(TrainSpec):
 
     def feature_networks(self) -> Mapping[str, str]:
         return {"encoder": self.encoder}
-
-    def check_references(self, specs: Mapping[str, Mapping[str, Any]]) -> None:
-        """Refuse to go on from a model that sees with another encoder."""
-        if "init_from" in specs and (theirs := specs["init_from"].get("encoder")) != self.encoder:
-            raise wrong("encoder", f"encoder must be that of init_from, {theirs}")

@@ -1,6 +1,7 @@
 """What every training job may ask for, whatever the family."""
 
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, ModelWrapValidatorHandler, model_validator
@@ -34,6 +35,9 @@ class TrainSpec(Spec):
     under the field's name, in an order of their own."""
     used_with: ClassVar[Uses] = {"ema_decay": {"ema": {"exponential"}}, "ema_snapshots": {"ema": {"power"}}}
     """Fields that mean nothing beside some values of others; a family adds its own."""
+    architecture: ClassVar[frozenset[str]] = frozenset()
+    """Fields that say which weights the network has, and what they mean. A training that begins with a model of its own
+    family (``init_from``) has that model's, also where they are left out."""
 
     dataset: DatasetId
     """The dataset to learn from; it must be ready and of the family's modality."""
@@ -214,12 +218,44 @@ class TrainSpec(Spec):
                 needed = " and ".join(f"{other} {_any_of(values)}" for other, values in self.used_with[field].items())
                 raise wrong(field, f"{field} means nothing here: it is for {needed}")
 
-    def check_references(self, specs: Mapping[str, Mapping[str, Any]]) -> None:
-        """Refuse models that this training cannot use; ``specs`` are theirs, by the field that names them.
+    def begun_with(self, origin: "TrainSpec") -> Self:
+        """This spec with the architecture of the model that it begins with, where that was left out.
+
+        Raises:
+            ValidationError: what was given does not fit it.
+        """
+        if type(origin) is not type(self):
+            return self
+        left_out = {field for field in self.architecture - self.model_fields_set if origin.is_used(field)}
+        given = self.model_dump(include=self.model_fields_set)
+        return type(self).model_validate(origin.model_dump(include=left_out) | given)
+
+    def check_references(self, models: Mapping[str, "Trained"], info: Mapping[str, Any]) -> None:
+        """Refuse ``models``, by the field that names them, which this training cannot use; ``info`` tells of its data
+        (``shape``, ``num_classes``).
 
         Raises:
             PydanticCustomError: as ``wrong`` makes it, naming the field.
         """
+        origin = models.get("init_from")
+        if origin is None or type(origin.spec) is not type(self):
+            return
+        for field in type(self).model_fields:
+            if field in self.architecture and self.is_used(field):
+                self._check_same(field, origin.spec)
+        self._check_same_classes(origin.num_classes, self.num_classes(info))
+
+    def _check_same(self, field: str, origin: "TrainSpec") -> None:
+        ours, theirs = getattr(self, field), getattr(origin, field)
+        # Of a model that has not seen classes both say the same: how many it knows is looked at instead.
+        if field != "class_conditional" and ours != theirs:
+            raise wrong(field, f"{field} is {theirs} in the model that init_from names: it cannot be {ours} here")
+
+    def _check_same_classes(self, theirs: int, ours: int) -> None:
+        if theirs != ours:
+            chosen = not theirs or not getattr(self, "class_conditional", False)
+            known = f"the model that init_from names knows {theirs} classes, and this one would know {ours}"
+            raise wrong("class_conditional" if chosen else "dataset", known)
 
     def num_classes(self, info: Mapping[str, Any]) -> int:
         """Classes that a model of this spec knows, being trained on data of ``info``."""
@@ -242,6 +278,19 @@ class TrainSpec(Spec):
             raise wrong(
                 "labels", f"the model knows {num_classes} classes" if num_classes else "the model has no classes"
             )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """A model that a training names: what was asked for, and what is known of its data."""
+
+    spec: TrainSpec
+    info: Mapping[str, Any]
+
+    @property
+    def num_classes(self) -> int:
+        """Classes that it knows."""
+        return self.spec.num_classes(self.info)
 
 
 def _any_of(values: Collection[Any]) -> str:

@@ -46,6 +46,9 @@ class TranslationSpec(TrainSpec):
         "temperature": {"objective": {"contrastive"}},
         "cycle_weight": {"objective": {"cycle"}},
     }
+    architecture: ClassVar[frozenset[str]] = frozenset({
+        "preset", "objective", "base_channels", "num_blocks", "critic_layers", "head_dim",
+    })  # fmt: skip
 
     family: Literal["translation"]
     target_dataset: DatasetId

@@ -28,6 +28,9 @@ class VaeSpec(TrainSpec):
         "hidden_dim": {"network": {"mlp"}},
         "base_channels": {"network": {"conv", "ladder"}},
     }
+    architecture: ClassVar[frozenset[str]] = frozenset({
+        "network", "latent_dim", "hidden_dim", "base_channels", "likelihood",
+    })  # fmt: skip
 
     family: Literal["vae"]
     objective: Literal["vae", "denoising"] = "vae"

@@ -45,6 +45,9 @@ class VqSpec(TrainSpec):
         "commitment": {"quantizer": {"ema"}},
         "dead_below": {"quantizer": {"ema"}},
     }
+    architecture: ClassVar[frozenset[str]] = frozenset({
+        "preset", "quantizer", "halvings", "levels", "codebook_size", "code_dim", "class_conditional",
+    })  # fmt: skip
 
     family: Literal["vq"]
     preset: Literal["xs", "s", "b"] = "xs"

@@ -1,5 +1,6 @@
 """Consistency tuning: the loss and the schedule of the paper, and samples of one to four evaluations."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -55,6 +56,17 @@ def test_the_network_ends_in_its_input(objective: str) -> None:
 def test_a_network_that_does_not_is_refused() -> None:
     with pytest.raises(ModelLoadFailed, match="x0"):
         build(tuning(), data_of(objective="x0"))
+
+
+def test_a_model_without_classes_is_tuned_to_one_without_whatever_the_data_has() -> None:
+    origin = Origin(family="diffusion", spec=spec_of().model_dump(mode="json"), data=replace(TINY, num_classes=0))
+    data = replace(TINY, num_classes=3, models={"init_from": origin})
+    draw = Draw(request=Generate(task="generate", model="m"), index=2)
+
+    state = FAMILY.tasks["generate"](tuning(), data).start([draw], Noise.of_step(Domain.SAMPLING, 0, 0, range(1), CPU))
+
+    assert (build(tuning(), data).num_classes, tuning().num_classes(data.as_json())) == (0, 0)
+    assert state["label"].tolist() == [0]
 
 
 def test_the_two_levels_come_closer_from_stage_to_stage() -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from shared.specs import FAMILIES as SPECS
 from shared.specs.consistency import ConsistencySpec
 from shared.specs.tasks import Generate, ImageToImage, Reconstruct
+from shared.specs.training import Trained
 from tests.families.test_diffusion import CPU, DATASET, spec_of
 from tests.families.test_editing import REQUESTS
 from worker.engine.numerics import exact
@@ -178,24 +179,37 @@ def test_editing_of_whole_images_is_not(kind: Any) -> None:
     spec_of(autoencoder="base@1").check_task(request, {"shape": [3, 8, 8], "num_classes": 0})
 
 
+INFO = {"shape": [1, 12, 12], "num_classes": 3}
+
+
+def denoising(**fields: Any) -> Trained:
+    """A diffusion model that a training names."""
+    return Trained(spec=spec_of(**fields), info=INFO)
+
+
+def coding(**fields: Any) -> Trained:
+    """An autoencoder that it names."""
+    return Trained(spec=SPECS[fields["family"]].model_validate({"dataset": DATASET, "model": "m", **fields}), info=INFO)
+
+
 @pytest.mark.parametrize(
-    ("specs", "field"),
+    ("models", "field"),
     [
-        ({"autoencoder": {"network": "ladder"}}, "autoencoder"),
-        ({"autoencoder": {"network": "conv"}, "init_from": {"autoencoder": "other@1"}}, "autoencoder"),
-        ({"autoencoder": {}, "init_from": {"autoencoder": None}}, "autoencoder"),
-        ({"autoencoder": {"network": "conv"}, "init_from": {"autoencoder": "base@1"}}, None),
-        ({"autoencoder": {}}, None),
+        ({"autoencoder": coding(family="vae", network="ladder")}, "autoencoder"),
+        ({"autoencoder": coding(family="vae"), "init_from": denoising(autoencoder="other@1")}, "autoencoder"),
+        ({"autoencoder": coding(family="vq"), "init_from": denoising()}, "autoencoder"),
+        ({"autoencoder": coding(family="vae"), "init_from": denoising(autoencoder="base@1")}, None),
+        ({"autoencoder": coding(family="vq")}, None),
     ],
 )
-def test_the_models_that_a_training_names_must_fit(specs: dict[str, Any], field: str | None) -> None:
+def test_the_models_that_a_training_names_must_fit(models: dict[str, Trained], field: str | None) -> None:
     spec = spec_of(autoencoder="base@1")
 
     if field is None:
-        spec.check_references(specs)
+        spec.check_references(models, INFO)
         return
     with pytest.raises(PydanticCustomError) as refused:
-        spec.check_references(specs)
+        spec.check_references(models, INFO)
     assert refused.value.context["field"] == field
 
 
@@ -203,18 +217,18 @@ def test_the_models_that_a_training_names_must_fit(specs: dict[str, Any], field:
 def test_a_model_goes_on_being_told_of_augmentation_or_not(before: float, now: float) -> None:
     spec = spec_of(init_from="drawn@1", augment=now)
 
-    spec.check_references({"init_from": {"autoencoder": None, "augment": now / 2}})
+    spec.check_references({"init_from": denoising(augment=now / 2)}, INFO)
     with pytest.raises(PydanticCustomError) as refused:
-        spec.check_references({"init_from": {"autoencoder": None, "augment": before}})
+        spec.check_references({"init_from": denoising(augment=before)}, INFO)
     assert refused.value.context is not None and refused.value.context["field"] == "augment"
 
 
 def test_a_model_that_works_in_latents_is_not_tuned() -> None:
     spec = ConsistencySpec(family="consistency", dataset=DATASET, model="m", init_from="drawn@1")
 
-    spec.check_references({"init_from": {"autoencoder": None}})
+    spec.check_references({"init_from": denoising()}, INFO)
     with pytest.raises(PydanticCustomError, match="latents"):
-        spec.check_references({"init_from": {"autoencoder": "base@1"}})
+        spec.check_references({"init_from": denoising(autoencoder="base@1")}, INFO)
 
 
 def test_latents_are_not_augmented() -> None:

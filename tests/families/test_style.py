@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from shared.errors import DatasetInvalid
 from shared.specs import StyleSpec
 from shared.specs.tasks import MatchStyle, Reconstruct, Stylise
+from shared.specs.training import Trained
 from worker.engine.numerics import exact
 from worker.engine.order import BatchOrder
 from worker.engine.sampling import Tile, sample
@@ -377,9 +378,12 @@ def test_steps_are_of_descents_alone() -> None:
 
 
 def test_a_training_goes_on_with_the_encoder_that_it_began_with() -> None:
-    spec_of(init_from="base@1").check_references({"init_from": {"encoder": "digits"}})
+    info = {"shape": [3, 12, 12]}
+    digits, vgg = (Trained(spec=spec_of(encoder=encoder), info=info) for encoder in ("digits", "vgg19"))
+
+    spec_of(init_from="base@1").check_references({"init_from": digits}, info)
     with pytest.raises(PydanticCustomError, match="vgg19"):
-        spec_of(init_from="base@1").check_references({"init_from": {"encoder": "vgg19"}})
+        spec_of(init_from="base@1").check_references({"init_from": vgg}, info)
 
 
 def thickened(image: Tensor) -> Tensor:

@@ -12,6 +12,8 @@ from shared.jobs.rows import Model, ModelVersion
 from tests.shared.desk import Desk
 from tests.shared.test_references import WEIGHTS, add_version
 
+NAMES = {"dataset": "ds_" + "0" * 32, "model": "m"}
+
 
 def described(desk: Desk, name: str, **columns: Any) -> None:
     """Make something else of a model's versions."""
@@ -47,7 +49,7 @@ def test_the_autoencoder_is_pinned_and_handed_to_the_worker(desk: Desk) -> None:
         ("base@7", (1, 8, 8), {}),
         ("base", (3, 8, 8), {}),
         ("base", (1, 8, 8), {"family": "gan"}),
-        ("base", (1, 8, 8), {"spec": {"family": "vae", "network": "ladder"}}),
+        ("base", (1, 8, 8), {"spec": {**NAMES, "family": "vae", "network": "ladder"}}),
     ],
     ids=["unknown", "unknown-version", "other-images", "other-family", "ladder"],
 )
@@ -67,7 +69,7 @@ def test_an_autoencoder_that_cannot_be_used_is_pointed_at(
 def test_a_fine_tuning_stays_in_the_latents_it_began_with(desk: Desk) -> None:
     add_version(desk, "base", 1)
     add_version(desk, "before", 1)
-    described(desk, "before", family="diffusion", spec={"family": "diffusion", "autoencoder": "base@1"})
+    described(desk, "before", family="diffusion", spec={**NAMES, "family": "diffusion", "autoencoder": "base@1"})
     train(desk, init_from="before")
     add_version(desk, "base", 2)
 

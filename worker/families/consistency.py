@@ -5,6 +5,7 @@ path from noise to image, and being the image itself at its end, it becomes that
 Shape suffixes: B = batch, C = channels, H, W = height and width.
 """
 
+from dataclasses import replace
 from math import ceil
 from typing import Any, Final
 
@@ -89,7 +90,8 @@ class FewSteps(FromNoise):
     num_rows = MOST_STEPS
 
     def __init__(self, spec: ConsistencySpec, data: DataInfo) -> None:
-        super().__init__(origin_of(data), data)
+        known = spec.num_classes(data.as_json())
+        super().__init__(origin_of(data), replace(data, num_classes=known))
         self.second_level = spec.second_level
 
     def num_steps(self, request: Any) -> int:
