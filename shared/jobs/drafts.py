@@ -69,6 +69,7 @@ async def _train(session: AsyncSession, tenant_id: UUID, spec: TrainSpec) -> Dra
     with _pointing_at_its_field():
         spec.model_copy(update=pinned).check_references(known, dataset.info)
         spec.check_fields()
+        spec.check_data({"dataset": dataset.info} | {field: one.info for field, one in further.items()})
     return Draft(
         type=JobType.TRAIN,
         spec=spec.model_dump(mode="json") | pinned,

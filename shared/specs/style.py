@@ -5,7 +5,7 @@ from typing import Any, ClassVar, Final, Literal
 
 from pydantic import Field
 
-from shared.specs.spec import DatasetId, Direction, Modality
+from shared.specs.spec import DatasetId, Direction, Modality, wrong
 from shared.specs.training import TrainSpec
 
 Encoder = Literal["digits", "vgg19"]
@@ -15,6 +15,12 @@ RECIPES: Final[Mapping[Encoder, Mapping[str, Any]]] = {
     "vgg19": {"base_channels": 64, "learning_rate": 1e-4},
 }
 """A decoder about as large as the encoder, and how fast it learns."""
+
+SMALLEST_SIDES: Final[Mapping[Encoder, int]] = {"digits": 2, "vgg19": 8}
+"""Pixels of images that are halved to one."""
+
+COLOURED: Final[frozenset[Encoder]] = frozenset({"vgg19"})
+"""Encoders that look at three colours at once, of which grey is one; the others look at each channel by itself."""
 
 
 class StyleSpec(TrainSpec):
@@ -59,3 +65,12 @@ class StyleSpec(TrainSpec):
 
     def feature_networks(self) -> Mapping[str, str]:
         return {"encoder": self.encoder}
+
+    def check_data(self, infos: Mapping[str, Mapping[str, Any]]) -> None:
+        """Refuse, beside what any family refuses, images that the encoder cannot look at."""
+        super().check_data(infos)
+        channels, *sides = infos["dataset"]["shape"]
+        if min(sides) < (smallest := SMALLEST_SIDES[self.encoder]):
+            raise wrong("dataset", f"{self.encoder} looks at sides of at least {smallest} pixels, not {min(sides)}")
+        if self.encoder in COLOURED and channels not in (1, 3):
+            raise wrong("dataset", f"{self.encoder} looks at 1 or 3 channels; the images have {channels}")

@@ -218,6 +218,16 @@ class TrainSpec(Spec):
                 needed = " and ".join(f"{other} {_any_of(values)}" for other, values in self.used_with[field].items())
                 raise wrong(field, f"{field} means nothing here: it is for {needed}")
 
+    def check_data(self, infos: Mapping[str, Mapping[str, Any]]) -> None:
+        """Refuse datasets that this training cannot use; ``infos`` tell of them, by the field that names them.
+
+        Raises:
+            PydanticCustomError: as ``wrong`` makes it, naming the field.
+        """
+        for field, info in infos.items():
+            if self.weights == "best" and info.get("counts", {}).get("held_out") == 0:
+                raise wrong("weights", f"{field} has no held-out samples, which say what is best")
+
     def begun_with(self, origin: "TrainSpec") -> Self:
         """This spec with the architecture of the model that it begins with, where that was left out.
 

@@ -11,6 +11,9 @@ from shared.specs.training import Beta, TrainSpec, Uses
 
 Objective = Literal["cycle", "contrastive"]
 
+SMALLEST_SIDE: Final = 4
+"""Of an image, and of a map that is halved no further."""
+
 RECIPES: Final[Mapping[Objective, Mapping[str, Any]]] = {
     "cycle": {"identity_weight": 5.0},
     "contrastive": {"identity_weight": 1.0},
@@ -102,6 +105,13 @@ class TranslationSpec(TrainSpec):
     def knows_both_ways(self) -> bool:
         """Whether the model can also translate from the target's look to the source's."""
         return self.objective == "cycle"
+
+    def check_data(self, infos: Mapping[str, Mapping[str, Any]]) -> None:
+        """Refuse, beside what any family refuses, images without a map that could be worked at."""
+        super().check_data(infos)
+        side = min(infos["dataset"]["shape"][1:])
+        if side < SMALLEST_SIDE:
+            raise wrong("dataset", f"images have sides of at least {SMALLEST_SIDE} pixels, not {side}")
 
     def check_task(self, request: Request, info: Mapping[str, Any]) -> None:
         super().check_task(request, info)

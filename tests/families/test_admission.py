@@ -7,8 +7,10 @@ from typing import Any, Final
 import pytest
 import torch
 from pydantic import ValidationError
+from pydantic_core import PydanticCustomError
 from torch import nn
 
+from shared.errors import DatasetInvalid
 from shared.specs import FAMILIES as SPECS
 from shared.specs.training import TrainSpec
 from tests.jobs.variants import options
@@ -82,3 +84,22 @@ def test_no_field_but_those_of_the_architecture_changes_which_weights_there_are(
 
         for spec in altered(family, beside, free):
             assert weights_of(spec) == plain, spec
+
+
+@pytest.mark.parametrize(
+    ("family", "fields"), [("style", {"encoder": "digits"}), ("style", {"encoder": "vgg19"}), ("translation", {})]
+)
+def test_a_spec_refuses_the_images_that_its_network_refuses(family: str, fields: dict[str, Any]) -> None:
+    spec, told, found = spec_of(family, **fields), set[tuple[int, ...]](), set[tuple[int, ...]]()
+    for shape in [(channels, side, 9) for channels in (1, 2, 3, 4) for side in range(1, 10)]:
+        try:
+            spec.check_data({"dataset": {"shape": list(shape)}})
+        except PydanticCustomError:
+            told.add(shape)
+        try:
+            built(spec, shape)
+        except DatasetInvalid:
+            found.add(shape)
+
+    assert told == found
+    assert found

@@ -136,3 +136,23 @@ def test_a_consistency_model_comes_of_a_model_that_knows_its_classes(
     studio = Studio(desk, "diffusion", classes=classes, of_data=of_data, **origin)
 
     assert studio.refused(family="consistency") == pointer
+
+
+@pytest.mark.parametrize(
+    ("columns", "fields", "pointer"),
+    [
+        ({"shape": [1, 8, 8], "counts": {"train": 9, "held_out": 0}}, {"weights": "best"}, "/spec/weights"),
+        ({"shape": [1, 8, 8], "counts": {"train": 8, "held_out": 1}}, {"weights": "best"}, None),
+        ({"shape": [1, 3, 8]}, {"family": "translation", "target_dataset": ...}, "/spec/dataset"),
+        ({"shape": [1, 4, 8]}, {"family": "translation", "target_dataset": ...}, None),
+        ({"shape": [3, 8, 7]}, {"family": "style", "style_dataset": ..., "encoder": "vgg19"}, "/spec/dataset"),
+        ({"shape": [3, 8, 8]}, {"family": "style", "style_dataset": ..., "encoder": "vgg19"}, None),
+    ],
+)
+def test_a_dataset_that_the_training_cannot_use_is_refused_when_it_is_submitted(
+    desk: Desk, columns: dict[str, Any], fields: dict[str, Any], pointer: str | None
+) -> None:
+    named = {field: add_dataset(desk, info=columns) if value is ... else value for field, value in fields.items()}
+    spec = {"family": "vae", "dataset": add_dataset(desk, info=columns), "model": "m", **named}
+
+    assert refused(desk, spec) == pointer

@@ -12,12 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from shared.errors import DatasetInvalid
+from shared.specs.translation import SMALLEST_SIDE
 from worker.families.nets.resample import Resample
 
 MOST_HALVINGS = 2
 """Of a translator, as in the paper."""
-SMALLEST_SIDE = 4
-"""Of a map that is halved no further, and of an image."""
 
 
 def num_halvings(shape: tuple[int, ...], most: int) -> int:
