@@ -151,6 +151,9 @@ class WorkerSettings(Section):
     """Downloaded inputs, by digest."""
     cache_bytes: int = 20 * 1024 * _MEGABYTE
     """Size the cache is kept under."""
+    model_bytes: int | None = Field(default=None, ge=0)
+    """Weights of models that stay on the device between jobs, those used last; a model in use always may. A quarter of
+    the memory that is free when the first one is loaded, when left out."""
     feature_networks: Path | None = None
     """Folder with networks that jobs may compare images in: ``inception.safetensors``, which is FID's, to evaluate, and
     ``vgg19.safetensors`` to train style transfer."""

@@ -348,9 +348,12 @@ def _disk_trouble(error: OSError) -> str:
 
 
 def choose_device(settings: Any) -> str:
-    """The torch device of this runner, with the CPU threads it may use."""
+    """The torch device of this runner, with the CPU threads it may use and the room that models have on it."""
     import torch
 
+    from worker.engine.models import MODELS
+
+    MODELS.limit_bytes = settings.model_bytes
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     if settings.device != "auto":

@@ -7,9 +7,11 @@ from typing import Any
 import httpx
 import pytest
 from sqlalchemy import Engine, create_engine, text
+from sqlalchemy.orm import Session
 
 from api.routes import meta
 from noisemill.local.ports import free_port
+from shared.jobs import workers
 from tests.api.conftest import MakeOwner
 from tests.api.support import Owner, claim, make_settings, serving, succeed, train_request
 from tests.shared.failover import read_only
@@ -107,6 +109,21 @@ def test_metrics_count_what_sql_knows(
     assert [metric(stranger, line) - was for line, was in zip(lines, before, strict=True)] == [1, 1, 1, 1]
     assert metric(stranger, 'noisemill_queue_oldest_seconds{queue="train"}') > 0
     assert metric(stranger, 'noisemill_queue_jobs{queue="generate",state="queued"}') == 0
+
+
+def test_metrics_tell_how_often_each_worker_had_the_model_already(
+    engine: Engine, stranger: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from api import metrics
+
+    monkeypatch.setattr(metrics, "CACHE_SECONDS", 0.0)
+    with Session(engine) as session, session.begin():
+        says: dict[str, Any] = {"host": "here", "pid": 1, "state": "idle", "queues": [], "device": "cpu"}
+        workers.sign_in(session, name="warm", job_id=None, **says)
+        workers.count_models(session, "warm", hits=2, misses=1)
+
+    assert metric(stranger, 'noisemill_model_hits_total{worker="warm"}') == 2
+    assert metric(stranger, 'noisemill_model_misses_total{worker="warm"}') == 1
 
 
 def test_requests_are_counted_by_route_not_by_id(owner: Owner, stranger: httpx.Client) -> None:

@@ -12,6 +12,7 @@ from torch import nn
 from shared.specs.tasks import Generate, Reconstruct
 from tests.engine.conftest import CPU, DATA, bars, small_spec
 from tests.engine.toy import TOY, ToySpec, Walk, Walker
+from worker.engine import models
 from worker.engine.checkpoint import write_weights
 from worker.engine.models import ModelCache, size_bytes
 from worker.engine.sampling import Line, Tile, sample
@@ -222,6 +223,21 @@ def test_the_cache_drops_the_longest_unused_network() -> None:
         cache.give_back(key)
 
     assert ["a" in cache, "b" in cache, "c" in cache] == [True, False, True]
+
+
+def test_the_cache_takes_a_share_of_the_memory_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of what was free before the first network was loaded, whatever is free later."""
+    net = nn.Linear(4, 4)
+    left = [3 * size_bytes(net)]
+    monkeypatch.setattr(models, "room", lambda device: left[0])
+    cache = ModelCache()
+
+    cache.take("a", lambda: net)
+    left[0] = 0
+    cache.give_back("a")
+
+    assert cache.limit_bytes == size_bytes(net)
+    assert "a" in cache
 
 
 def test_the_cache_loads_a_network_once() -> None:
