@@ -31,6 +31,7 @@ from shared.queue import make_celery
 from shared.settings import Settings
 from worker.device import Device
 from worker.janitor import Janitor
+from worker.scratch import Scratch
 from worker.supervisor import Supervisor
 from worker.ticker import Ticker
 
@@ -124,7 +125,8 @@ def _child_starts(**_: Any) -> None:
     lock = settings.worker.lock
     if lock is None:
         raise RuntimeError("no lock file: this process was not started by a Noisemill worker")
-    supervisor = _supervisor = Supervisor(settings, engine, Device(), lock_file=lock)
+    device = Device(scratch=_make_scratch(settings.worker.cache_dir.expanduser() / "scratch"))
+    supervisor = _supervisor = Supervisor(settings, engine, device, lock_file=lock)
     signal.signal(DRAIN, lambda *_: _child_drains(supervisor, lock))
     lock.write_text(str(os.getpid()))
     supervisor.device.start()
@@ -133,6 +135,16 @@ def _child_starts(**_: Any) -> None:
     housekeeping = (ticker.run_forever, ticker.publish_forever, partial(janitor.run_until, supervisor.draining))
     for loop in (*housekeeping, lambda: _poll(supervisor), lambda: _die_with(parent)):
         Thread(target=loop, daemon=True).start()
+
+
+def _make_scratch(folder: Path) -> Scratch | None:
+    try:
+        scratch = Scratch(folder)
+    except OSError as error:
+        logger.warning("no folder of our own for what runners write in passing: %s", error)
+        return None
+    os.environ["TMPDIR"] = str(scratch.folder)
+    return scratch
 
 
 def _child_drains(supervisor: Supervisor, lock: Path) -> None:

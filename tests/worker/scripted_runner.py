@@ -7,15 +7,17 @@ A script is a list of acts: ``["steps", n, seconds_each]``, ``["publish", kind, 
 ``["fork"]`` (starts a child process; the log says ``pids`` and those of both), and
 ``["train", steps, seconds_each, checkpoint_every]``: leaves at a boundary, goes on from its last checkpoint, and
 publishes as ``weights`` what depends on every step that was done. Generate jobs are played together, a few at once;
-``["part"]`` says that what failed was everybody's.
+``["part"]`` says that what failed was everybody's. ``["spill", bytes]`` leaves a temporary file; the log says its path.
 """
 
 import hashlib
 import json
 import os
 import subprocess
+import tempfile
 import time
 from functools import partial
+from pathlib import Path
 from threading import Thread
 from typing import Any
 
@@ -92,6 +94,12 @@ def _fork(run: Run) -> None:
     run.log(f"pids {os.getpid()} {child.pid}")
 
 
+def _spill(run: Run, size_bytes: int) -> None:
+    path = Path(tempfile.mkdtemp()) / "spilt"
+    path.write_bytes(bytes(size_bytes))
+    run.log(str(path))
+
+
 def _chatter(run: Run, seconds: float) -> None:
     def talk() -> None:
         while True:
@@ -140,6 +148,7 @@ _ACTS: dict[str, Any] = {
     "exit": lambda run, status: os._exit(status),
     "chatter": _chatter,
     "fork": _fork,
+    "spill": _spill,
     "train": _train,
     "oom": lambda run: _throw(MemoryError()),
     "part": lambda run: _throw(Parted()),

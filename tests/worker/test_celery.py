@@ -170,6 +170,22 @@ def test_sigterm_hands_the_job_back_without_counting_a_failure(
     assert time.monotonic() - asked < 10
 
 
+def test_what_a_killed_runner_wrote_in_passing_is_gone_when_the_next_one_starts(
+    workplace: Workplace, start_worker: StartWorker, wait_until
+) -> None:
+    job_id = workplace.job(["spill", 1000], ["hang", 600], max_attempts=1)
+    worker = start_worker()
+    said = wait_until(lambda: [e.data["message"] for e in workplace.events(job_id) if e.type == "job.log"], timeout=60)
+    spilt = Path(said[0])
+    assert spilt.is_relative_to(workplace.settings.worker.cache_dir / "scratch")
+    assert spilt.exists()
+
+    [runner] = [member for member in family(worker) if "scripted_runner" in " ".join(member.cmdline())]
+    runner.kill()
+
+    wait_until(lambda: not spilt.parent.exists(), timeout=30)
+
+
 def test_a_pickled_message_is_refused_and_not_executed(
     workplace: Workplace, start_worker: StartWorker, wait_until, tmp_path: Path
 ) -> None:
