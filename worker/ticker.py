@@ -2,7 +2,7 @@
 
 Reaps lost attempts, expires and redispatches jobs, has trainings give way; publishes bells in a
 thread of its own, because the broker may hang. Each round is safe to be cut off anywhere and to run twice.
-The worker's own sign of life is not under the lease.
+The worker's own sign of life is not under the lease. Where no worker lives the API does a part: ``api/upkeep.py``.
 """
 
 import logging
@@ -76,13 +76,13 @@ class Ticker:
     def _takes_lead(self) -> bool:
         lease = max(self._settings.worker.tick * 3, timedelta(seconds=5))
         self._leads.clear()
-        if self._supervisor.ask(lambda s: upkeep.hold(s, "ticker", self._supervisor.name, lease)):
+        if self._supervisor.ask(lambda s: upkeep.hold(s, upkeep.LEASE, self._supervisor.name, lease)):
             self._leads.set()
         return self._leads.is_set()
 
     def _resign(self) -> None:
         if self._leads.is_set():
-            self._supervisor.ask(lambda s: upkeep.release(s, "ticker", self._supervisor.name))
+            self._supervisor.ask(lambda s: upkeep.release(s, upkeep.LEASE, self._supervisor.name))
             self._leads.clear()
 
     def _survive(self, work: Callable[[], None]) -> None:
