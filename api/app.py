@@ -25,6 +25,7 @@ from api.parts import Parts
 from api.probe import StorageProbe
 from api.relay import RelayThread
 from api.routes import actions, aliases, artifacts, datasets, events, health, jobs, meta, models, pages, workers
+from api.upkeep import UpkeepThread
 from shared.database import make_async_engine, make_engine
 from shared.settings import Settings
 
@@ -65,6 +66,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     collector = JobCollector(parts.metrics_engine)
     app.state.meters.registry.register(collector)
     parts.relay.start()
+    parts.upkeep.start()
     _settle()
     try:
         with _ending_streams_at(signal.SIGTERM, signal.SIGINT, news=parts.news):
@@ -72,6 +74,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
                 yield
     finally:
         app.state.meters.registry.unregister(collector)
+        await asyncio.to_thread(parts.upkeep.stop)
         await asyncio.to_thread(parts.relay.stop)
         await parts.broker.aclose()
         await parts.engine.dispose()
@@ -85,6 +88,7 @@ def _build(settings: Settings) -> Parts:
 
     broker = connect_async(settings.broker)
     storage = Storage(settings.s3)
+    relay = RelayThread(settings)
     return Parts(
         settings=settings,
         engine=make_async_engine(settings.database, "noisemill-api"),
@@ -93,7 +97,8 @@ def _build(settings: Settings) -> Parts:
         storage_probe=StorageProbe(storage),
         broker=broker,
         news=News(broker, settings.broker),
-        relay=RelayThread(settings),
+        relay=relay,
+        upkeep=UpkeepThread(settings, relay.wake),
     )
 
 

@@ -16,6 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from api.news import News
 from api.probe import StorageProbe
 from api.relay import RelayThread
+from api.upkeep import UpkeepThread
 from shared.settings import Settings
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ class Parts:
     """An asyncio Redis client, for health checks."""
     news: News
     relay: RelayThread
+    upkeep: UpkeepThread
 
     @staticmethod
     async def of(request: Request) -> "Parts":

@@ -14,6 +14,7 @@ from threading import Lock, Thread
 from typing import Final
 
 from worker.channel import Channel, Message
+from worker.scratch import Scratch
 
 logger = logging.getLogger(__name__)
 
@@ -28,10 +29,14 @@ _START_TIMEOUT = 120.0
 
 
 class Device:
-    """A runner process in its own process group, started when first needed and after each death."""
+    """A runner process in its own process group, started when first needed and after each death.
 
-    def __init__(self, command: Sequence[str] = COMMAND) -> None:
+    Each finds ``scratch`` empty.
+    """
+
+    def __init__(self, command: Sequence[str] = COMMAND, *, scratch: Scratch | None = None) -> None:
         self._command = list(command)
+        self._scratch = scratch
         self.name: str | None = None
         self.num_assigned = 0
         """Jobs that this runner was given."""
@@ -49,6 +54,8 @@ class Device:
             if self._process is not None and self._process.poll() is None:
                 return
             ours, theirs = socket.socketpair()
+            if self._scratch is not None:
+                self._scratch.empty()
             with theirs:
                 self._process = subprocess.Popen(
                     [*self._command, "--fd", str(theirs.fileno())],

@@ -21,6 +21,7 @@ from pathlib import Path
 from threading import Thread
 from typing import Any, cast
 
+from billiard.process import active_children
 from celery import Celery, bootsteps, signals
 from celery.platforms import EX_OK
 from celery.worker import state
@@ -30,6 +31,7 @@ from shared.queue import make_celery
 from shared.settings import Settings
 from worker.device import Device
 from worker.janitor import Janitor
+from worker.scratch import Scratch
 from worker.supervisor import Supervisor
 from worker.ticker import Ticker
 
@@ -61,7 +63,7 @@ def _parent_starts(sender: str, instance: Any, **_: Any) -> None:
     """Tell the child, through its environment, what Celery's command line said."""
     # OpenMP threads that spin while they wait halve the speed of whoever shares the cores, the runner included.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    # Locked by the child while a job runs; its content is the child's pid.
+    # Locked by the child while a job runs. Its content is the child's pid once it can hear ``DRAIN``, then that it has.
     folder = tempfile.mkdtemp(prefix="noisemill-worker-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     os.environ["NOISEMILL_WORKER_LOCK"] = f"{folder}/busy"
@@ -82,6 +84,9 @@ class HandBackFirst(bootsteps.StartStopStep):
         del parent
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
             signal.signal(number, partial(self._stop, celerys=signal.getsignal(number)))
+        if (state.should_stop, state.should_terminate) != (None, None):
+            # The signal came before our handlers, and the pool's child is on its way already.
+            drain_child()
 
     def _stop(self, number: int, frame: Any, *, celerys: Any) -> None:
         signal.signal(number, celerys)
@@ -91,16 +96,21 @@ class HandBackFirst(bootsteps.StartStopStep):
 
 
 def drain_child() -> None:
-    """Tell the child to hand its job back, and wait until it has, within the grace."""
+    """Tell the child to hand its job back, and wait until it has, within the grace.
+
+    One that still starts is told as soon as it can hear, so that it claims nothing once this returns.
+    """
     settings = Settings.read().worker
     deadline = time.monotonic() + settings.drain_grace.total_seconds() + 5
-    with suppress(OSError, ValueError), (settings.lock or Path()).open("r+") as file:
-        os.kill(int(file.read()), DRAIN)
-        while time.monotonic() < deadline:
-            with suppress(BlockingIOError):
+    while time.monotonic() < deadline and active_children():
+        # Until the child is up there is no file, or one with the number of a child that is dead.
+        with suppress(OSError, ValueError), (settings.lock or Path()).open("r+") as file:
+            pid, *heard = file.read().split()
+            if heard:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            time.sleep(0.05)
+                return
+            os.kill(int(pid), DRAIN)
+        time.sleep(0.05)
 
 
 def _child_starts(**_: Any) -> None:
@@ -112,17 +122,36 @@ def _child_starts(**_: Any) -> None:
     engine = make_engine(
         settings.database, f"noisemill {settings.worker.name}", ping=False, lock_timeout=settings.worker.beat
     )
-    if settings.worker.lock is None:
+    lock = settings.worker.lock
+    if lock is None:
         raise RuntimeError("no lock file: this process was not started by a Noisemill worker")
-    settings.worker.lock.write_text(str(os.getpid()))
-    supervisor = _supervisor = Supervisor(settings, engine, Device(), lock_file=settings.worker.lock)
+    device = Device(scratch=_make_scratch(settings.worker.cache_dir.expanduser() / "scratch"))
+    supervisor = _supervisor = Supervisor(settings, engine, device, lock_file=lock)
+    signal.signal(DRAIN, lambda *_: _child_drains(supervisor, lock))
+    lock.write_text(str(os.getpid()))
     supervisor.device.start()
     ticker = Ticker(settings, engine, make_celery(settings.broker), supervisor, host=socket.gethostname())
     janitor = Janitor(settings, engine, name=supervisor.name)
-    signal.signal(DRAIN, lambda *_: supervisor.drain())
     housekeeping = (ticker.run_forever, ticker.publish_forever, partial(janitor.run_until, supervisor.draining))
     for loop in (*housekeeping, lambda: _poll(supervisor), lambda: _die_with(parent)):
         Thread(target=loop, daemon=True).start()
+
+
+def _make_scratch(folder: Path) -> Scratch | None:
+    try:
+        scratch = Scratch(folder)
+    except OSError as error:
+        logger.warning("no folder of our own for what runners write in passing: %s", error)
+        return None
+    os.environ["TMPDIR"] = str(scratch.folder)
+    return scratch
+
+
+def _child_drains(supervisor: Supervisor, lock: Path) -> None:
+    supervisor.drain()
+    # The parent goes on from here, so not before the supervisor knows.
+    with suppress(OSError):
+        lock.write_text(f"{os.getpid()} heard")
 
 
 def _child_stops(**_: Any) -> None:

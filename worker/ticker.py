@@ -2,7 +2,7 @@
 
 Reaps lost attempts, expires and redispatches jobs, has trainings give way; publishes bells in a
 thread of its own, because the broker may hang. Each round is safe to be cut off anywhere and to run twice.
-The worker's own sign of life is not under the lease.
+The worker's own sign of life is not under the lease. Where no worker lives the API does a part: ``api/upkeep.py``.
 """
 
 import logging
@@ -67,7 +67,7 @@ class Ticker:
         if self._supervisor.draining.is_set():
             self._resign()
             return
-        now, last = self._supervisor.ask(lambda s: upkeep.last_round(s, "ticker", self._lead_lease))
+        now, last = self._supervisor.ask(lambda s: upkeep.last_round(s, upkeep.LEASE, self._lead_lease))
         leases_mean_something = self._continuity.see(now, last)
         if not self._takes_lead():
             return
@@ -85,13 +85,13 @@ class Ticker:
 
     def _takes_lead(self) -> bool:
         self._leads.clear()
-        if self._supervisor.ask(lambda s: upkeep.hold(s, "ticker", self._supervisor.name, self._lead_lease)):
+        if self._supervisor.ask(lambda s: upkeep.hold(s, upkeep.LEASE, self._supervisor.name, self._lead_lease)):
             self._leads.set()
         return self._leads.is_set()
 
     def _resign(self) -> None:
         if self._leads.is_set():
-            self._supervisor.ask(lambda s: upkeep.release(s, "ticker", self._supervisor.name))
+            self._supervisor.ask(lambda s: upkeep.release(s, upkeep.LEASE, self._supervisor.name))
             self._leads.clear()
 
     def _survive(self, work: Callable[[], None]) -> None:

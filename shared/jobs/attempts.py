@@ -124,7 +124,9 @@ class Progress:
 
 
 # All that an attempt has to say in one statement, which is a heartbeat besides: a beat costs one round trip, and what
-# it says is there as a whole or not at all. An object that has its row already is not announced again.
+# it says is there as a whole or not at all. An object that has its row already is not announced again. With a new
+# checkpoint only the last that it wants to "keep" stay, and the one with the lowest score. The last are those that were
+# made last: a training that had to go back behind one that is damaged goes on from what it makes now.
 _REPORT: Final = text(f"""
 WITH said AS (
     SELECT value->>'type' AS type, value->'data' AS data, nullif(value->'artifact', 'null') AS artifact,
@@ -144,11 +146,31 @@ WITH said AS (
 ), event AS (
     INSERT INTO events (job_id, seq, type, data)
     SELECT id, event_seq - num_events + place, type, data || jsonb_build_object('attempt', fence) FROM touched, said
+), told AS (
+    SELECT place, object.* FROM said, jsonb_populate_record(NULL::artifacts, artifact) AS object
+    WHERE artifact IS NOT NULL
+), checkpoints AS (
+    SELECT artifacts.id, artifacts.fence, artifacts.details FROM touched JOIN artifacts ON artifacts.job_id = touched.id
+    WHERE kind = 'checkpoint' AND removed_at IS NULL AND EXISTS (SELECT FROM told WHERE kind = 'checkpoint')
+    UNION ALL
+    SELECT told.id, touched.fence, told.details FROM touched, told WHERE kind = 'checkpoint'
+), ranked AS (
+    SELECT id, details->>'score' IS NULL AS is_unscored, row_number() OVER (ORDER BY fence DESC, id DESC) AS from_last,
+        row_number() OVER (ORDER BY CAST(details->>'score' AS float), fence DESC, id DESC) AS from_best
+    FROM checkpoints
+), superseded AS (
+    SELECT id FROM ranked WHERE (is_unscored OR from_best > 1) AND from_last > (
+        SELECT coalesce(CAST(details->>'keep' AS int), 1) FROM told WHERE kind = 'checkpoint'
+        ORDER BY place DESC LIMIT 1)
+), removed AS (
+    UPDATE artifacts SET removed_at = clock_timestamp() WHERE id IN (SELECT id FROM superseded)
 ), made AS (
-    INSERT INTO artifacts (id, tenant_id, job_id, fence, kind, name, key, size_bytes, sha256, media_type, details)
-    SELECT new.id, touched.tenant_id, touched.id, touched.fence, new.kind, new.name, new.key, new.size_bytes,
-        new.sha256, new.media_type, new.details
-    FROM touched, said, jsonb_populate_record(NULL::artifacts, artifact) AS new WHERE artifact IS NOT NULL
+    INSERT INTO artifacts (id, tenant_id, job_id, fence, kind, name, key, size_bytes, sha256, media_type, details,
+        removed_at)
+    SELECT told.id, touched.tenant_id, touched.id, touched.fence, told.kind, told.name, told.key, told.size_bytes,
+        told.sha256, told.media_type, told.details,
+        CASE WHEN told.id IN (SELECT id FROM superseded) THEN clock_timestamp() END
+    FROM touched, told
 )
 SELECT state, preempt_fence, event_seq FROM touched
 """).bindparams(bindparam("reports", type_=JSONB), bindparam("figures", type_=JSONB(none_as_null=True)))  # noqa: S608  (constants of ours)
@@ -175,12 +197,7 @@ def report(
     wanted = {"job_id": claim.job_id, "fence": claim.fence, "lease": lease, "after": after}
     wanted |= {"step": None, "steps": None, "phase": None, "figures": None} | (vars(where) if where else {})
     row = session.execute(_REPORT, wanted | {"reports": [vars(one) for one in reports]}).one_or_none()
-    if row is None:
-        return None
-    for one in reports:
-        if one.type == "job.checkpoint" and one.artifact is not None:
-            _supersede(session, claim.job_id, keep=one.artifact["details"].get("keep", 1))
-    return _standing(row, claim.fence)
+    return None if row is None else _standing(row, claim.fence)
 
 
 def is_reported(session: Session, claim: Claim, report: Report, *, after: int) -> bool:
@@ -190,19 +207,6 @@ def is_reported(session: Session, claim: Claim, report: Report, *, after: int) -
         col(Event.job_id) == claim.job_id, col(Event.seq) > after, col(Event.type) == report.type, same
     )
     return bool(session.scalar(select(later)))
-
-
-def _supersede(session: Session, job_id: UUID, *, keep: int) -> None:
-    """Leave of the job's checkpoints the last ``keep`` and the one with the lowest score."""
-    mine = (col(Artifact.job_id) == job_id, col(Artifact.kind) == "checkpoint", col(Artifact.removed_at).is_(None))
-    step = col(Artifact.details)["step"].as_integer()
-    score = col(Artifact.details)["score"].as_float()
-    last = select(col(Artifact.id)).where(*mine).order_by(step.desc(), col(Artifact.id).desc()).limit(keep)
-    best = select(col(Artifact.id)).where(*mine, score.is_not(None)).order_by(score, step.desc()).limit(1)
-    kept = last.subquery().select().union(best.subquery().select())
-    session.execute(
-        update(Artifact).where(*mine, col(Artifact.id).not_in(kept)).values(removed_at=func.clock_timestamp())
-    )
 
 
 def _artifact(claim: Claim, artifact: NewArtifact) -> Artifact:

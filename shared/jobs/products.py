@@ -106,14 +106,14 @@ def _dataset_input(session: Session, inputs: Mapping[str, Any]) -> dict[str, Any
 
 
 def _checkpoints(session: Session, job_id: UUID, inputs: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Where the training may go on: its own checkpoints, newest first, then those of the jobs it is a retry of."""
+    """Where the training may go on: its own checkpoints, the last made first, then those of the jobs it retries."""
     lineage = [job_id, *(UUID(ancestor) for ancestor in inputs.get("lineage", []))]
     kept = (
         select(Artifact)
         .where(
             col(Artifact.job_id).in_(lineage), col(Artifact.kind) == "checkpoint", col(Artifact.removed_at).is_(None)
         )
-        .order_by(col(Artifact.details)["step"].as_integer().desc(), col(Artifact.id).desc())
+        .order_by(col(Artifact.fence).desc(), col(Artifact.id).desc())
     )
     rows = sorted(session.scalars(kept), key=lambda row: lineage.index(row.job_id))
     return [

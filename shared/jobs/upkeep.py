@@ -14,11 +14,14 @@ from sqlmodel import col
 from shared.errors import WorkerLost
 from shared.jobs import fairness
 from shared.jobs.moves import append_event, move, move_by_case
-from shared.jobs.rows import Bell, Dataset, DatasetState, Job, NamedLease
+from shared.jobs.rows import Bell, Dataset, DatasetState, Job, NamedLease, Worker
 from shared.jobs.state import HELD, AttemptOutcome, JobState
 from shared.jobs.workers import GONE_AFTER
 
 _NOW = func.clock_timestamp()
+
+LEASE: Final = "ticker"
+"""Held by whoever does this. A worker, and where none lives the API."""
 
 RUNG_AT_ONCE: Final = 20
 """Jobs of one queue that are rung for again."""
@@ -134,6 +137,12 @@ def settle_datasets(session: Session) -> None:
             error=func.coalesce(Job.error_message, literal("ingestion was ") + col(Job.state)),
         )
     )
+
+
+def is_watched(session: Session) -> bool:
+    """Whether a worker lives that has not been told to end, so that it looks after the jobs."""
+    lives = col(Worker.state).in_(["idle", "busy"]) & (col(Worker.seen_at) > _NOW - literal(GONE_AFTER))
+    return bool(session.scalar(select(exists().where(lives))))
 
 
 def hold(session: Session, name: str, holder: str, lease: timedelta) -> bool:

@@ -1,17 +1,18 @@
 """A tenant at the desk: asks for jobs through the real requests, and works on them through the real attempts."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 from uuid import UUID
 
 from pydantic import SecretStr
-from sqlalchemy import Engine, func, select, update
+from sqlalchemy import Engine, event, func, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 from sqlmodel import col
 
-from shared.database import make_async_engine
+from shared.database import make_async_engine, make_engine
 from shared.ids import uuid7
 from shared.jobs import attempts, claims, requests, workers
 from shared.jobs.attempts import Claim, NewArtifact
@@ -104,12 +105,29 @@ class Desk:
         return self.work(lambda session: session.scalar(select(func.count()).select_from(row).where(*conditions)) or 0)
 
     def checkpoint(self, claim: Claim, step: int, **details: Any) -> None:
-        new = NewArtifact(
+        said = attempts.Report.of(self.new_checkpoint(claim, step, **details))
+        self.work(lambda session: attempts.report(session, claim, [said], lease=TERMS.lease))
+
+    def new_checkpoint(self, claim: Claim, step: int, **details: Any) -> NewArtifact:
+        return NewArtifact(
             kind="checkpoint", name=f"{step}", key=f"{claim.job_id}/{claim.fence}/{step}", size_bytes=1, sha256="0",
             media_type="x/y", details={"step": step, **details},
         )  # fmt: skip
-        said = attempts.Report.of(new)
-        self.work(lambda session: attempts.report(session, claim, [said], lease=TERMS.lease))
+
+    @contextmanager
+    def cut_off_after(self, statements: int) -> Iterator[Engine]:
+        """An engine whose statements commit each by itself, and that loses its connection after some of them."""
+        engine = make_engine(self._database, "test").execution_options(isolation_level="AUTOCOMMIT")
+        engine.connect().close()
+        left = iter(range(statements))
+
+        def cut(*_: Any) -> None:
+            if next(left, None) is None:
+                raise ConnectionError
+
+        event.listen(engine, "before_cursor_execute", cut)
+        yield engine
+        engine.dispose()
 
     def worker(self, name: str, *queues: str, state: str = "idle") -> None:
         says = {"name": name, "host": "h", "pid": 1, "queues": list(queues), "device": "cpu", "job_id": None}

@@ -1,10 +1,12 @@
 """What clients may ask of a job: pause, resume and retry it; and how many may wait."""
 
+from contextlib import suppress
 from datetime import timedelta
 
 import pytest
 from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Session
 from sqlmodel import col
 
 from shared.errors import IllegalMove, InternalError, NotFound, QueueFull
@@ -224,3 +226,61 @@ def test_the_last_checkpoints_and_the_best_one_are_kept(desk: Desk) -> None:
 
     rows = desk.work(lambda s: list(s.scalars(select(Artifact).order_by(col(Artifact.id)))))
     assert [row.details["step"] for row in rows if row.removed_at is None] == [20, 40, 50]
+
+
+def hand_back(desk: Desk, claim: Claim) -> None:
+    desk.work(lambda s: attempts.hand_back(s, claim.job_id, claim.fence))
+
+
+def kept(desk: Desk) -> list[int]:
+    rows = desk.work(lambda s: list(s.scalars(select(Artifact).order_by(col(Artifact.id)))))
+    return [row.details["step"] for row in rows if row.removed_at is None]
+
+
+def test_of_checkpoints_told_together_only_those_to_be_kept_become_visible(desk: Desk) -> None:
+    desk.submit()
+    claim = desk.claim()
+    desk.checkpoint(claim, 10, keep=2, score=5.0)
+
+    said = [attempts.Report.of(desk.new_checkpoint(claim, step, keep=1, score=step / 10)) for step in (20, 30, 40)]
+    desk.work(lambda s: attempts.report(s, claim, said, lease=TERMS.lease))
+
+    assert kept(desk) == [20, 40]
+
+
+def test_a_training_that_went_behind_a_damaged_checkpoint_goes_on_from_what_it_made_then(desk: Desk) -> None:
+    desk.submit()
+    first = desk.claim()
+    desk.checkpoint(first, 100, keep=1)
+    hand_back(desk, first)
+
+    # The one of step 100 could not be read, and so the training began afresh.
+    second = desk.claim()
+    desk.checkpoint(second, 50, keep=1)
+    hand_back(desk, second)
+
+    assert [place["step"] for place in desk.claim().inputs["resume"]] == [50]
+
+
+def test_a_checkpoint_is_superseded_by_the_statement_that_tells_of_the_next(desk: Desk) -> None:
+    desk.submit()
+    claim = desk.claim()
+    desk.checkpoint(claim, 10, keep=1)
+    said = [attempts.Report.of(desk.new_checkpoint(claim, 20, keep=1))]
+
+    with desk.cut_off_after(1) as engine, suppress(ConnectionError), Session(engine) as session:
+        attempts.report(session, claim, said, lease=TERMS.lease)
+
+    assert kept(desk) == [20]
+
+
+def test_an_attempt_that_is_over_supersedes_nothing(desk: Desk) -> None:
+    desk.submit()
+    first = desk.claim()
+    desk.checkpoint(first, 10, keep=1)
+    hand_back(desk, first)
+    desk.claim()
+
+    desk.checkpoint(first, 20, keep=1)
+
+    assert kept(desk) == [10]

@@ -1,13 +1,33 @@
-"""``worker.app``, with a runner that plays scripts."""
+"""``worker.app``, with a runner that plays scripts, and a start that dwells where ``DWELL_IN`` says.
+
+``DWELL_IN``: names of what the pool's child calls while it starts, each of which then takes ``DWELL`` seconds more.
+"""
+
+import os
+import time
+from typing import Any
 
 import worker.device
 from tests.worker.scripted import SCRIPTED
 
 worker.device.Device.__init__.__defaults__ = (SCRIPTED,)
 
+from worker import lifecycle  # noqa: E402
 from worker.app import app  # noqa: E402
 
 # The spawned child does not import the module named on the command line, only these.
 app.conf.imports = ("tests.worker.scripted_app", "worker.tasks")
+
+
+def _dwelling(act: Any) -> Any:
+    def dwelling(*arguments: Any, **named: Any) -> Any:
+        time.sleep(float(os.environ["DWELL"]))
+        return act(*arguments, **named)
+
+    return dwelling
+
+
+for _name in os.environ.get("DWELL_IN", "").split():
+    setattr(lifecycle, _name, _dwelling(getattr(lifecycle, _name)))
 
 __all__ = ["app"]

@@ -7,15 +7,18 @@ A script is a list of acts: ``["steps", n, seconds_each]``, ``["publish", kind, 
 ``["fork"]`` (starts a child process; the log says ``pids`` and those of both), and
 ``["train", steps, seconds_each, checkpoint_every]``: leaves at a boundary, goes on from its last checkpoint, and
 publishes as ``weights`` what depends on every step that was done. Generate jobs are played together, a few at once;
-``["part"]`` says that what failed was everybody's.
+``["part"]`` says that what failed was everybody's. ``["spill", bytes]`` leaves a temporary file; the log says its path.
+``["store", bytes]`` and ``["obtain", key, sha256, size]`` move large objects.
 """
 
 import hashlib
 import json
 import os
 import subprocess
+import tempfile
 import time
 from functools import partial
+from pathlib import Path
 from threading import Thread
 from typing import Any
 
@@ -92,6 +95,23 @@ def _fork(run: Run) -> None:
     run.log(f"pids {os.getpid()} {child.pid}")
 
 
+def _spill(run: Run, size_bytes: int) -> None:
+    path = Path(tempfile.mkdtemp()) / "spilt"
+    path.write_bytes(bytes(size_bytes))
+    run.log(str(path))
+
+
+def _store(run: Run, size_bytes: int) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "large"
+        path.write_bytes(bytes(size_bytes))
+        run.publish("weights", "large", path, media_type="application/octet-stream")
+
+
+def _obtain(run: Run, key: str, sha256: str, size_bytes: int) -> None:
+    run.fetch(StoredObject(key=key, sha256=sha256, size_bytes=size_bytes))
+
+
 def _chatter(run: Run, seconds: float) -> None:
     def talk() -> None:
         while True:
@@ -140,6 +160,9 @@ _ACTS: dict[str, Any] = {
     "exit": lambda run, status: os._exit(status),
     "chatter": _chatter,
     "fork": _fork,
+    "spill": _spill,
+    "store": _store,
+    "obtain": _obtain,
     "train": _train,
     "oom": lambda run: _throw(MemoryError()),
     "part": lambda run: _throw(Parted()),

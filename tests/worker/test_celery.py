@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
+from uuid import UUID
 
 import psutil
 import pytest
@@ -169,6 +170,22 @@ def test_sigterm_hands_the_job_back_without_counting_a_failure(
     assert time.monotonic() - asked < 10
 
 
+def test_what_a_killed_runner_wrote_in_passing_is_gone_when_the_next_one_starts(
+    workplace: Workplace, start_worker: StartWorker, wait_until
+) -> None:
+    job_id = workplace.job(["spill", 1000], ["hang", 600], max_attempts=1)
+    worker = start_worker()
+    said = wait_until(lambda: [e.data["message"] for e in workplace.events(job_id) if e.type == "job.log"], timeout=60)
+    spilt = Path(said[0])
+    assert spilt.is_relative_to(workplace.settings.worker.cache_dir / "scratch")
+    assert spilt.exists()
+
+    [runner] = [member for member in family(worker) if "scripted_runner" in " ".join(member.cmdline())]
+    runner.kill()
+
+    wait_until(lambda: not spilt.parent.exists(), timeout=30)
+
+
 def test_a_pickled_message_is_refused_and_not_executed(
     workplace: Workplace, start_worker: StartWorker, wait_until, tmp_path: Path
 ) -> None:
@@ -230,3 +247,42 @@ def test_sigterm_ends_a_worker_whose_runner_does_not_listen_within_its_grace_and
     assert (job.state, job.interruptions, job.failures, job.losses) == (JobState.QUEUED, 1, 0, 0)
     _, left = psutil.wait_procs(members, timeout=3)
     assert not left
+
+
+@pytest.mark.parametrize("moment", ["make_engine", "make_celery"])
+def test_sigterm_while_the_worker_starts_leaves_it_without_a_job(
+    workplace: Workplace, start_worker: StartWorker, wait_until, tmp_path: Path, moment: str
+) -> None:
+    """Before its child can hear of it, and when the child can hear and has not begun to look for work."""
+    app = make_celery(workplace.settings.broker)
+    job_id = workplace.job(["steps", 10_000, 0.01])
+    Relay(workplace.engine, app).run_once()
+    worker = start_worker(DWELL_IN=moment, DWELL="3", NOISEMILL_WORKER_POLL="0.05", TMPDIR=str(tmp_path))
+    # The parent takes bells by now, and passes them on to a child that is not up yet.
+    wait_until(lambda: app.control.inspect(timeout=0.5).ping(), timeout=30)
+    app.close()
+    if moment == "make_celery":
+        wait_until(lambda: [*tmp_path.glob("noisemill-worker-*/busy")], timeout=30, every=0.001)
+
+    worker.send_signal(signal.SIGTERM)
+    worker.wait(30)
+
+    assert counts(workplace, job_id) == (JobState.QUEUED, 0, 0)
+
+
+@pytest.mark.slow
+def test_sigterm_at_any_moment_of_the_start_counts_nothing(workplace: Workplace, start_worker: StartWorker) -> None:
+    job_id = workplace.job(["steps", 10_000, 0.01])
+
+    for moment in range(24):
+        worker = start_worker(f"w{moment}", NOISEMILL_WORKER_POLL="0.05")
+        time.sleep(moment * 0.25)
+        worker.send_signal(signal.SIGTERM)
+        worker.wait(40)
+
+    assert counts(workplace, job_id) == (JobState.QUEUED, 0, 0)
+
+
+def counts(workplace: Workplace, job_id: UUID) -> tuple[JobState, int, int]:
+    job = workplace.get(job_id)
+    return job.state, job.failures, job.losses

@@ -1,0 +1,110 @@
+"""What ends jobs although no worker lives: lost attempts, deadlines, datasets of failed ingestions. A thread.
+
+Workers do this, and more, in ``worker/ticker.py``. The API does it where none lives, under the same lease: no job stays
+running, canceling or queued past its deadline because the last worker is gone. Nothing is rung for, as nobody hears.
+"""
+
+import logging
+import threading
+from collections.abc import Callable
+from datetime import timedelta
+from typing import TypeVar
+from uuid import UUID
+
+from sqlalchemy import Engine
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import Session
+
+from shared.database import make_engine
+from shared.ids import uuid7
+from shared.jobs import upkeep
+from shared.jobs.continuity import Continuity
+from shared.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+class UpkeepThread:
+    """Runs until ``stop``. A daemon: each round is safe to be cut off anywhere.
+
+    ``tell`` is called with each job that has news.
+    """
+
+    def __init__(self, settings: Settings, tell: Callable[[UUID], None]) -> None:
+        self._settings = settings
+        self._tell = tell
+        self._name = f"api {uuid7()}"
+        tick, lease = settings.worker.tick, settings.jobs.lease
+        self._lead_lease = max(tick * 3, timedelta(seconds=5))
+        self._continuity = Continuity(gap=max(lease / 2, tick * 3), patience=lease)
+        self._leads = self._fails = False
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="upkeep", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread, soon."""
+        self._stopping.set()
+        self._thread.join(timeout=2)
+
+    def _run(self) -> None:
+        engine = make_engine(self._settings.database, "noisemill-upkeep")
+        try:
+            while not self._stopping.wait(self._settings.worker.tick.total_seconds()):
+                self._survive(engine)
+            self._resign(engine)
+        except SQLAlchemyError as error:
+            logger.warning("the housekeeping's lease runs out by itself: %s", _first_line(error))
+        finally:
+            engine.dispose()
+
+    def _survive(self, engine: Engine) -> None:
+        try:
+            self._round(engine)
+        except SQLAlchemyError as error:
+            if not self._fails:
+                logger.warning("housekeeping failed, trying on: %s", _first_line(error))
+            self._fails = True
+        except Exception:
+            logger.exception("housekeeping failed, trying on")
+        else:
+            self._fails = False
+
+    def _round(self, engine: Engine) -> None:
+        now, last = _ask(engine, lambda s: upkeep.last_round(s, upkeep.LEASE, self._lead_lease))
+        leases_mean_something = self._continuity.see(now, last)
+        if _ask(engine, upkeep.is_watched):
+            self._resign(engine)
+            return
+        self._leads = _ask(engine, lambda s: upkeep.hold(s, upkeep.LEASE, self._name, self._lead_lease))
+        if not self._leads:
+            return
+        if leases_mean_something:
+            self._reap(engine)
+        for job_id in _ask(engine, upkeep.expire):
+            self._tell(job_id)
+        _ask(engine, upkeep.settle_datasets)
+
+    def _reap(self, engine: Engine) -> None:
+        for job_id, state in _ask(engine, upkeep.reap):
+            logger.warning("job %s: lease ran out and no worker lives, now %s", job_id, state.value)
+            self._tell(job_id)
+
+    def _resign(self, engine: Engine) -> None:
+        if self._leads:
+            _ask(engine, lambda s: upkeep.release(s, upkeep.LEASE, self._name))
+            self._leads = False
+
+
+def _ask(engine: Engine, work: Callable[[Session], T]) -> T:
+    """Do ``work`` in one transaction of its own."""
+    with Session(engine) as session, session.begin():
+        return work(session)
+
+
+def _first_line(error: SQLAlchemyError) -> str:
+    return str(error).splitlines()[0]
