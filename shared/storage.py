@@ -7,7 +7,6 @@ Nothing here trusts the service: sizes and digests are checked by us, never by E
 # pyright: reportMissingTypeStubs=false
 
 import hashlib
-import io
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -27,8 +26,6 @@ from shared.settings import S3Settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    Moved = Callable[[], None]
 
 _CHUNK: Final = 1024 * 1024
 _NOT_FOUND: Final = 404
@@ -72,10 +69,6 @@ class Unfinished(NamedTuple):
     """By the service's clock."""
 
 
-def _unheard() -> None:
-    """For who does not ask whether bytes move."""
-
-
 class ObjectMissing(StorageError):
     """There is no object under this key."""
 
@@ -110,10 +103,8 @@ class Storage:
         except ObjectMissing:
             self._call(self._client.create_bucket, Bucket=self.bucket)
 
-    def put(self, key: str, body: bytes | Path, *, media_type: str, moved: "Moved" = _unheard) -> Stored:
+    def put(self, key: str, body: bytes | Path, *, media_type: str) -> Stored:
         """Upload, in parts above the configured size. Safe to repeat: the same bytes go under the same key.
-
-        ``moved`` is called again and again while bytes are sent, from several threads; not for what is small.
 
         Raises:
             StorageAway: it did not arrive whole, or nobody said that it did.
@@ -121,14 +112,10 @@ class Storage:
         """
         digest, size = _digest(body)
         extra = {"ContentType": media_type, "Metadata": {"sha256": digest}}
-        # What is taken back before it is sent again is told as a negative number.
-        how = {"ExtraArgs": extra, "Config": self._transfer, "Callback": lambda num_bytes: num_bytes > 0 and moved()}
-        if isinstance(body, Path):
-            self._call(self._client.upload_file, str(body), self.bucket, key, **how)
-        elif size > _CHUNK:
-            self._call(self._client.upload_fileobj, io.BytesIO(body), self.bucket, key, **how)
-        else:
+        if isinstance(body, bytes):
             self._call(self._client.put_object, Bucket=self.bucket, Key=key, Body=body, **extra)
+        else:
+            self._call(self._client.upload_file, str(body), self.bucket, key, ExtraArgs=extra, Config=self._transfer)
         try:
             arrived = self.size(key)
         except ObjectMissing as error:
@@ -171,8 +158,8 @@ class Storage:
         if received != size:
             raise StorageAway(f"{key}: the download broke off after {received} of {size} bytes")
 
-    def download(self, key: str, path: Path, *, sha256: str | None = None, moved: "Moved" = _unheard) -> Stored:
-        """Download to ``path``, which appears whole and verified or not at all. ``moved`` is called for each chunk.
+    def download(self, key: str, path: Path, *, sha256: str | None = None) -> Stored:
+        """Download to ``path``, which appears whole and verified or not at all.
 
         Raises:
             DigestMismatch: what came, whole, is not what was stored.
@@ -184,7 +171,6 @@ class Storage:
         try:
             with os.fdopen(descriptor, "wb") as file:
                 for chunk in self.stream(key):
-                    moved()
                     digest.update(chunk)
                     size += file.write(chunk)
             self._verify(key, digest.hexdigest(), size, expected=sha256)

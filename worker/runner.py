@@ -4,7 +4,7 @@ Started by the supervisor as ``python -m worker.runner --fd N`` in its own proce
 the supervisor over a channel and to storage, never to SQL or the broker. When the supervisor dies,
 the channel closes and the runner kills its whole group.
 
-Says: ready, room, model, phase, step, moved, metrics, log, artifact, done, failed, stopped, parted. Hears: run, stop.
+Says: ready, room, model, phase, step, metrics, log, artifact, done, failed, stopped, parted. Hears: run, stop.
 """
 
 import argparse
@@ -49,8 +49,6 @@ logger = logging.getLogger(__name__)
 
 _REPORT_EVERY = 0.2
 """Seconds between two ``step`` messages; the supervisor commits far less often."""
-_MOVED_EVERY = 1.0
-"""Seconds between two ``moved`` messages while bytes go to storage or come from there."""
 AHEAD: Final = (JobType.GENERATE, JobType.TRAIN)
 """Types whose executors are imported before there is a job, in the order that clients mind waiting."""
 STORAGE_PATIENCE: Final = 120.0
@@ -79,7 +77,7 @@ class RunnerRun:
         self._runner = runner
         self._assignment = assignment
         self._pace = Pace()
-        self._reported = self._moved_at = 0.0
+        self._reported = 0.0
         self._values: Mapping[str, float] = {}
         self._stop_reason: StopReason | None = None
         self._leave_by = float("inf")
@@ -145,8 +143,7 @@ class RunnerRun:
         key = artifact_key(self._assignment.job_id, self._assignment.fence, name)
         try:
             stored = self._patiently(
-                lambda: self._runner.storage.put(key, body, media_type=media_type, moved=self._moved),
-                leaving=kind == "checkpoint",
+                lambda: self._runner.storage.put(key, body, media_type=media_type), leaving=kind == "checkpoint"
             )
         except StorageError as error:
             raise UploadFailed(f"{name} could not be stored: {error}") from error
@@ -157,7 +154,7 @@ class RunnerRun:
 
     def fetch(self, stored: StoredObject) -> Path:
         try:
-            return self._patiently(lambda: self._runner.cache.fetch(stored, moved=self._moved))
+            return self._patiently(lambda: self._runner.cache.fetch(stored))
         except ObjectMissing as error:  # waiting does not bring it back
             raise InputGone(str(error)) from error
         except DigestMismatch as error:
@@ -166,13 +163,6 @@ class RunnerRun:
             raise StorageUnavailable(str(error)) from error
         except OSError as error:
             raise StorageUnavailable(_disk_trouble(error)) from error
-
-    def _moved(self) -> None:
-        """Bytes have moved; called from several threads."""
-        now = time.monotonic()
-        if now - self._moved_at >= _MOVED_EVERY:
-            self._moved_at = now
-            self._say("moved")
 
     def _patiently(self, act: Callable[[], T], *, leaving: bool = False) -> T:
         """What ``act`` returns once storage answers; raises ``Stopped`` when that is no longer wanted.
