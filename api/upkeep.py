@@ -7,7 +7,6 @@ running, canceling or queued past its deadline because the last worker is gone. 
 import logging
 import threading
 from collections.abc import Callable
-from datetime import timedelta
 from typing import TypeVar
 from uuid import UUID
 
@@ -36,9 +35,8 @@ class UpkeepThread:
         self._settings = settings
         self._tell = tell
         self._name = f"api {uuid7()}"
-        tick, lease = settings.worker.tick, settings.jobs.lease
-        self._lead_lease = max(tick * 3, timedelta(seconds=5))
-        self._continuity = Continuity(gap=max(lease / 2, tick * 3), patience=lease)
+        self._lead_lease = upkeep.lead_lease(settings.worker.tick)
+        self._continuity = Continuity.of(tick=settings.worker.tick, lease=settings.jobs.lease)
         self._leads = self._fails = False
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="upkeep", daemon=True)

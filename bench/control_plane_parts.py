@@ -116,18 +116,8 @@ class House:
 
     def peer_worker(self) -> Command:
         """The peer's worker: Celery's defaults, one process."""
-        argv = [
-            sys.executable,
-            "-m",
-            "celery",
-            "-A",
-            "bench.celery_service:celery",
-            "worker",
-            "--concurrency",
-            "1",
-            "--loglevel",
-            "INFO",
-        ]
+        options = ["--concurrency", "1", "--loglevel", "INFO"]
+        argv = [sys.executable, "-m", "celery", "-A", "bench.celery_service:celery", "worker", *options]
         return Command(
             name="peer-worker",
             argv=argv,

@@ -18,8 +18,8 @@ its results by `docs/quality.py`, and a test compares the two. Nothing is chosen
 samples.
 
 Training is asked to take four minutes at most of a quiet machine with two cores, which is 480 CPU seconds. Those told
-are what it takes undisturbed: twenty times the lower quartile of its twentieths, as neighbours on the machine slow down
-some of them.
+were taken on a machine with neighbours; of newer results they are twenty times the lower quartile of a training's
+twentieths, which leaves out what slowed down some of them, but not what slowed down all, as with `r3gan`.
 """
 
 NAMES: Final[Mapping[str, str]] = {

@@ -9,7 +9,6 @@ import logging
 import os
 import time
 from collections.abc import Callable
-from datetime import timedelta
 from threading import Event
 from typing import TYPE_CHECKING, Any
 
@@ -41,9 +40,8 @@ class Ticker:
         self._signed_in = 0.0
         self._signed_as = ""
         self._leads = Event()
-        tick, lease = settings.worker.tick, settings.jobs.lease
-        self._lead_lease = max(tick * 3, timedelta(seconds=5))
-        self._continuity = Continuity(gap=max(lease / 2, tick * 3), patience=lease)
+        self._lead_lease = upkeep.lead_lease(settings.worker.tick)
+        self._continuity = Continuity.of(tick=settings.worker.tick, lease=settings.jobs.lease)
 
     def run_forever(self) -> None:
         """Tick until the process ends; give the housekeeping up when the worker is told to end."""

@@ -6,6 +6,7 @@ comes back first would decide, and end attempts whose workers live and are about
 
 import time
 from datetime import datetime, timedelta
+from typing import Self
 
 
 class Continuity:
@@ -16,6 +17,11 @@ class Continuity:
         self._gap, self._patience = gap, patience
         self._seen: tuple[datetime, float] | None = None
         self._unbroken_from = float("-inf")
+
+    @classmethod
+    def of(cls, *, tick: timedelta, lease: timedelta) -> Self:
+        """For rounds that come every ``tick``, of jobs that are held under a ``lease``."""
+        return cls(gap=max(lease / 2, tick * 3), patience=lease)
 
     def see(self, now: datetime, last_round: datetime | None) -> bool:
         """SQL answers again: by its clock it is ``now``, and at ``last_round`` somebody did one, whoever it was.

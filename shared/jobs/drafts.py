@@ -58,12 +58,14 @@ async def draft(session: AsyncSession, tenant_id: UUID, request: AnyJobRequest) 
 async def _train(session: AsyncSession, tenant_id: UUID, spec: TrainSpec) -> Draft:
     dataset = await _dataset(session, tenant_id, spec.dataset, spec.modality)
     further = {field: await _further_dataset(session, spec, field, beside=dataset) for field in spec.further_datasets}
+    models = dict[str, tuple[Model, ModelVersion]]()
     if spec.init_from is not None:
-        _, version = await _origin(session, spec, "init_from", beside=dataset)
-        begun = _trained(version).spec
+        models["init_from"] = await _origin(session, spec, "init_from", beside=dataset)
+        begun = _trained(models["init_from"][1]).spec
         with _pointing_at_its_field():
             spec = spec.begun_with(begun)
-    models = {field: await _origin(session, spec, field, beside=dataset) for field in spec.references()}
+    for field in spec.references().keys() - models.keys():
+        models[field] = await _origin(session, spec, field, beside=dataset)
     pinned = {field: f"{model.name}@{version.version}" for field, (model, version) in models.items()}
     known = {field: _trained(version) for field, (_, version) in models.items()}
     with _pointing_at_its_field():

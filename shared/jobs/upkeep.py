@@ -145,6 +145,11 @@ def is_watched(session: Session) -> bool:
     return bool(session.scalar(select(exists().where(lives))))
 
 
+def lead_lease(tick: timedelta) -> timedelta:
+    """For how long one round, of those that come every ``tick``, keeps the lead."""
+    return max(tick * 3, timedelta(seconds=5))
+
+
 def hold(session: Session, name: str, holder: str, lease: timedelta) -> bool:
     """Take or keep a named lease, so that of many tickers one does the work."""
     held = session.execute(
