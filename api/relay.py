@@ -90,9 +90,9 @@ class RelayThread:
         if failures:
             # Not cut short by new requests: each would cost another time-out.
             self._stopping.wait(min(pause * 2 ** min(failures, 8), LONGEST_PAUSE).total_seconds())
-        # What comes in quick succession is published together.
-        elif self._woken.wait(pause.total_seconds()):
-            self._stopping.wait(_GATHER_SECONDS)
+        # What comes in quick succession is published together; what comes alone does not wait for company.
+        elif not self._stopping.wait(_GATHER_SECONDS):
+            self._woken.wait(pause.total_seconds())
         self._woken.clear()
 
     def _complain(self, failures: int, error: BaseException) -> None:

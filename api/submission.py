@@ -102,7 +102,8 @@ async def wait_final(parts: Parts, links: Links, tenant_id: UUID, job_id: UUID, 
     """The job once it has ended; None if that takes longer. Holds no database session while it waits."""
     with parts.news.of(job_id) as listener:
         async for _ in listener.chances(seconds):
-            view = await show(parts, links, tenant_id, job_id)
-            if view.is_final:
-                return view
+            async with parts.transaction() as session:
+                job = await requests.get(session, tenant_id, job_id)
+                if job.state.is_final:
+                    return await view(session, parts, links, job)
     return None

@@ -14,6 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import col
 
 from api.eta import FEWEST, Forecast, Place, QueueFacts, Rival, WorkerFacts
+from shared.database import PLANNED_ONCE
 from shared.jobs import fairness
 from shared.jobs.rows import Attempt, Job
 from shared.jobs.state import JobState
@@ -134,7 +135,7 @@ SELECT clock_timestamp() AS now, (
 
 
 async def facts(session: AsyncSession, jobs: Sequence[Job], settings: JobSettings) -> dict[UUID, JobFacts]:
-    """The facts of each job, in at most three statements."""
+    """The facts of each job, in a handful of statements at most."""
     attempts, seconds = await _attempts(session, [job.id for job in jobs if job.fence])
     places = await _places(session, [job for job in jobs if job.state == JobState.QUEUED], settings)
     retries = await _retries(session, [job.id for job in jobs if job.state.is_final])
@@ -176,6 +177,7 @@ async def _places(session: AsyncSession, waiting: Sequence[Job], settings: JobSe
         return {}
     wanted = {"queues": sorted({job.queue for job in waiting}), "ids": [job.id for job in waiting]}
     wanted |= {"gone_after": GONE_AFTER, "lately": _LATELY, "ageing": settings.ageing, "quantum": settings.quantum}
+    await session.execute(PLANNED_ONCE)
     row = (await session.execute(_PLACES, wanted)).one()
     forecasts = {name: Forecast(_queue_facts(known)) for name, known in row.queues.items()}
     return {job.id: _queue_view(job, row, forecasts[job.queue]) for job in waiting}

@@ -32,6 +32,7 @@ def _noting(self: Channel, message: Mapping[str, Any]) -> bool:
 if __name__ == "__main__":
     Channel.send = _noting
     if os.environ.get("BENCH_EXECUTES") == "nothing":
+        runner.server = lambda job_type: None
         runner.executor = lambda job_type: lambda run: {}
         runner.choose_device = lambda settings: "cpu"
     runner.main()

@@ -5,7 +5,7 @@ import time
 from datetime import timedelta
 from typing import Any, Final
 
-from sqlalchemy import URL, Engine, ExceptionContext, create_engine, event, make_url
+from sqlalchemy import URL, Engine, ExceptionContext, create_engine, event, make_url, text
 from sqlalchemy.exc import DBAPIError, InterfaceError, InvalidatePoolError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
@@ -20,6 +20,10 @@ _AWAY_STATES: Final = frozenset({"25006", "25P03", "25P04"})
 """SQLSTATEs that mean it, too, which psycopg takes for a fault of its user's: the server does not let anybody write (a
 failover may lead to such a one), or it ended the session of a process that was stopped in the middle of a transaction.
 """
+
+PLANNED_ONCE: Final = text("SET LOCAL plan_cache_mode = force_generic_plan")
+"""For statements that take longer to plan than to run: until the end of the transaction, a connection plans what it has
+prepared once, whatever the parameters are. By its estimate of costs alone PostgreSQL would plan each time."""
 
 
 def _url(settings: DatabaseSettings) -> URL:

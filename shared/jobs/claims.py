@@ -16,6 +16,7 @@ from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.orm import Session
 from sqlmodel import col
 
+from shared.database import PLANNED_ONCE
 from shared.errors import InputGone, InternalError, NotFound
 from shared.jobs import fairness, products
 from shared.jobs.attempts import Claim, fail
@@ -120,6 +121,7 @@ def claim(
     """
     wanted = {"worker": worker, "queues": list(queues), "limit": limit, "token": token}
     wanted |= {"lease": terms.lease, "ageing": terms.ageing, "quantum": terms.quantum}
+    session.execute(PLANNED_ONCE)
     while rows := session.execute(_CLAIM, wanted).mappings().all():
         claims = [made for row in rows if (made := _claim(session, row)) is not None]
         if claims:
@@ -147,6 +149,7 @@ def claim_company(
     """
     wanted = {"worker": worker, "queues": list(queues), "limit": limit, "token": token, "company": company}
     wanted |= {"lease": terms.lease, "ageing": terms.ageing, "quantum": terms.quantum, "others_wait": others_wait}
+    session.execute(PLANNED_ONCE)
     rows = session.execute(_CLAIM_COMPANY, wanted).mappings().all()
     return [made for row in rows if (made := _claim(session, row)) is not None]
 
