@@ -26,13 +26,16 @@ from threading import Condition, Event, Thread
 from typing import Any, Final, Literal, TypeVar
 
 from shared.errors import (
+    DiskFailed,
     InputGone,
+    InputUnreadable,
     InternalError,
     JobError,
     OutOfMemory,
     StorageAway,
     StorageError,
     StorageUnavailable,
+    TransferFailed,
     UploadFailed,
 )
 from shared.jobs.keys import artifact_key
@@ -52,7 +55,7 @@ _REPORT_EVERY = 0.2
 AHEAD: Final = (JobType.GENERATE, JobType.TRAIN)
 """Types whose executors are imported before there is a job, in the order that clients mind waiting."""
 STORAGE_PATIENCE: Final = 120.0
-"""Seconds that an attempt waits for storage to come back: an outage should not use up everybody's attempts."""
+"""Seconds that an attempt waits for storage to come back before the job waits without a device."""
 PARTING_PATIENCE: Final = 10.0
 """Seconds that an attempt which was told to stop still tries to store what it leaves behind; not when canceled."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 8.0
@@ -146,7 +149,8 @@ class RunnerRun:
                 lambda: self._runner.storage.put(key, body, media_type=media_type), leaving=kind == "checkpoint"
             )
         except StorageError as error:
-            raise UploadFailed(f"{name} could not be stored: {error}") from error
+            how = StorageUnavailable if isinstance(error, StorageAway) else UploadFailed
+            raise how(f"{name} could not be stored: {error}") from error
         result = StoredObject(key=key, sha256=stored.sha256, size_bytes=stored.size_bytes)
         artifact = {"kind": kind, "name": name, "media_type": media_type, "details": dict(metadata or {})}
         self._say("artifact", artifact=artifact | result.as_json())
@@ -159,10 +163,12 @@ class RunnerRun:
             raise InputGone(str(error)) from error
         except DigestMismatch as error:
             raise InputDamaged(f"SHA-256 {error.found}, expected {error.expected}") from error
-        except StorageError as error:
+        except StorageAway as error:
             raise StorageUnavailable(str(error)) from error
+        except StorageError as error:
+            raise InputUnreadable(str(error)) from error
         except OSError as error:
-            raise StorageUnavailable(_disk_trouble(error)) from error
+            raise DiskFailed(_disk_trouble(error)) from error
 
     def _patiently(self, act: Callable[[], T], *, leaving: bool = False) -> T:
         """What ``act`` returns once storage answers; raises ``Stopped`` when that is no longer wanted.
@@ -177,7 +183,7 @@ class RunnerRun:
             except DigestMismatch:
                 if tries >= _READS_OF_DAMAGED:
                     raise
-            except StorageAway as error:
+            except TransferFailed as error:
                 if time.monotonic() > give_up:
                     raise
                 logger.warning("waiting for storage: %s", error)
@@ -330,7 +336,7 @@ def _named(error: BaseException) -> JobError:
     if _is_out_of_memory(error):
         return OutOfMemory("the job does not fit into memory; ask for a smaller model")
     if isinstance(error, OSError) and error.errno in _DISK_TROUBLE:
-        return StorageUnavailable(_disk_trouble(error))
+        return DiskFailed(_disk_trouble(error))
     return InternalError(f"{type(error).__name__} in the worker; its log has the traceback")
 
 

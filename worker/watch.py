@@ -302,7 +302,7 @@ class Watch:
     def _end(self, session: Session, ending: Message) -> None:
         claim = self._claim
         whose = {"session": session, "job_id": claim.job_id, "fence": claim.fence, "seconds": self.seconds}
-        failed = partial(attempts.fail, **whose, backoff=self._supervisor.settings.jobs.retry_backoff)
+        failed = partial(self._fail, whose)
         match ending:
             case {"type": "done", "result": result} if self._failed_by is None:
                 how = {"result": result, "artifacts": self._artifacts, "timings": self._timings(), "steps": self._steps}
@@ -318,6 +318,14 @@ class Watch:
                 self._end_without_runner(whose, failed, was_shared=ending.get("was_shared", False))
             case _:
                 failed(error=self._failed_by or InternalError(f"the runner said {ending['type']}"))
+
+    def _fail(self, whose: dict[str, Any], *, error: JobError) -> None:
+        jobs = self._supervisor.settings.jobs
+        how = {**whose, "error": error, "backoff": jobs.retry_backoff}
+        if error.is_outage:
+            attempts.postpone(**how, patience=jobs.storage_patience)
+        else:
+            attempts.fail(**how)
 
     def _end_without_runner(self, whose: dict[str, Any], failed: Callable[..., object], *, was_shared: bool) -> None:
         """The runner is dead, and not because this attempt was to fail."""

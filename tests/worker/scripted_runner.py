@@ -8,6 +8,8 @@ A script is a list of acts: ``["steps", n, seconds_each]``, ``["publish", kind, 
 ``["train", steps, seconds_each, checkpoint_every]``: leaves at a boundary, goes on from its last checkpoint, and
 publishes as ``weights`` what depends on every step that was done. Generate jobs are played together, a few at once;
 ``["part"]`` says that what failed was everybody's. ``["spill", bytes]`` leaves a temporary file; the log says its path.
+
+``SCRIPTED_STORAGE_PATIENCE``: seconds for which it waits for storage instead.
 """
 
 import hashlib
@@ -158,4 +160,6 @@ if __name__ == "__main__":
     runner.executor = lambda job_type: play  # pyright: ignore[reportAttributeAccessIssue]
     runner.server = lambda job_type: play_together if job_type == "generate" else None  # pyright: ignore
     runner.choose_device = lambda settings: "cpu"  # pyright: ignore[reportAttributeAccessIssue]
+    patience = os.environ.get("SCRIPTED_STORAGE_PATIENCE", runner.STORAGE_PATIENCE)
+    runner.STORAGE_PATIENCE = float(patience)  # pyright: ignore[reportConstantRedefinition, reportAttributeAccessIssue]
     runner.main()
