@@ -1,8 +1,8 @@
 """The process that owns the device. Runs one job after another, or several that share it, and keeps models warm.
 
 Started by the supervisor as ``python -m worker.runner --fd N`` in its own process group. It talks to
-the supervisor over a channel and to storage, never to SQL or the broker. When the supervisor dies,
-the channel closes and the runner kills its whole group.
+the supervisor over a channel and to storage, never to SQL or the broker. When the supervisor dies, its whole group is
+killed (``worker/lifeline.py``); when the channel alone closes, by itself.
 
 Says: ready, room, model, phase, step, metrics, log, artifact, done, failed, stopped, parted. Hears: run, stop.
 """
@@ -45,6 +45,7 @@ from shared.storage import DigestMismatch, ObjectMissing, Storage
 from worker.cache import ObjectCache
 from worker.channel import Channel, Message
 from worker.jobs import executor, server
+from worker.lifeline import ending_with
 from worker.pace import Pace
 from worker.run import Assignment, Desk, InputDamaged, Parted, Run, Stopped, StopReason, StoredObject, most_urgent
 
@@ -376,12 +377,14 @@ def devices_from(first: str, num: int) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--fd", type=int, required=True, help="inherited socket to the supervisor")
+    parser.add_argument("--lifeline", type=int, required=True, help="inherited pipe that ends with the supervisor")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s runner %(levelname)s %(message)s")
     # Ctrl-C and docker stop are the supervisor's to handle; it tells the runner what to do.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    Runner(Settings.read(), Channel.from_fd(options.fd)).serve()
+    with ending_with(options.lifeline):
+        Runner(Settings.read(), Channel.from_fd(options.fd)).serve()
 
 
 if __name__ == "__main__":

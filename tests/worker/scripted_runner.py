@@ -2,7 +2,8 @@
 
 A script is a list of acts: ``["steps", n, seconds_each]``, ``["publish", kind, name, text]``,
 ``["metrics", step, {…}]``, ``["fail", code, message]``, ``["raise", text]``, ``["die", signal]``,
-``["hang", seconds]`` (deaf to stops), ``["phase", name]``, ``["fetch", key, sha256, size]``,
+``["hang", seconds]`` (deaf to stops), ``["seize", seconds]`` (no other thread runs meanwhile),
+``["phase", name]``, ``["fetch", key, sha256, size]``,
 ``["chatter", seconds]`` (a thread that says something again and again), ``["exit", status]``,
 ``["fork"]`` (starts a child process; the log says ``pids`` and those of both), and
 ``["train", steps, seconds_each, checkpoint_every]``: leaves at a boundary, goes on from its last checkpoint, and
@@ -12,6 +13,7 @@ publishes as ``weights`` what depends on every step that was done. Generate jobs
 ``SCRIPTED_STORAGE_PATIENCE``: seconds for which it waits for storage instead.
 """
 
+import ctypes
 import hashlib
 import json
 import os
@@ -146,6 +148,7 @@ _ACTS: dict[str, Any] = {
     "raise": _raise,
     "die": lambda run, signal: os.kill(os.getpid(), signal),
     "hang": lambda run, seconds: time.sleep(seconds),
+    "seize": lambda run, seconds: ctypes.PyDLL(None).sleep(seconds) and None,
     "fetch": _fetch,
     "exit": lambda run, status: os._exit(status),
     "chatter": _chatter,

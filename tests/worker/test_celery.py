@@ -129,6 +129,23 @@ def test_a_job_survives_the_kill_of_its_worker(workplace: Workplace, start_worke
     assert not [member for member in members if member.is_running() and member.status() != psutil.STATUS_ZOMBIE]
 
 
+@pytest.mark.parametrize("does", ["hang", "seize"])
+def test_a_runner_and_its_group_end_with_their_supervisor_whatever_they_do(
+    workplace: Workplace, start_worker: StartWorker, wait_until, does: str
+) -> None:
+    job_id = workplace.job(["fork"], [does, 600], max_attempts=1)
+    start_worker()
+    said = wait_until(lambda: [e.data["message"] for e in workplace.events(job_id) if e.type == "job.log"], timeout=60)
+    runner, forked = (psutil.Process(int(pid)) for pid in said[0].split()[1:])
+    group = [runner, *runner.children(recursive=True)]
+    assert forked in group
+
+    runner.parent().kill()
+
+    _, left = psutil.wait_procs(group, timeout=3)
+    assert not left
+
+
 def test_a_worker_that_slept_past_its_lease_changes_nothing(
     workplace: Workplace, start_worker: StartWorker, wait_until
 ) -> None:
