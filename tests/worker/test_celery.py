@@ -270,11 +270,15 @@ def test_sigterm_ends_a_worker_whose_runner_does_not_listen_within_its_grace_and
 def test_sigterm_while_the_worker_starts_leaves_it_without_a_job(
     workplace: Workplace, start_worker: StartWorker, wait_until, tmp_path: Path, moment: str
 ) -> None:
-    """Before its child can hear of it, and when the child can hear and has not begun to look for work."""
+    """Before its child can hear of it, and when the child can hear and has not begun to look for work.
+
+    Both times the child would have seconds to take the job, before it is told by Celery to end: its runner is up.
+    """
     app = make_celery(workplace.settings.broker)
     job_id = workplace.job(["steps", 10_000, 0.01])
     Relay(workplace.engine, app).run_once()
-    worker = start_worker(DWELL_IN=moment, DWELL="3", NOISEMILL_WORKER_POLL="0.05", TMPDIR=str(tmp_path))
+    slow = {"DWELL_IN": moment, "DWELL": "3", "DWELL_BEFORE_TASKS": "5"}
+    worker = start_worker(**slow, NOISEMILL_WORKER_POLL="0.05", TMPDIR=str(tmp_path))
     # The parent takes bells by now, and passes them on to a child that is not up yet.
     wait_until(lambda: app.control.inspect(timeout=0.5).ping(), timeout=30)
     app.close()
