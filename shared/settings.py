@@ -178,7 +178,7 @@ class WorkerSettings(Section):
     drain_grace: Duration = timedelta(seconds=20)
     """From SIGTERM to killing the runner; the job is handed back in between."""
     stall: Duration = timedelta(minutes=10)
-    """A runner that reports nothing for so long is killed (``timeout``)."""
+    """A runner that does no step for so long, and moves no byte to or from storage, is killed (``timeout``)."""
 
 
 class Settings(BaseSettings):

@@ -7,6 +7,7 @@ Nothing here trusts the service: sizes and digests are checked by us, never by E
 # pyright: reportMissingTypeStubs=false
 
 import hashlib
+import io
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -27,6 +28,8 @@ from shared.settings import S3Settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    Moved = Callable[[], None]
 
 _CHUNK: Final = 1024 * 1024
 _NOT_FOUND: Final = 404
@@ -74,6 +77,10 @@ class Unfinished(NamedTuple):
     """By the service's clock."""
 
 
+def _unheard() -> None:
+    """For who does not ask whether bytes move."""
+
+
 class ObjectMissing(StorageError):
     """There is no object under this key."""
 
@@ -108,8 +115,10 @@ class Storage:
         except ObjectMissing:
             self._call(self._client.create_bucket, Bucket=self.bucket)
 
-    def put(self, key: str, body: bytes | Path, *, media_type: str) -> Stored:
+    def put(self, key: str, body: bytes | Path, *, media_type: str, moved: "Moved" = _unheard) -> Stored:
         """Upload, in parts above the configured size. Safe to repeat: the same bytes go under the same key.
+
+        ``moved`` is called again and again while bytes are sent, from several threads; not for what is small.
 
         Raises:
             TransferFailed: it did not arrive whole, or nobody said that it did.
@@ -117,10 +126,18 @@ class Storage:
         """
         digest, size = _digest(body)
         extra = {"ContentType": media_type, "Metadata": {"sha256": digest}}
-        if isinstance(body, bytes):
-            self._call(self._client.put_object, Bucket=self.bucket, Key=key, Body=body, **extra)
+
+        def sent(num_bytes: int) -> None:
+            if num_bytes > 0:  # negative: taken back, to be sent again
+                moved()
+
+        how: dict[str, Any] = {"ExtraArgs": extra, "Config": self._transfer, "Callback": sent}
+        if isinstance(body, Path):
+            self._call(self._client.upload_file, str(body), self.bucket, key, **how)
+        elif size > _CHUNK:
+            self._call(self._client.upload_fileobj, io.BytesIO(body), self.bucket, key, **how)
         else:
-            self._call(self._client.upload_file, str(body), self.bucket, key, ExtraArgs=extra, Config=self._transfer)
+            self._call(self._client.put_object, Bucket=self.bucket, Key=key, Body=body, **extra)
         try:
             arrived = self.size(key)
         except ObjectMissing as error:
@@ -163,8 +180,8 @@ class Storage:
         if received != size:
             raise TransferFailed(f"{key}: the download broke off after {received} of {size} bytes")
 
-    def download(self, key: str, path: Path, *, sha256: str | None = None) -> Stored:
-        """Download to ``path``, which appears whole and verified or not at all.
+    def download(self, key: str, path: Path, *, sha256: str | None = None, moved: "Moved" = _unheard) -> Stored:
+        """Download to ``path``, which appears whole and verified or not at all. ``moved`` is called for each chunk.
 
         Raises:
             DigestMismatch: what came, whole, is not what was stored.
@@ -176,6 +193,7 @@ class Storage:
         try:
             with os.fdopen(descriptor, "wb") as file:
                 for chunk in self.stream(key):
+                    moved()
                     digest.update(chunk)
                     size += file.write(chunk)
             self._verify(key, digest.hexdigest(), size, expected=sha256)

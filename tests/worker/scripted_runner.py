@@ -9,6 +9,7 @@ A script is a list of acts: ``["steps", n, seconds_each]``, ``["publish", kind, 
 ``["train", steps, seconds_each, checkpoint_every]``: leaves at a boundary, goes on from its last checkpoint, and
 publishes as ``weights`` what depends on every step that was done. Generate jobs are played together, a few at once;
 ``["part"]`` says that what failed was everybody's. ``["spill", bytes]`` leaves a temporary file; the log says its path.
+``["store", bytes]`` and ``["obtain", key, sha256, size]`` move large objects.
 
 ``SCRIPTED_STORAGE_PATIENCE``: seconds for which it waits for storage instead.
 """
@@ -104,6 +105,17 @@ def _spill(run: Run, size_bytes: int) -> None:
     run.log(str(path))
 
 
+def _store(run: Run, size_bytes: int) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "large"
+        path.write_bytes(bytes(size_bytes))
+        run.publish("weights", "large", path, media_type="application/octet-stream")
+
+
+def _obtain(run: Run, key: str, sha256: str, size_bytes: int) -> None:
+    run.fetch(StoredObject(key=key, sha256=sha256, size_bytes=size_bytes))
+
+
 def _chatter(run: Run, seconds: float) -> None:
     def talk() -> None:
         while True:
@@ -154,6 +166,8 @@ _ACTS: dict[str, Any] = {
     "chatter": _chatter,
     "fork": _fork,
     "spill": _spill,
+    "store": _store,
+    "obtain": _obtain,
     "train": _train,
     "oom": lambda run: _throw(MemoryError()),
     "part": lambda run: _throw(Parted()),
