@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 _PRIORITIES: tuple[Literal["low"], Literal["normal"], Literal["high"]] = ("low", "normal", "high")
 _TIMINGS = ("queue_ms", "load_ms", "execution_ms", "upload_ms")
-_RETRYABLE = frozenset({"worker_lost", "upload_failed", "storage_unavailable"})
+_RETRYABLE = frozenset({"worker_lost", "upload_failed", "storage_unavailable", "input_unreadable", "disk_failed"})
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,13 @@
   - JobError                 ends an attempt, with a code that clients may match on
     - DatasetInvalid, InputGone, ModelLoadFailed, NanLoss, OutOfMemory, TimeLimitExceeded, InternalError
     - TrainingIndivisible
-    - Stalled, UploadFailed, StorageUnavailable, WorkerLost     retryable
+    - Stalled, UploadFailed, InputUnreadable, DiskFailed, WorkerLost     retryable
+    - StorageUnavailable     retryable, and counts against no limit
   - FamilyRefused            an installed package offers a family that cannot be used
   - LeaseLost                this attempt is no longer the current one
   - StorageError             S3 said no, or said nothing
+    - TransferFailed         another try may work
+      - StorageAway          an outage
 """
 
 from collections.abc import Mapping, Sequence
@@ -141,6 +144,8 @@ class JobError(NoisemillError):
     """Ends an attempt. ``retryable`` decides whether another one may follow."""
 
     retryable: ClassVar[bool] = False
+    is_outage: ClassVar[bool] = False
+    """What the job needs is away for everybody: no attempt is charged, and the next one waits."""
 
 
 class InternalError(JobError):
@@ -196,17 +201,32 @@ class Stalled(TimeLimitExceeded):
 
 
 class UploadFailed(JobError):
-    """Storage refused the result after several tries."""
+    """Storage refused what the attempt made, or spoilt it at each of several tries."""
 
     code = "upload_failed"
     retryable = True
 
 
+class InputUnreadable(JobError):
+    """An input is in storage and cannot be read: it is refused, or its bytes are not those that were stored."""
+
+    code = "input_unreadable"
+    retryable = True
+
+
+class DiskFailed(JobError):
+    """The worker's own disk is full, or does not work."""
+
+    code = "disk_failed"
+    retryable = True
+
+
 class StorageUnavailable(JobError):
-    """An input could not be read from storage."""
+    """Storage did not answer, or could not do anything, for longer than an attempt waits."""
 
     code = "storage_unavailable"
     retryable = True
+    is_outage = True
 
 
 class WorkerLost(JobError):
@@ -228,5 +248,9 @@ class StorageError(NoisemillError):
     """Storage failed, or returned something else than what was stored."""
 
 
-class StorageAway(StorageError):
-    """Storage did not answer; it may later."""
+class TransferFailed(StorageError):
+    """One request went wrong, and another may not: it was spoilt on its way, or nobody said that it was done."""
+
+
+class StorageAway(TransferFailed):
+    """Storage did not answer, or said that it can do nothing now: an outage, by which no request is judged."""

@@ -109,6 +109,9 @@ class JobSettings(Section):
     """A job queued for longer rings again."""
     retry_backoff: Duration = timedelta(seconds=2)
     """Wait before the second attempt after a failure; doubled for each further one."""
+    storage_patience: Duration = timedelta(hours=24)
+    """How long a job waits, in all its pauses between attempts, for storage that is away; anew once it has stored
+    something. Then it fails (``storage_unavailable``)."""
     idempotency_lifetime: Duration = timedelta(hours=24)
     """How long an idempotency key is remembered."""
     max_queued: int = Field(default=10_000, ge=1)
@@ -175,7 +178,7 @@ class WorkerSettings(Section):
     drain_grace: Duration = timedelta(seconds=20)
     """From SIGTERM to killing the runner; the job is handed back in between."""
     stall: Duration = timedelta(minutes=10)
-    """A runner that reports nothing for so long is killed (``timeout``)."""
+    """A runner that does no step for so long, and moves no byte to or from storage, is killed (``timeout``)."""
 
 
 class Settings(BaseSettings):

@@ -7,6 +7,7 @@ Nothing here trusts the service: sizes and digests are checked by us, never by E
 # pyright: reportMissingTypeStubs=false
 
 import hashlib
+import io
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -19,25 +20,32 @@ from boto3.exceptions import Boto3Error
 from boto3.s3.transfer import TransferConfig
 from boto3.session import Session
 from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError, IncompleteReadError
+from botocore.exceptions import ConnectionError as NoConnection
 
-from shared.errors import StorageAway, StorageError
+from shared.errors import StorageAway, StorageError, TransferFailed
 from shared.settings import S3Settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    Moved = Callable[[], None]
+
 _CHUNK: Final = 1024 * 1024
 _NOT_FOUND: Final = 404
 _SERVER_ERROR: Final = 500
 _NOT_IMPLEMENTED: Final = 501
-_LATER_STATUS: Final = frozenset({408, 409, 425, 429})
-_LATER: Final = frozenset(
-    {"BadDigest", "IncompleteBody", "InvalidPart", "NoSuchUpload", "RequestTimeout", "SlowDown", "Throttling"}
-    | {"ThrottlingException", "TooManyRequests", "XAmzContentChecksumMismatch", "XAmzContentSHA256Mismatch"}
+_AWAY_STATUS: Final = frozenset({408, 425, 429})
+_AWAY: Final = frozenset({"RequestTimeout", "SlowDown", "Throttling", "ThrottlingException", "TooManyRequests"})
+"""Refusals of any request, whatever it asks."""
+_AGAIN_STATUS: Final = frozenset({409})
+_AGAIN: Final = frozenset(
+    {"BadDigest", "IncompleteBody", "InvalidPart", "NoSuchUpload"}
+    | {"XAmzContentChecksumMismatch", "XAmzContentSHA256Mismatch"}
 )
-"""Refusals of one request and not of what it asks: it was damaged on its way, came too fast, or was an upload
-whose end was executed and not confirmed, so that its second try finds nothing left to end."""
+"""Refusals of one request and not of what it asks: it was damaged on its way, or was an upload whose end was executed
+and not confirmed, so that its second try finds nothing left to end. One that lasts is no outage."""
+_BROKEN_OFF: Final = (HTTPClientError, NoConnection, IncompleteReadError)
 _DELETE_BATCH: Final = 1000
 """Most keys that one DeleteObjects request may name (S3 API)."""
 
@@ -67,6 +75,10 @@ class Unfinished(NamedTuple):
     upload_id: str
     begun_at: datetime
     """By the service's clock."""
+
+
+def _unheard() -> None:
+    """For who does not ask whether bytes move."""
 
 
 class ObjectMissing(StorageError):
@@ -103,25 +115,35 @@ class Storage:
         except ObjectMissing:
             self._call(self._client.create_bucket, Bucket=self.bucket)
 
-    def put(self, key: str, body: bytes | Path, *, media_type: str) -> Stored:
+    def put(self, key: str, body: bytes | Path, *, media_type: str, moved: "Moved" = _unheard) -> Stored:
         """Upload, in parts above the configured size. Safe to repeat: the same bytes go under the same key.
 
+        ``moved`` is called again and again while bytes are sent, from several threads; not for what is small.
+
         Raises:
-            StorageAway: it did not arrive whole, or nobody said that it did.
+            TransferFailed: it did not arrive whole, or nobody said that it did.
             StorageError: the service refused.
         """
         digest, size = _digest(body)
         extra = {"ContentType": media_type, "Metadata": {"sha256": digest}}
-        if isinstance(body, bytes):
-            self._call(self._client.put_object, Bucket=self.bucket, Key=key, Body=body, **extra)
+
+        def sent(num_bytes: int) -> None:
+            if num_bytes > 0:  # negative: taken back, to be sent again
+                moved()
+
+        how: dict[str, Any] = {"ExtraArgs": extra, "Config": self._transfer, "Callback": sent}
+        if isinstance(body, Path):
+            self._call(self._client.upload_file, str(body), self.bucket, key, **how)
+        elif size > _CHUNK:
+            self._call(self._client.upload_fileobj, io.BytesIO(body), self.bucket, key, **how)
         else:
-            self._call(self._client.upload_file, str(body), self.bucket, key, ExtraArgs=extra, Config=self._transfer)
+            self._call(self._client.put_object, Bucket=self.bucket, Key=key, Body=body, **extra)
         try:
             arrived = self.size(key)
         except ObjectMissing as error:
-            raise StorageAway(f"{key}: the service took it and does not have it") from error
+            raise TransferFailed(f"{key}: the service took it and does not have it") from error
         if arrived != size:
-            raise StorageAway(f"{key}: {size} bytes were sent, {arrived} arrived")
+            raise TransferFailed(f"{key}: {size} bytes were sent, {arrived} arrived")
         return Stored(key=key, sha256=digest, size_bytes=size)
 
     def size(self, key: str) -> int:
@@ -139,11 +161,11 @@ class Storage:
             return
         if (whole := self.size(key)) != size_bytes:
             # Not every server that breaks off says so: this one announced fewer bytes than it has.
-            raise StorageAway(f"{key}: the download broke off after {size_bytes} of {whole} bytes")
+            raise TransferFailed(f"{key}: the download broke off after {size_bytes} of {whole} bytes")
         raise DigestMismatch(key, found=digest, expected=expected)
 
     def stream(self, key: str, *, size_bytes: int | None = None) -> Iterator[bytes]:
-        """The object in chunks; raises ``StorageAway`` when it breaks off before its end.
+        """The object in chunks; raises ``TransferFailed`` when it breaks off before its end.
 
         The end is where the answer says, unless ``size_bytes`` are known: not every server that breaks off says so.
         """
@@ -156,14 +178,14 @@ class Storage:
         except (BotoCoreError, OSError) as error:
             raise StorageAway(f"{key}: the download broke off ({type(error).__name__})") from error
         if received != size:
-            raise StorageAway(f"{key}: the download broke off after {received} of {size} bytes")
+            raise TransferFailed(f"{key}: the download broke off after {received} of {size} bytes")
 
-    def download(self, key: str, path: Path, *, sha256: str | None = None) -> Stored:
-        """Download to ``path``, which appears whole and verified or not at all.
+    def download(self, key: str, path: Path, *, sha256: str | None = None, moved: "Moved" = _unheard) -> Stored:
+        """Download to ``path``, which appears whole and verified or not at all. ``moved`` is called for each chunk.
 
         Raises:
             DigestMismatch: what came, whole, is not what was stored.
-            StorageAway: it did not come, or not whole.
+            TransferFailed: it did not come, or not whole.
             OSError: this machine's disk refused it.
         """
         digest, size = hashlib.sha256(), 0
@@ -171,6 +193,7 @@ class Storage:
         try:
             with os.fdopen(descriptor, "wb") as file:
                 for chunk in self.stream(key):
+                    moved()
                     digest.update(chunk)
                     size += file.write(chunk)
             self._verify(key, digest.hexdigest(), size, expected=sha256)
@@ -252,15 +275,12 @@ class Storage:
         except ClientError as error:
             raise _refused(error, kwargs.get("Key", kwargs.get("Bucket"))) from error
         except BotoCoreError as error:
-            # The text of the error names our address in the network, and clients see this message.
-            raise StorageAway(f"storage did not answer ({type(error).__name__})") from error
+            raise _unanswered(error) from error
         except Boto3Error as error:
             # A transfer wraps what the service said into an error of another kind.
             cause = error.__context__
-            if isinstance(cause, ClientError):
-                raise _refused(cause, None) from error
-            raise StorageAway(f"storage did not take it ({type(cause or error).__name__})") from error
-        except ConnectionError as error:
+            raise (_refused(cause, None) if isinstance(cause, ClientError) else _unanswered(cause or error)) from error
+        except (ConnectionError, TimeoutError) as error:
             raise StorageAway(f"storage did not answer ({type(error).__name__})") from error
         except OSError as error:
             raise StorageError(f"a file of this machine could not be read ({type(error).__name__})") from error
@@ -271,9 +291,21 @@ def _refused(error: ClientError, name: str | None) -> StorageError:
     response = cast(Any, error).response
     status, code = response.get("ResponseMetadata", {}).get("HTTPStatusCode"), response.get("Error", {}).get("Code")
     failed = (status or 0) >= _SERVER_ERROR and status != _NOT_IMPLEMENTED
-    if code in _LATER or status in _LATER_STATUS or failed:
+    if code in _AWAY or status in _AWAY_STATUS or failed:
         return StorageAway(f"storage could not do it now ({code}, status {status})")
+    if code in _AGAIN or status in _AGAIN_STATUS:
+        return TransferFailed(f"storage did not take it ({code}, status {status})")
     return ObjectMissing(f"no such object: {name}") if status == _NOT_FOUND else StorageError(str(error))
+
+
+def _unanswered(error: BaseException) -> StorageError:
+    """What an error means that is no answer: storage is away, or it was never asked.
+
+    The text of the error is left out: it names our address in the network, and clients see this message.
+    """
+    if type(error) is not HTTPClientError and isinstance(error, _BROKEN_OFF):
+        return StorageAway(f"storage did not answer ({type(error).__name__})")
+    return StorageError(f"storage could not be asked ({type(error).__name__})")
 
 
 def _client(settings: S3Settings, endpoint: str | None) -> Any:

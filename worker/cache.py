@@ -5,7 +5,7 @@ A file appears whole and verified, or not at all; its name is its SHA-256, so it
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -22,8 +22,8 @@ class ObjectCache:
         self._storage = storage
         self._limit = limit_bytes
 
-    def fetch(self, stored: StoredObject) -> Path:
-        """The object as a local file.
+    def fetch(self, stored: StoredObject, *, moved: Callable[[], None]) -> Path:
+        """The object as a local file; ``moved`` is called again and again while its bytes come.
 
         Raises:
             StorageError: it is missing, damaged, or storage is away.
@@ -35,7 +35,7 @@ class ObjectCache:
                 os.utime(path)
                 return path
         self._make_room(stored.size_bytes)
-        self._storage.download(stored.key, path, sha256=stored.sha256)
+        self._storage.download(stored.key, path, sha256=stored.sha256, moved=moved)
         return path
 
     def _files(self) -> Iterator[tuple[os.stat_result, Path]]:

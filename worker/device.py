@@ -44,6 +44,8 @@ class Device:
         """Models that runners found loaded, and those they had to load."""
         self._process: subprocess.Popen[bytes] | None = None
         self._channel: Channel | None = None
+        self._lifeline: int | None = None
+        """Our end of the runner's, which nobody else has: the kernel closes it however this process ends."""
         self._heard: Queue[Message] = Queue()
         self._killed = False
         self._lock = Lock()
@@ -53,13 +55,15 @@ class Device:
         with self._lock:
             if self._process is not None and self._process.poll() is None:
                 return
+            self._let_go()
             ours, theirs = socket.socketpair()
+            lifeline, self._lifeline = os.pipe()
             if self._scratch is not None:
                 self._scratch.empty()
-            with theirs:
+            with theirs, os.fdopen(lifeline, "rb"):
                 self._process = subprocess.Popen(
-                    [*self._command, "--fd", str(theirs.fileno())],
-                    pass_fds=[theirs.fileno()],
+                    [*self._command, "--fd", str(theirs.fileno()), "--lifeline", str(lifeline)],
+                    pass_fds=[theirs.fileno(), lifeline],
                     stdin=subprocess.DEVNULL,
                     start_new_session=True,
                 )
@@ -111,8 +115,16 @@ class Device:
                     os.killpg(process.pid, signal.SIGKILL)
         status = process.wait()
         channel.close()
+        with self._lock:
+            if process is self._process:
+                self._let_go()
         self.name = None
         return status
+
+    def _let_go(self) -> None:
+        if self._lifeline is not None:
+            os.close(self._lifeline)
+            self._lifeline = None
 
 
 def _pump(channel: Channel, heard: "Queue[Message]") -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal, Protocol
 
-from shared.errors import StorageUnavailable
+from shared.errors import InputUnreadable
 
 StopReason = Literal["cancel", "interrupt", "pause", "preempt"]
 
@@ -23,7 +23,7 @@ def most_urgent(first: StopReason | None, later: StopReason) -> StopReason:
     return later if first is None or _URGENCY[later] > _URGENCY[first] else first
 
 
-class InputDamaged(StorageUnavailable):
+class InputDamaged(InputUnreadable):
     """Storage has the object, and its bytes are not those that were stored, however often they are read."""
 
 
@@ -155,7 +155,9 @@ class Run(Protocol):
         Raises:
             InputGone: there is no such object.
             InputDamaged: its bytes are not those that were stored.
-            StorageUnavailable: it could not be read, or there is no room for it here.
+            InputUnreadable: storage refuses to hand it out.
+            StorageUnavailable: storage is away.
+            DiskFailed: there is no room for it here.
         """
         ...
 

@@ -1,14 +1,13 @@
 """The process that owns the device. Runs one job after another, or several that share it, and keeps models warm.
 
 Started by the supervisor as ``python -m worker.runner --fd N`` in its own process group. It talks to
-the supervisor over a channel and to storage, never to SQL or the broker. When the supervisor dies,
-the channel closes and the runner kills its whole group.
+the supervisor over a channel and to storage, never to SQL or the broker. When the supervisor dies, its whole group is
+killed (``worker/lifeline.py``); when the channel alone closes, by itself.
 
-Says: ready, room, model, phase, step, metrics, log, artifact, done, failed, stopped, parted. Hears: run, stop.
+Says: ready, room, model, phase, step, moved, metrics, log, artifact, done, failed, stopped, parted. Hears: run, stop.
 """
 
 import argparse
-import errno
 import gc
 import logging
 import os
@@ -27,12 +26,11 @@ from typing import Any, Final, Literal, TypeVar
 
 from shared.errors import (
     InputGone,
-    InternalError,
-    JobError,
-    OutOfMemory,
+    InputUnreadable,
     StorageAway,
     StorageError,
     StorageUnavailable,
+    TransferFailed,
     UploadFailed,
 )
 from shared.jobs.keys import artifact_key
@@ -41,7 +39,9 @@ from shared.settings import Settings
 from shared.storage import DigestMismatch, ObjectMissing, Storage
 from worker.cache import ObjectCache
 from worker.channel import Channel, Message
+from worker.failures import disk_failed, told
 from worker.jobs import executor, server
+from worker.lifeline import ending_with
 from worker.pace import Pace
 from worker.run import Assignment, Desk, InputDamaged, Parted, Run, Stopped, StopReason, StoredObject, most_urgent
 
@@ -49,24 +49,18 @@ logger = logging.getLogger(__name__)
 
 _REPORT_EVERY = 0.2
 """Seconds between two ``step`` messages; the supervisor commits far less often."""
+_MOVED_EVERY = 1.0
+"""Seconds between two ``moved`` messages while bytes go to storage or come from there."""
 AHEAD: Final = (JobType.GENERATE, JobType.TRAIN)
 """Types whose executors are imported before there is a job, in the order that clients mind waiting."""
 STORAGE_PATIENCE: Final = 120.0
-"""Seconds that an attempt waits for storage to come back: an outage should not use up everybody's attempts."""
+"""Seconds that an attempt waits for storage to come back before the job waits without a device."""
 PARTING_PATIENCE: Final = 10.0
 """Seconds that an attempt which was told to stop still tries to store what it leaves behind; not when canceled."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 8.0
 """Seconds before the second try, doubled for each further one up to the longest; shortened by chance."""
 _READS_OF_DAMAGED: Final = 3
 """Times that an object is read before it is taken for damaged: a wire may flip bits, too."""
-_DISK_TROUBLE: Final = {
-    errno.ENOSPC: "is full",
-    errno.EDQUOT: "is full",
-    errno.EFBIG: "takes no file of this size",
-    errno.EROFS: "is read-only",
-    errno.EIO: "is broken",
-}
-
 T = TypeVar("T")
 
 
@@ -77,7 +71,7 @@ class RunnerRun:
         self._runner = runner
         self._assignment = assignment
         self._pace = Pace()
-        self._reported = 0.0
+        self._reported = self._moved_at = 0.0
         self._values: Mapping[str, float] = {}
         self._stop_reason: StopReason | None = None
         self._leave_by = float("inf")
@@ -143,10 +137,12 @@ class RunnerRun:
         key = artifact_key(self._assignment.job_id, self._assignment.fence, name)
         try:
             stored = self._patiently(
-                lambda: self._runner.storage.put(key, body, media_type=media_type), leaving=kind == "checkpoint"
+                lambda: self._runner.storage.put(key, body, media_type=media_type, moved=self._moved),
+                leaving=kind == "checkpoint",
             )
         except StorageError as error:
-            raise UploadFailed(f"{name} could not be stored: {error}") from error
+            how = StorageUnavailable if isinstance(error, StorageAway) else UploadFailed
+            raise how(f"{name} could not be stored: {error}") from error
         result = StoredObject(key=key, sha256=stored.sha256, size_bytes=stored.size_bytes)
         artifact = {"kind": kind, "name": name, "media_type": media_type, "details": dict(metadata or {})}
         self._say("artifact", artifact=artifact | result.as_json())
@@ -154,15 +150,24 @@ class RunnerRun:
 
     def fetch(self, stored: StoredObject) -> Path:
         try:
-            return self._patiently(lambda: self._runner.cache.fetch(stored))
+            return self._patiently(lambda: self._runner.cache.fetch(stored, moved=self._moved))
         except ObjectMissing as error:  # waiting does not bring it back
             raise InputGone(str(error)) from error
         except DigestMismatch as error:
             raise InputDamaged(f"SHA-256 {error.found}, expected {error.expected}") from error
-        except StorageError as error:
+        except StorageAway as error:
             raise StorageUnavailable(str(error)) from error
+        except StorageError as error:
+            raise InputUnreadable(str(error)) from error
         except OSError as error:
-            raise StorageUnavailable(_disk_trouble(error)) from error
+            raise disk_failed(error) from error
+
+    def _moved(self) -> None:
+        """Bytes have moved; called from several threads."""
+        now = time.monotonic()
+        if now - self._moved_at >= _MOVED_EVERY:
+            self._moved_at = now
+            self._say("moved")
 
     def _patiently(self, act: Callable[[], T], *, leaving: bool = False) -> T:
         """What ``act`` returns once storage answers; raises ``Stopped`` when that is no longer wanted.
@@ -177,7 +182,7 @@ class RunnerRun:
             except DigestMismatch:
                 if tries >= _READS_OF_DAMAGED:
                     raise
-            except StorageAway as error:
+            except TransferFailed as error:
                 if time.monotonic() > give_up:
                     raise
                 logger.warning("waiting for storage: %s", error)
@@ -263,7 +268,7 @@ class Runner:
         except Parted:
             ending = {"type": "parted"}
         except BaseException as error:  # noqa: BLE001  (as above)
-            ending = {"type": "failed"} | _failure(error)
+            ending = {"type": "failed"} | told(error)
         del self._runs[_name(run.assignment)]
         self.channel.send({**run.assignment.attempt, **ending})
 
@@ -318,35 +323,6 @@ def _raise(error: BaseException) -> Any:
     raise error
 
 
-def _failure(error: BaseException) -> Message:
-    named = error if isinstance(error, JobError) else _named(error)
-    if isinstance(named, InternalError):
-        traceback.print_exception(error)
-    return {"code": named.code, "message": str(named), "retryable": named.retryable}
-
-
-def _named(error: BaseException) -> JobError:
-    """The job error that stands for a foreign exception. Its text stays in the log, not in the answer."""
-    if _is_out_of_memory(error):
-        return OutOfMemory("the job does not fit into memory; ask for a smaller model")
-    if isinstance(error, OSError) and error.errno in _DISK_TROUBLE:
-        return StorageUnavailable(_disk_trouble(error))
-    return InternalError(f"{type(error).__name__} in the worker; its log has the traceback")
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    if not isinstance(error, RuntimeError):
-        return isinstance(error, MemoryError)
-    from worker.engine.memory import is_out_of_memory  # imports torch, which a RuntimeError has most likely seen
-
-    return is_out_of_memory(error)
-
-
-def _disk_trouble(error: OSError) -> str:
-    trouble = _DISK_TROUBLE.get(error.errno or 0, f"failed ({errno.errorcode.get(error.errno or 0, 'unknown')})")
-    return f"the worker's own disk {trouble}"
-
-
 def choose_device(settings: Any) -> str:
     """The torch device of this runner, with the CPU threads it may use and the room that models have on it."""
     import torch
@@ -370,12 +346,14 @@ def devices_from(first: str, num: int) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--fd", type=int, required=True, help="inherited socket to the supervisor")
+    parser.add_argument("--lifeline", type=int, required=True, help="inherited pipe that ends with the supervisor")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s runner %(levelname)s %(message)s")
     # Ctrl-C and docker stop are the supervisor's to handle; it tells the runner what to do.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    Runner(Settings.read(), Channel.from_fd(options.fd)).serve()
+    with ending_with(options.lifeline):
+        Runner(Settings.read(), Channel.from_fd(options.fd)).serve()
 
 
 if __name__ == "__main__":

@@ -37,8 +37,9 @@ _EVENT_STEP, _EVENT_SECONDS = 0.01, 10.0
 """A progress event is written when this share of the work, or this time, has passed since the last."""
 _VISIBLE_AT_ONCE: Final = frozenset({"preview", "checkpoint"})
 _ENDINGS: Final = frozenset({"done", "failed", "stopped", "parted"})
-_SIGNS_OF_LIFE: Final = frozenset({"phase", "step"})
-"""Said by the thread that works, as it gets on; all else may come from one that uploads while the work hangs."""
+_SIGNS_OF_LIFE: Final = frozenset({"phase", "step", "moved"})
+"""Said by the thread that works, as it gets on, or while bytes move, which ends when all have. All else may come from
+one that waits for storage while the work hangs."""
 _ERRORS: Final = {
     kind.code: kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, JobError)
 }
@@ -180,6 +181,8 @@ class Watch:
                 self._enter(phase)
             case {"type": "step", "step": step, "steps": steps, "figures": figures}:
                 self._step, self._steps, self._figures = step, steps, figures
+            case {"type": "moved"}:
+                pass
             case {"type": "metrics", "step": step, "split": split, "values": values}:
                 self._reports.add("job.metric", step=step, split=split, values=values)
             case {"type": "log", "message": text}:
@@ -244,10 +247,10 @@ class Watch:
         limit = self._claim.timeout
         if limit is not None and now - self._began > limit.total_seconds():
             self._abort_once(TimeLimitExceeded(f"the attempt ran longer than {limit.total_seconds():.0f} s"))
-        elif now - self._lived_at > self._settings.stall.total_seconds():
+        elif now - self._lived_at > (bound := self._settings.stall.total_seconds()):
             # Whoever shares the device hangs with it, and nobody knows because of whom.
             if not self._company.are_several:
-                self._failed_by = Stalled(f"no step within {self._settings.stall.total_seconds():.0f} s")
+                self._failed_by = Stalled(f"no step and no byte moved within {bound:.0f} s")
             self._supervisor.device.kill()
         if self._stop_reason is not None:
             self._supervisor.device.send({"type": "stop", "reason": self._stop_reason, **self.attempt})
@@ -302,7 +305,7 @@ class Watch:
     def _end(self, session: Session, ending: Message) -> None:
         claim = self._claim
         whose = {"session": session, "job_id": claim.job_id, "fence": claim.fence, "seconds": self.seconds}
-        failed = partial(attempts.fail, **whose, backoff=self._supervisor.settings.jobs.retry_backoff)
+        failed = partial(self._fail, whose)
         match ending:
             case {"type": "done", "result": result} if self._failed_by is None:
                 how = {"result": result, "artifacts": self._artifacts, "timings": self._timings(), "steps": self._steps}
@@ -318,6 +321,14 @@ class Watch:
                 self._end_without_runner(whose, failed, was_shared=ending.get("was_shared", False))
             case _:
                 failed(error=self._failed_by or InternalError(f"the runner said {ending['type']}"))
+
+    def _fail(self, whose: dict[str, Any], *, error: JobError) -> None:
+        jobs = self._supervisor.settings.jobs
+        how = {**whose, "error": error, "backoff": jobs.retry_backoff}
+        if error.is_outage:
+            attempts.postpone(**how, patience=jobs.storage_patience)
+        else:
+            attempts.fail(**how)
 
     def _end_without_runner(self, whose: dict[str, Any], failed: Callable[..., object], *, was_shared: bool) -> None:
         """The runner is dead, and not because this attempt was to fail."""

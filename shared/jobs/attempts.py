@@ -17,12 +17,10 @@ from sqlmodel import col
 
 from shared.errors import JobError, LeaseLost
 from shared.ids import uuid7
-from shared.jobs import products
+from shared.jobs import pauses, products
 from shared.jobs.moves import move, move_by_case
 from shared.jobs.rows import Artifact, Attempt, Event, Job
 from shared.jobs.state import HELD, AttemptOutcome, JobState, JobType
-
-LONGEST_BACKOFF: Final = timedelta(minutes=10)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -277,7 +275,6 @@ def fail(
         The state the job is in now, or None: the attempt was over already.
     """
     spent = Job.failures + Job.losses + 1
-    wait = func.least(backoff.total_seconds() * func.power(2, Job.failures), LONGEST_BACKOFF.total_seconds())
     again = literal(error.retryable) & (spent < Job.max_attempts)
     statement = move_by_case(
         [
@@ -296,12 +293,56 @@ def fail(
         error=error,
         seconds=seconds,
         failures=Job.failures + 1,
-        not_before=func.clock_timestamp() + func.make_interval(0, 0, 0, 0, 0, 0, wait),
+        not_before=pauses.end_of(backoff, Job.failures),
     )
     moved = session.execute(statement).mappings().one_or_none()
     if moved is None:
         return None
     return JobState(moved["state"])
+
+
+def postpone(
+    session: Session,
+    job_id: UUID,
+    fence: int,
+    error: JobError,
+    *,
+    backoff: timedelta,
+    patience: timedelta,
+    seconds: float | None = None,
+) -> JobState | None:
+    """End an attempt by an outage, which is nobody's fault: queued again after a pause, which counts against no limit.
+
+    The pauses double. When those since the job last stored something would come to more than ``patience``, it fails.
+
+    Returns:
+        The state the job is in now, or None: the attempt was over already.
+    """
+    backoff = max(backoff, pauses.SHORTEST)
+    earlier = pauses.num_outages(job_id, error)
+    lasts = earlier >= pauses.num_within(patience, backoff)
+    statement = move_by_case(
+        [
+            (JobState.CANCELED, col(Job.state) == JobState.CANCELING),
+            (JobState.PAUSED, col(Job.state) == JobState.PAUSING),
+            (JobState.FAILED, lasts),
+            (JobState.QUEUED, literal(True)),
+        ],
+        *_current(job_id, fence),
+        outcome={
+            JobState.CANCELED: AttemptOutcome.CANCELED,
+            JobState.PAUSED: AttemptOutcome.PAUSED,
+            JobState.FAILED: AttemptOutcome.FAILED,
+            JobState.QUEUED: AttemptOutcome.INTERRUPTED,
+        },
+        error=error,
+        seconds=seconds,
+        failures=Job.failures + case(((col(Job.state) == JobState.RUNNING) & lasts, 1), else_=0),
+        interruptions=Job.interruptions + case(((col(Job.state) == JobState.RUNNING) & ~lasts, 1), else_=0),
+        not_before=pauses.end_of(backoff, earlier),
+    )
+    moved = session.execute(statement).mappings().one_or_none()
+    return None if moved is None else JobState(moved["state"])
 
 
 def hand_back(

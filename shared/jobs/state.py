@@ -75,7 +75,7 @@ class AttemptOutcome(StrEnum):
     CANCELED = "canceled"
     PAUSED = "paused"
     INTERRUPTED = "interrupted"
-    """Handed back by its worker, which was told to stop; counts against nothing."""
+    """Handed back by its worker, which was told to stop or found storage away; counts against nothing."""
     PREEMPTED = "preempted"
     """Gave its device to a more urgent job at a checkpoint; counts against nothing."""
     LOST = "lost"

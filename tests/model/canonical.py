@@ -13,6 +13,8 @@ LEASE: Final = timedelta(hours=1)
 OLD: Final = timedelta(hours=1)
 """What stayed queued for longer is rung for again."""
 BACKOFF: Final = timedelta(minutes=10)
+PATIENCE: Final = BACKOFF
+"""With storage that is away: enough for one pause."""
 DEADLINE: Final = timedelta(hours=2)
 JUMP: Final = timedelta(hours=10)
 """Longer than every bound above, so that one jump passes all of them; each bound is longer than any search takes."""
@@ -35,12 +37,17 @@ def canonical(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> Canonical:
     jobs = rows["jobs"]
     return (
         tuple(_job(job) for job in jobs),
-        tuple((row["fence"], row["outcome"] is None) for row in rows["attempts"]),
+        tuple((row["fence"], row["outcome"] is None, is_postponed(row)) for row in rows["attempts"]),
         tuple(_bells(job, rows["outbox"]) for job in jobs),
         tuple(sorted(_artifact(row) for row in rows["artifacts"] if row["removed_at"] is None)),
         tuple(row["version"] for row in rows["model_versions"]),
         tuple(sorted(row["fence"] for row in rows["usage"])),
     )
+
+
+def is_postponed(attempt: Mapping[str, Any]) -> bool:
+    """Whether storage was away, so that the job was to be tried again."""
+    return attempt["outcome"] == "interrupted" and attempt["error_code"] is not None
 
 
 def _job(job: Mapping[str, Any]) -> tuple[Any, ...]:

@@ -12,7 +12,7 @@ from tests.model import replay, sizes
 from tests.model.prepared import prepared
 from tests.model.search import Explored, Search, searching
 
-LANES: Final = (("EVERYTHING",), ("OUTBOX", "DEADLINE"))
+LANES: Final = (("EVERYTHING",), ("OUTBOX", "DEADLINE", "OUTAGES"))
 """Names from ``sizes.py``, for each process; what the first has learned is then gone again straight on PostgreSQL."""
 
 

@@ -10,6 +10,7 @@ from typing import Any, Final
 from uuid import UUID
 
 from shared.jobs.state import MOVES, JobState
+from tests.model.canonical import is_postponed
 from tests.model.database import TIMES, Operation, Rows
 from tests.model.operations import CHECKPOINT, WEIGHTS, content_of
 from tests.model.violation import Violation
@@ -20,7 +21,7 @@ Broken = str | None
 """What is wrong, in words."""
 
 _HELD: Final = ("running", "canceling", "pausing")
-_OF_AN_ATTEMPT: Final = ("heartbeat", "record", "record_twice", "finish", "fail", "hand_back")
+_OF_AN_ATTEMPT: Final = ("heartbeat", "record", "record_twice", "finish", "fail", "postpone", "hand_back")
 _FREE: Final = ("interrupted", "preempted", "paused")
 
 
@@ -179,6 +180,19 @@ def a_job_starts_in_time(before: Rows, after: Rows) -> Broken:
     return "started after its deadline" if late else None
 
 
+def storage_is_not_waited_for_for_ever(before: Rows, after: Rows) -> Broken:
+    """A job is postponed once, which its patience is enough for, and again only after an attempt that stored something.
+
+    It is not tried again at once.
+    """
+    stored = max((row["fence"] for row in after["artifacts"]), default=0)
+    postponed = [row["fence"] for row in after["attempts"] if is_postponed(row) and row["fence"] > stored]
+    if len(postponed) > 1:
+        return f"attempts {postponed} were postponed"
+    new = any(map(is_postponed, after["attempts"][-1:])) and not any(map(is_postponed, before["attempts"][-1:]))
+    return "it may be tried again at once" if new and not (_job(after)["not_before"] or 0) > 0 else None
+
+
 STEPS: Final[tuple[Callable[[Rows, Rows], Broken], ...]] = (
     the_end_is_final,
     only_legal_moves_are_made,
@@ -187,6 +201,7 @@ STEPS: Final[tuple[Callable[[Rows, Rows], Broken], ...]] = (
     every_change_raises_the_version,
     only_a_lease_that_ran_out_is_lost,
     a_job_starts_in_time,
+    storage_is_not_waited_for_for_ever,
 )
 
 

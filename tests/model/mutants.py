@@ -16,7 +16,7 @@ from sqlalchemy import Connection, literal, text
 from sqlalchemy.orm import Session
 from sqlmodel import col
 
-from shared.jobs import attempts, claims, keys, moves, requests, upkeep
+from shared.jobs import attempts, claims, keys, moves, pauses, requests, upkeep
 from shared.jobs.moves import Cases
 from shared.jobs.rows import Job
 from shared.jobs.state import MOVES, JobState
@@ -25,7 +25,7 @@ from tests.model.database import Database, Operation
 from tests.model.operations import Bounds
 from tests.model.planting import Plant, cases, claim_text, values, within
 from tests.model.search import searching
-from tests.model.sizes import DEADLINE, EVERYTHING, OUTBOX, REQUESTS, WORKERS
+from tests.model.sizes import DEADLINE, EVERYTHING, OUTAGES, OUTBOX, REQUESTS, WORKERS
 from tests.model.violation import Violation
 from tests.model.world import Adversary, Move, Rules, Worker, World
 
@@ -132,6 +132,19 @@ def _interruptions_count(patch: pytest.MonkeyPatch) -> None:
         return real(*args, **(how | counted))
 
     patch.setattr(attempts, "move_by_case", changed)
+
+
+def _outages_count(patch: pytest.MonkeyPatch) -> None:
+    real = attempts.move_by_case
+    patch.setattr(attempts, "move_by_case", lambda *args, **how: real(*args, **(how | {"failures": Job.failures + 1})))
+
+
+def _endless_patience(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(pauses, "num_within", lambda patience, backoff: 100)
+
+
+def _no_pause(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(pauses, "end_of", lambda backoff, num_before: None)
 
 
 def _reclaim_anything(patch: pytest.MonkeyPatch) -> None:
@@ -316,6 +329,24 @@ MUTANTS: Final = (
         breaks="attempts are counted",
         touches=("finish", "hand_back"),
         plant=_interruptions_count,
+    ),
+    Mutant(
+        name="outages count as failures",
+        breaks="attempts are counted",
+        plant=within(attempts, "postpone", _outages_count),
+        rules=OUTAGES,
+    ),
+    Mutant(
+        name="outages without a limit",
+        breaks="storage is not waited for for ever",
+        plant=_endless_patience,
+        rules=OUTAGES,
+    ),
+    Mutant(
+        name="no pause after an outage",
+        breaks="storage is not waited for for ever",
+        plant=within(attempts, "postpone", _no_pause),
+        rules=OUTAGES,
     ),
     Mutant(
         name="reclaim what is over",

@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session
 from sqlmodel import col
 
 from shared import queue
-from shared.errors import JobError
+from shared.errors import JobError, StorageUnavailable
 from shared.ids import public
 from shared.jobs import attempts, claims, keys, requests, upkeep
 from shared.jobs.attempts import Claim, NewArtifact, Report
@@ -26,7 +26,7 @@ from shared.jobs.rows import Dataset, DatasetState, Job, Tenant
 from shared.jobs.state import JobState, JobType
 from shared.settings import JobSettings
 from shared.wire import TrainRequest
-from tests.model.canonical import BACKOFF, DEADLINE, JUMP, LEASE, OLD
+from tests.model.canonical import BACKOFF, DEADLINE, JUMP, LEASE, OLD, PATIENCE
 from tests.model.database import Operation
 from worker.reports import Reports
 
@@ -234,6 +234,15 @@ class Operations:
             return attempts.fail(session, self.job_id, fence, error("it went wrong"), backoff=self._backoff)
 
         return Operation("fail", (fence, error), run)
+
+    def postpone(self, fence: int) -> Operation:
+        """Storage was away for longer than the attempt waits."""
+
+        def run(session: Session) -> Hashable:
+            away = StorageUnavailable("it does not answer")
+            return attempts.postpone(session, self.job_id, fence, away, backoff=BACKOFF, patience=PATIENCE)
+
+        return Operation("postpone", (fence,), run)
 
     def hand_back(self, fence: int) -> Operation:
         return Operation("hand_back", (fence,), lambda session: _hand_back(session, self.job_id, fence))

@@ -14,6 +14,7 @@ SEARCHES: Final = {
     "EVERYTHING": "all faults and all layers; two workers, two attempts",
     "OUTBOX": "the outbox alone: no redispatcher, no look into SQL, a broker that loses nothing",
     "DEADLINE": "a job that must start in time",
+    "OUTAGES": "storage that is away again and again, longer than the job waits; one attempt may fail",
     "WORKERS": "a part of the first, for seeded bugs: workers, and a client who only waits",
     "REQUESTS": "another: one worker at a time, and all that a client may ask for",
 }

@@ -25,6 +25,11 @@ WORKERS: Final = Rules(
 REQUESTS: Final = replace(WORKERS, workers=1, left=Left(jumps=1))
 """The same with one worker at a time and all that a client may ask for."""
 
+OUTAGES: Final = replace(
+    WORKERS, workers=1, bounds=Bounds(max_attempts=1), left=Left(jumps=2, cancels=0, interruptions=0, outages=3)
+)
+"""Storage that is away again and again, for longer than the job waits; one attempt may fail."""
+
 OUTBOX: Final = Rules(
     heals_by=(BY_OUTBOX,),
     workers=1,

@@ -63,9 +63,10 @@ def engine(connection: Connection) -> Iterator[Engine]:
 
 
 def steps_of(do: Operations) -> dict[str, Operation]:
-    attempt = (do.claim(1), do.heartbeat(1), do.record(1), do.finish(1), do.fail(1, UploadFailed), do.hand_back(1))
+    attempt = (do.claim(1), do.heartbeat(1), do.record(1))
+    endings = (do.finish(1), do.fail(1, UploadFailed), do.postpone(1), do.hand_back(1))
     client, upkeep = (do.cancel(), do.pause(), do.resume()), (do.reap(), do.redispatch(), do.relay())
-    return {operation.name: operation for operation in (*attempt, *client, *upkeep)}
+    return {operation.name: operation for operation in (*attempt, *endings, *client, *upkeep)}
 
 
 @pytest.mark.parametrize("kind", PREPARED)

@@ -35,6 +35,7 @@ class Left(NamedTuple):
     pauses: int = 1
     resumes: int = 1
     interruptions: int = 1
+    outages: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +112,7 @@ class Adversary:
             named = self._named(world.database).union(*(self._keys(worker) for worker in world.workers))
             world = world._replace(objects=tuple(item for item in world.objects if item[0] in named))
         if self._job(world)["completed_at"]:
-            return world._replace(message=False, left=Left(0, 0, 0, 0, 0))
+            return world._replace(message=False, left=Left(0, 0, 0, 0, 0, 0))
         return world
 
     def disturb_the_end(self, world: World) -> None:
@@ -221,11 +222,15 @@ class Adversary:
         yield "fails for good", self.operations.fail(fence, InternalError)
         if world.left.interruptions or self._job(world)["state"] != "running":
             yield "hands back", self.operations.hand_back(fence)
+        if world.left.outages:
+            yield "finds storage away", self.operations.postpone(fence)
 
     def _ends(self, name: str, world: World, worker: Worker, operation: Operation) -> Iterator[Move]:
         answer, after = self._apply(world, operation)
         if operation.name == "hand_back" and answer == "queued":
             after = after._replace(left=after.left._replace(interruptions=after.left.interruptions - 1))
+        if operation.name == "postpone":
+            after = after._replace(left=after.left._replace(outages=after.left.outages - 1))
         yield name, after
         # Not being told, it looks. When it does is all the same, since how an attempt ended never changes; and an
         # end that did not commit leaves the world as it was.

@@ -8,7 +8,7 @@ from sqlalchemy import Engine, func, select
 from sqlalchemy.orm import Session
 from sqlmodel import col
 
-from shared.errors import InternalError, LeaseLost, UploadFailed
+from shared.errors import InternalError, LeaseLost, StorageUnavailable, UploadFailed
 from shared.ids import uuid7
 from shared.jobs import attempts, claims, upkeep
 from shared.jobs.moves import move
@@ -123,7 +123,9 @@ def test_a_job_that_backs_off_is_not_claimed_before_its_time(session: Session) -
     assert not claims.claim(session, worker="w", queues=["generate"], terms=TERMS)
 
 
-@pytest.mark.parametrize("write", ["heartbeat", "progress", "log", "artifact", "succeed", "fail", "hand_back"])
+@pytest.mark.parametrize(
+    "write", ["heartbeat", "progress", "log", "artifact", "succeed", "fail", "postpone", "hand_back"]
+)
 def test_no_write_of_an_older_attempt_is_accepted(session: Session, write: str) -> None:
     job_id = make_job(session, JobState.RUNNING, fence=2)
     session.add(Attempt(job_id=job_id, fence=2, worker="w2"))
@@ -158,6 +160,9 @@ def write_as(session: Session, job_id: UUID, fence: int, write: str) -> object:
         "artifact": lambda: attempts.report(session, claim, [attempts.Report.of(artifact)], lease=LEASE),
         "succeed": lambda: attempts.succeed(session, claim, result={}, artifacts=[artifact], timings={}, steps=1),
         "fail": lambda: attempts.fail(session, job_id, fence, UploadFailed("x"), backoff=LEASE),
+        "postpone": lambda: attempts.postpone(
+            session, job_id, fence, StorageUnavailable("x"), backoff=LEASE, patience=10 * LEASE
+        ),
         "hand_back": lambda: attempts.hand_back(session, job_id, fence),
     }
     return writes[write]()

@@ -2,14 +2,18 @@
 
 import hashlib
 import secrets
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import httpx
 import pytest
+from botocore.exceptions import ConnectTimeoutError, ReadTimeoutError
 from pydantic import SecretStr
 
-from shared.errors import StorageAway, StorageError
+from shared.errors import StorageAway, StorageError, TransferFailed
 from shared.settings import S3Settings
 from shared.storage import ObjectMissing, Storage
 
@@ -122,3 +126,75 @@ def test_an_upload_in_parts_that_was_never_finished_is_found_and_aborted(storage
     assert (upload.key, upload.upload_id) == ("x/large", begun["UploadId"])
     assert list(storage.unfinished("x/")) == []
     assert [other.key for other in storage.unfinished("")] == ["y/large"]
+
+
+@pytest.fixture
+def refusing(settings: S3Settings) -> Iterator[Callable[[int, str], Storage]]:
+    """A service that answers everything with the same error."""
+    answer: dict[str, Any] = {}
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_PUT(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            body = f"<Error><Code>{answer['code']}</Code><Message>no</Message></Error>".encode()
+            self.send_response(answer["status"])
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: Any) -> None:
+            """No access log."""
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    Thread(target=server.serve_forever, daemon=True).start()
+
+    def refuse(status: int, code: str) -> Storage:
+        answer.update(status=status, code=code)
+        return Storage(settings.model_copy(update={"endpoint": f"http://127.0.0.1:{server.server_port}"}))
+
+    yield refuse
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "kind"),
+    [
+        (500, "InternalError", StorageAway),
+        (503, "SlowDown", StorageAway),
+        (503, "ServiceUnavailable", StorageAway),
+        (507, "XMinioStorageFull", StorageAway),
+        (429, "TooManyRequests", StorageAway),
+        (400, "RequestTimeout", StorageAway),
+        (400, "BadDigest", TransferFailed),
+        (409, "OperationAborted", TransferFailed),
+        (403, "AccessDenied", StorageError),
+        (404, "NoSuchBucket", ObjectMissing),
+        (400, "InvalidArgument", StorageError),
+        (501, "NotImplemented", StorageError),
+    ],
+)
+def test_a_refusal_of_one_request_is_not_taken_for_an_outage(
+    refusing: Callable[[int, str], Storage], status: int, code: str, kind: type[StorageError]
+) -> None:
+    with pytest.raises(StorageError) as told:
+        refusing(status, code).put("a", b"x", media_type="text/plain")
+
+    assert type(told.value) is kind
+
+
+@pytest.mark.parametrize("timeout", [ConnectTimeoutError, ReadTimeoutError])
+def test_a_service_that_does_not_answer_in_time_is_away(storage: Storage, timeout: type[Exception]) -> None:
+    def wait() -> None:
+        raise timeout(endpoint_url="http://127.0.0.1")  # pyright: ignore[reportCallIssue]
+
+    with pytest.raises(StorageAway):
+        storage._call(wait)
+
+
+def test_a_request_that_was_never_sent_is_no_outage(storage: Storage) -> None:
+    """Botocore refuses an empty key by itself."""
+    with pytest.raises(StorageError) as told:
+        storage.put("", b"x", media_type="text/plain")
+
+    assert not isinstance(told.value, TransferFailed)

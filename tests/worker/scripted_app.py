@@ -1,6 +1,7 @@
 """``worker.app``, with a runner that plays scripts, and a start that dwells where ``DWELL_IN`` says.
 
 ``DWELL_IN``: names of what the pool's child calls while it starts, each of which then takes ``DWELL`` seconds more.
+``DWELL_BEFORE_TASKS``: seconds for which the child has started and does not look at what its parent has for it.
 """
 
 import os
@@ -11,6 +12,8 @@ import worker.device
 from tests.worker.scripted import SCRIPTED
 
 worker.device.Device.__init__.__defaults__ = (SCRIPTED,)
+
+from celery import signals  # noqa: E402
 
 from worker import lifecycle  # noqa: E402
 from worker.app import app  # noqa: E402
@@ -29,5 +32,12 @@ def _dwelling(act: Any) -> Any:
 
 for _name in os.environ.get("DWELL_IN", "").split():
     setattr(lifecycle, _name, _dwelling(getattr(lifecycle, _name)))
+
+
+def _dwell_before_tasks(**_: Any) -> None:
+    time.sleep(float(os.environ.get("DWELL_BEFORE_TASKS", "0")))
+
+
+signals.worker_process_init.connect(_dwell_before_tasks)
 
 __all__ = ["app"]

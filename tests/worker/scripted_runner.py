@@ -2,14 +2,19 @@
 
 A script is a list of acts: ``["steps", n, seconds_each]``, ``["publish", kind, name, text]``,
 ``["metrics", step, {…}]``, ``["fail", code, message]``, ``["raise", text]``, ``["die", signal]``,
-``["hang", seconds]`` (deaf to stops), ``["phase", name]``, ``["fetch", key, sha256, size]``,
+``["hang", seconds]`` (deaf to stops), ``["seize", seconds]`` (no other thread runs meanwhile),
+``["phase", name]``, ``["fetch", key, sha256, size]``,
 ``["chatter", seconds]`` (a thread that says something again and again), ``["exit", status]``,
 ``["fork"]`` (starts a child process; the log says ``pids`` and those of both), and
 ``["train", steps, seconds_each, checkpoint_every]``: leaves at a boundary, goes on from its last checkpoint, and
 publishes as ``weights`` what depends on every step that was done. Generate jobs are played together, a few at once;
 ``["part"]`` says that what failed was everybody's. ``["spill", bytes]`` leaves a temporary file; the log says its path.
+``["store", bytes]`` and ``["obtain", key, sha256, size]`` move large objects.
+
+``SCRIPTED_STORAGE_PATIENCE``: seconds for which it waits for storage instead.
 """
 
+import ctypes
 import hashlib
 import json
 import os
@@ -100,6 +105,17 @@ def _spill(run: Run, size_bytes: int) -> None:
     run.log(str(path))
 
 
+def _store(run: Run, size_bytes: int) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "large"
+        path.write_bytes(bytes(size_bytes))
+        run.publish("weights", "large", path, media_type="application/octet-stream")
+
+
+def _obtain(run: Run, key: str, sha256: str, size_bytes: int) -> None:
+    run.fetch(StoredObject(key=key, sha256=sha256, size_bytes=size_bytes))
+
+
 def _chatter(run: Run, seconds: float) -> None:
     def talk() -> None:
         while True:
@@ -144,11 +160,14 @@ _ACTS: dict[str, Any] = {
     "raise": _raise,
     "die": lambda run, signal: os.kill(os.getpid(), signal),
     "hang": lambda run, seconds: time.sleep(seconds),
+    "seize": lambda run, seconds: ctypes.PyDLL(None).sleep(seconds) and None,
     "fetch": _fetch,
     "exit": lambda run, status: os._exit(status),
     "chatter": _chatter,
     "fork": _fork,
     "spill": _spill,
+    "store": _store,
+    "obtain": _obtain,
     "train": _train,
     "oom": lambda run: _throw(MemoryError()),
     "part": lambda run: _throw(Parted()),
@@ -158,4 +177,6 @@ if __name__ == "__main__":
     runner.executor = lambda job_type: play  # pyright: ignore[reportAttributeAccessIssue]
     runner.server = lambda job_type: play_together if job_type == "generate" else None  # pyright: ignore
     runner.choose_device = lambda settings: "cpu"  # pyright: ignore[reportAttributeAccessIssue]
+    patience = os.environ.get("SCRIPTED_STORAGE_PATIENCE", runner.STORAGE_PATIENCE)
+    runner.STORAGE_PATIENCE = float(patience)  # pyright: ignore[reportConstantRedefinition, reportAttributeAccessIssue]
     runner.main()

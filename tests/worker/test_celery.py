@@ -129,6 +129,23 @@ def test_a_job_survives_the_kill_of_its_worker(workplace: Workplace, start_worke
     assert not [member for member in members if member.is_running() and member.status() != psutil.STATUS_ZOMBIE]
 
 
+@pytest.mark.parametrize("does", ["hang", "seize"])
+def test_a_runner_and_its_group_end_with_their_supervisor_whatever_they_do(
+    workplace: Workplace, start_worker: StartWorker, wait_until, does: str
+) -> None:
+    job_id = workplace.job(["fork"], [does, 600], max_attempts=1)
+    start_worker()
+    said = wait_until(lambda: [e.data["message"] for e in workplace.events(job_id) if e.type == "job.log"], timeout=60)
+    runner, forked = (psutil.Process(int(pid)) for pid in said[0].split()[1:])
+    group = [runner, *runner.children(recursive=True)]
+    assert forked in group
+
+    runner.parent().kill()
+
+    _, left = psutil.wait_procs(group, timeout=3)
+    assert not left
+
+
 def test_a_worker_that_slept_past_its_lease_changes_nothing(
     workplace: Workplace, start_worker: StartWorker, wait_until
 ) -> None:
@@ -253,11 +270,15 @@ def test_sigterm_ends_a_worker_whose_runner_does_not_listen_within_its_grace_and
 def test_sigterm_while_the_worker_starts_leaves_it_without_a_job(
     workplace: Workplace, start_worker: StartWorker, wait_until, tmp_path: Path, moment: str
 ) -> None:
-    """Before its child can hear of it, and when the child can hear and has not begun to look for work."""
+    """Before its child can hear of it, and when the child can hear and has not begun to look for work.
+
+    Both times the child would have seconds to take the job, before it is told by Celery to end: its runner is up.
+    """
     app = make_celery(workplace.settings.broker)
     job_id = workplace.job(["steps", 10_000, 0.01])
     Relay(workplace.engine, app).run_once()
-    worker = start_worker(DWELL_IN=moment, DWELL="3", NOISEMILL_WORKER_POLL="0.05", TMPDIR=str(tmp_path))
+    slow = {"DWELL_IN": moment, "DWELL": "3", "DWELL_BEFORE_TASKS": "5"}
+    worker = start_worker(**slow, NOISEMILL_WORKER_POLL="0.05", TMPDIR=str(tmp_path))
     # The parent takes bells by now, and passes them on to a child that is not up yet.
     wait_until(lambda: app.control.inspect(timeout=0.5).ping(), timeout=30)
     app.close()

@@ -34,9 +34,9 @@ class Watched(Storage):
         super().__init__(settings)
         self._turns, self._house, self._engine = turns, house, engine
 
-    def put(self, key: str, body: Any, *, media_type: str) -> Stored:
+    def put(self, key: str, body: Any, *, media_type: str, **how: Any) -> Stored:
         self._turns.pause()
-        stored = super().put(key, body, media_type=media_type)
+        stored = super().put(key, body, media_type=media_type, **how)
         self._turns.pause()
         return stored
 

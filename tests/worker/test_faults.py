@@ -214,7 +214,7 @@ def test_a_cached_file_may_vanish_while_room_is_made(
         return entries
 
     monkeypatch.setattr(os, "scandir", vanishing)
-    path = cache.fetch(StoredObject(key="inputs/a", sha256=stored.sha256, size_bytes=4))
+    path = cache.fetch(StoredObject(key="inputs/a", sha256=stored.sha256, size_bytes=4), moved=lambda: None)
 
     assert path.read_bytes() == b"good"
 

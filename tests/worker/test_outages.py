@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from shared.errors import InputGone, StorageUnavailable
+from shared.errors import DiskFailed, InputGone, InputUnreadable
 from shared.settings import S3Settings
 from shared.storage import Storage
 from tests.chaos.objects import Disk
@@ -164,7 +164,7 @@ def test_an_object_that_is_shorter_in_storage_is_damaged_and_not_waited_for(stri
         _run(supervised).fetch(StoredObject(key="k", sha256=stored.sha256, size_bytes=9))
 
 
-@pytest.mark.parametrize(("key", "refused"), [("missing", InputGone), ("k", StorageUnavailable)])
+@pytest.mark.parametrize(("key", "refused"), [("missing", InputGone), ("k", InputUnreadable)])
 def test_what_no_waiting_changes_is_not_waited_for(
     strict: S3Server, tmp_path: Path, key: str, refused: type[Exception]
 ) -> None:
@@ -196,7 +196,7 @@ def test_a_full_disk_of_the_worker_is_named(strict: S3Server, tmp_path: Path, mo
     full = os.open("/dev/full", os.O_WRONLY)  # a device of the kernel whose every write fails with ENOSPC
     monkeypatch.setattr(tempfile, "mkstemp", lambda **_: (full, str(tmp_path / "partial")))
 
-    with pytest.raises(StorageUnavailable, match="^the worker's own disk is full$"):
+    with pytest.raises(DiskFailed, match="^the worker's own disk is full$"):
         _run(supervised).fetch(StoredObject(key="k", sha256=stored.sha256, size_bytes=100_000))
 
 

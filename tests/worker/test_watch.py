@@ -292,7 +292,7 @@ def test_an_input_whose_bytes_changed_is_refused(workplace: Workplace) -> None:
     workplace.supervisor().run_next()
 
     job = workplace.get(job_id)
-    assert job.error_code == "storage_unavailable"
+    assert job.error_code == "input_unreadable"
     assert "SHA-256" in (job.error_message or "")
 
 
