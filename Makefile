@@ -39,9 +39,9 @@ test-fast: .venv/dev-installed ## the tests that take seconds at most
 MOST_FAILED := 5
 FAILED := import json, sys; failed = json.load(open(".pytest_cache/v/cache/lastfailed")); \
 	print("once more:", *failed, sep="\n  "); sys.exit(not 0 < len(failed) <= $(MOST_FAILED))
-test-failed: .venv/dev-installed ## once more, alone, the tests that failed in the last run, if they are few
+test-failed: .venv/dev-installed ## once more, alone, the tests that failed in the last run, if they are few and timed
 	$(BIN)/python -c '$(FAILED)'
-	$(BIN)/python -m pytest -m "not long" --last-failed --last-failed-no-failures none
+	$(BIN)/python -m pytest -m "not long" --last-failed --last-failed-no-failures none --second-trial
 
 test-slow: .venv/dev-installed ## the long forms: drills, and a wider search of what can happen to a job
 	$(BIN)/python -m pytest -m long

@@ -132,6 +132,11 @@ class JobSettings(Section):
     event_lifetime: Lifetime = timedelta(days=30)
     """How long a job's log is kept whole after its end, or ``never`` shortened; of an older one only the
     changes of state are."""
+    usage_lifetime: Lifetime = timedelta(days=90)
+    """How long what each attempt used is kept by itself, or ``never`` summed; of what is older the sum of each day is,
+    by tenant, queue and priority."""
+    announced_lifetime: Lifetime = timedelta(days=7)
+    """How long a dataset that was announced waits for its upload before it is forgotten, or ``never`` is."""
 
 
 class WorkerSettings(Section):

@@ -34,6 +34,9 @@ import pytest
 from noisemill.local.ports import free_port
 from noisemill.local.processes import Part, launch, stop, wait_ready
 from noisemill.local.servers import ObjectStore, Postgres, Valkey
+from tests.second_trial import pytest_addoption, pytest_collection_finish, pytest_itemcollected
+
+__all__ = ["pytest_addoption", "pytest_collection_finish", "pytest_itemcollected"]
 
 RUN_MARK = "TEST_RUN"
 # Every process started by a test inherits it, so that what escapes its parent is still found.

@@ -52,7 +52,7 @@ class Chore(Protocol):
 class Rows:
     """Rows that are kept for a while (``shared/jobs/retention.py``)."""
 
-    def __init__(self, duty: retention.Duty | retention.LogDuty, transact: Transact) -> None:
+    def __init__(self, duty: retention.Duty | retention.LogDuty | retention.UsageDuty, transact: Transact) -> None:
         self.name = duty.name
         self._duty = duty
         self._transact = transact

@@ -3,10 +3,11 @@
 Async, in the caller's transaction, never commits. Knows nothing of what a job asks for.
 """
 
+import time
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Final
 from uuid import UUID
 
@@ -24,14 +25,35 @@ from shared.settings import JobSettings
 
 MARGIN: Final = 400
 """Places below the limit of a queue from which on submissions are counted one after the other: more than all processes
-together record at the same moment."""
-_LIMIT_LOCK: Final = 0x6A6F6273
-"""First key of the advisory lock, to keep it apart from others'."""
+together record at the same moment (32 each, ``api/crowd.py``)."""
+PATIENCE: Final = timedelta(seconds=2)
+"""For so long a submission near the limit waits for those that were counted before it and have not ended."""
+
+# Two advisory locks of a tenant, by their first key: shared by all transactions that add to its queue, until they end;
+# and held by the one of them that is counted now, near the limit.
+_ADDING: Final = 0x6A6F6273
+_COUNTED: Final = 0x6A6F6274
+_TENANT: Final = "hashtext(CAST(tenant_id AS text))"
+_ADD: Final = f"pg_advisory_xact_lock_shared({_ADDING}, {_TENANT})"
+_JOIN: Final = text(f"SELECT {_ADD} FROM (SELECT CAST(:tenant_id AS uuid) AS tenant_id)")  # noqa: S608  (a constant)
+_TAKE_TURN: Final = text(f"SELECT pg_advisory_xact_lock({_COUNTED}, hashtext(:tenant_id))")
+# Who waits for the turn counts again in it, with our jobs. Whoever else is adding may have been counted without them.
+_UNCOUNTED: Final = text(f"""
+WITH of_tenant AS (
+    SELECT classid, pid, granted FROM pg_locks WHERE locktype = 'advisory' AND objid = CAST(hashtext(:tenant_id) AS oid)
+        AND database = (SELECT oid FROM pg_database WHERE datname = current_database()) AND pid <> pg_backend_pid()
+)
+SELECT EXISTS (SELECT FROM of_tenant AS adding WHERE classid = {_ADDING} AND granted AND NOT EXISTS (
+    SELECT FROM of_tenant AS waiting WHERE classid = {_COUNTED} AND NOT granted AND waiting.pid = adding.pid))
+""")  # noqa: S608  (constants of ours)
+_PAUSE: Final = text("SELECT pg_sleep(0.005)")
 
 # One statement, however many jobs: what a submission costs is mostly the number of times that SQL is asked.
 _COLUMNS: Final = tuple(Job.metadata.tables["jobs"].c)
 _RECORD: Final = text(f"""
-WITH recorded AS (
+WITH adding AS MATERIALIZED (
+    SELECT {_ADD} FROM (SELECT DISTINCT tenant_id FROM jsonb_to_recordset(:jobs) AS asked (tenant_id uuid)) AS tenants
+), recorded AS (
     INSERT INTO jobs (id, tenant_id, type, queue, spec, inputs, summary, labels, priority, max_attempts,
         timeout_seconds, start_deadline, retry_of, state, state_version, event_seq)
     SELECT id, tenant_id, type, queue, spec, inputs, summary, labels, priority, max_attempts,
@@ -46,7 +68,7 @@ WITH recorded AS (
 ), bell AS (
     INSERT INTO outbox (job_id) SELECT id FROM recorded
 )
-SELECT {", ".join(column.name for column in _COLUMNS)} FROM recorded
+SELECT {", ".join(column.name for column in _COLUMNS)} FROM recorded WHERE EXISTS (SELECT FROM adding)
 """).bindparams(bindparam("jobs", type_=JSONB))  # noqa: S608  (constants of ours)
 _RECORDED: Final = select(Job).from_statement(_RECORD.columns(*_COLUMNS))
 
@@ -83,8 +105,8 @@ async def admit(session: AsyncSession, jobs: Sequence[NewJob], settings: JobSett
     by_tenant: defaultdict[UUID, list[UUID]] = defaultdict(list)
     for job in jobs:
         by_tenant[job.tenant_id].append(job.id)
-    for tenant_id, job_ids in by_tenant.items():
-        await enter(session, tenant_id, job_ids, settings)
+    for tenant_id, job_ids in sorted(by_tenant.items()):  # so that of two crowds neither waits for the other
+        await _enter(session, tenant_id, job_ids, settings)
     return [recorded[job.id] for job in jobs]
 
 
@@ -95,20 +117,39 @@ def _as_json(job: NewJob) -> JsonObject:
     return {**vars(job), **ids, "retry_of": retry_of, "start_deadline": deadline}
 
 
-async def enter(session: AsyncSession, tenant_id: UUID, job_ids: Sequence[UUID], settings: JobSettings) -> None:
-    """Let jobs that wait now join their tenant's line, unless that is full; they are in it already.
+async def rejoin(session: AsyncSession, tenant_id: UUID, job_id: UUID, settings: JobSettings) -> None:
+    """Let a job that waits again join its tenant's line, unless that is full; it is in it already.
 
     Raises:
-        QueueFull: with them, more jobs wait than may.
+        QueueFull: with it, more jobs wait than may.
     """
+    await session.execute(_JOIN, {"tenant_id": str(tenant_id)})
+    await _enter(session, tenant_id, [job_id], settings)
+
+
+async def _enter(session: AsyncSession, tenant_id: UUID, job_ids: Sequence[UUID], settings: JobSettings) -> None:
     waiting = select(col(Job.id)).where(col(Job.tenant_id) == tenant_id, col(Job.state) == JobState.QUEUED)
     count = select(func.count()).select_from(waiting.limit(settings.max_queued + 1).subquery())
     num_waiting = await session.scalar(count) or 0
     if num_waiting > settings.max_queued - MARGIN:
-        # Near the limit submissions of a tenant take turns, so that not even many at once exceed it.
-        await session.execute(select(func.pg_advisory_xact_lock(_LIMIT_LOCK, func.hashtext(str(tenant_id)))))
+        await _take_turn(session, tenant_id)
         num_waiting = await session.scalar(count) or 0
         if num_waiting > settings.max_queued:
             raise QueueFull(f"{settings.max_queued} jobs are waiting already")
     if num_waiting == len(job_ids):  # else the tenant has been in line before
         await session.execute(*fairness.enter(tenant_id, *job_ids, quantum=settings.quantum))
+
+
+async def _take_turn(session: AsyncSession, tenant_id: UUID) -> None:
+    """Until this transaction ends, nobody who was not seen by it adds to the tenant's queue.
+
+    Near the limit submissions of a tenant take turns, and none is counted before those have ended that were counted
+    when there was room, so that not even many at once exceed the limit, however long one of them is stopped.
+    """
+    tenant = {"tenant_id": str(tenant_id)}
+    await session.execute(_TAKE_TURN, tenant)
+    give_up = time.monotonic() + PATIENCE.total_seconds()
+    while await session.scalar(_UNCOUNTED, tenant):
+        if time.monotonic() > give_up:
+            raise QueueFull("the queue is nearly full, and a submission that was counted before has not ended")
+        await session.execute(_PAUSE)

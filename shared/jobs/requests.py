@@ -116,7 +116,7 @@ async def resume(session: AsyncSession, tenant_id: UUID, job_id: UUID, *, settin
     if (await session.execute(withdrawn)).one_or_none() is None:
         queued = move_by_case([(JobState.QUEUED, col(Job.state) == JobState.PAUSED)], *mine, not_before=None)
         if (await session.execute(queued)).one_or_none() is not None:
-            await admission.enter(session, tenant_id, [job_id], settings)
+            await admission.rejoin(session, tenant_id, job_id, settings)
     job = await get(session, tenant_id, job_id)
     if job.state not in (JobState.RUNNING, JobState.QUEUED):
         raise IllegalMove(f"the job is {job.state.value}: it cannot be resumed")

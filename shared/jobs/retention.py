@@ -28,7 +28,8 @@ from sqlalchemy.orm import Session
 from sqlmodel import SQLModel, col
 
 from shared.jobs.garbage import FREE_ARTIFACT
-from shared.jobs.rows import Artifact, Bell, IdempotencyKey, Job, Worker
+from shared.jobs.rows import Artifact, Bell, Dataset, DatasetState, IdempotencyKey, Job, Worker
+from shared.jobs.state import QUEUES
 from shared.settings import JobSettings
 
 BELL_LIFETIME: Final = timedelta(hours=1)
@@ -146,6 +147,15 @@ def _forget_workers() -> Duty:
     )
 
 
+def _forget_announced(lifetime: timedelta) -> Duty:
+    """Datasets that were announced, and never uploaded or never completed; what was uploaded is then an orphan."""
+    row = Dataset
+    due = select(col(row.id), col(row.tenant_id), col(row.name), col(row.created_at)).where(
+        col(row.state) == DatasetState.UPLOADING, col(row.created_at) < _NOW - literal(lifetime)
+    )
+    return Duty(name="announced", due=due, table=row, act=lambda batch: delete(row).where(col(row.id) == batch.c.id))
+
+
 _WHOLE_LOGS: Final = """SELECT id, event_seq FROM jobs
     WHERE completed_at < clock_timestamp() - :lifetime AND log_pruned_at IS NULL ORDER BY completed_at"""
 # The states stay, and the last event, by which readers see that there are no more.
@@ -183,7 +193,50 @@ class LogDuty:
         return session.execute(_PRUNE, {"lifetime": self.lifetime, "limit": limit}).scalar_one()
 
 
-def duties(settings: JobSettings) -> list[Duty | LogDuty]:
+_OLD_USAGE: Final = """SELECT job_id, fence, tenant_id, queue, priority, seconds, created_at FROM usage
+    WHERE queue = ANY(:queues) AND created_at < clock_timestamp() - :lifetime"""
+# In one order for everybody, so that two that add to the same sums never wait for each other.
+_SUM: Final = text(f"""
+WITH old AS MATERIALIZED ({_OLD_USAGE} LIMIT :limit FOR UPDATE SKIP LOCKED),
+gone AS (
+    DELETE FROM usage USING old WHERE usage.job_id = old.job_id AND usage.fence = old.fence RETURNING old.*
+), summed AS (
+    INSERT INTO usage_of_days AS sums (tenant_id, day, queue, priority, attempts, seconds)
+    SELECT tenant_id, CAST(created_at AT TIME ZONE 'UTC' AS date) AS day, queue, priority, count(*), sum(seconds)
+    FROM gone GROUP BY 1, 2, 3, 4 ORDER BY 1, 2, 3, 4
+    ON CONFLICT (tenant_id, day, queue, priority) DO UPDATE
+        SET attempts = sums.attempts + excluded.attempts, seconds = sums.seconds + excluded.seconds
+)
+SELECT count(*) FROM gone
+""")  # noqa: S608  (constants of ours)
+_QUEUES: Final = sorted(set(QUEUES.values()))
+"""Named, so that their index serves."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class UsageDuty:
+    """Of attempts that ended long ago only the sum of each day is kept."""
+
+    lifetime: timedelta
+    name: str = "usage"
+
+    def find(self, session: Session) -> list[dict[str, Any]]:
+        """What is to be summed. Changes nothing."""
+        return [dict(row) for row in session.execute(text(_OLD_USAGE), self._terms).mappings()]
+
+    def do(self, session: Session, *, limit: int) -> int:
+        """Sum at most so many; returns how many."""
+        return session.execute(_SUM, {**self._terms, "limit": limit}).scalar_one()
+
+    @property
+    def _terms(self) -> dict[str, Any]:
+        return {"lifetime": self.lifetime, "queues": _QUEUES}
+
+
+def duties(settings: JobSettings) -> list[Duty | LogDuty | UsageDuty]:
     """In an order in which one may make work for the next."""
     logs = [] if settings.event_lifetime is None else [LogDuty(lifetime=settings.event_lifetime)]
-    return [_date(settings), _expire(), *logs, _forget_bells(), _forget_keys(settings), _forget_workers()]
+    usage = [] if settings.usage_lifetime is None else [UsageDuty(lifetime=settings.usage_lifetime)]
+    announced = [] if settings.announced_lifetime is None else [_forget_announced(settings.announced_lifetime)]
+    rest = [*usage, *announced, _forget_bells(), _forget_keys(settings), _forget_workers()]
+    return [_date(settings), _expire(), *logs, *rest]

@@ -3,7 +3,7 @@
 # SQLModel types ``__tablename__`` as a method and documents assigning a string to it.
 # pyright: reportAssignmentType=false
 
-from datetime import datetime
+from datetime import date, datetime
 from enum import StrEnum
 from typing import Any
 from uuid import UUID
@@ -171,7 +171,7 @@ class Attempt(SQLModel, table=True):
 
 
 class Usage(SQLModel, table=True):
-    """Device-seconds of one ended attempt, charged once; outlives the job."""
+    """Device-seconds of one ended attempt, charged once; outlives the job. Old ones are summed (``UsageOfDay``)."""
 
     __tablename__ = "usage"
     __table_args__ = (
@@ -186,6 +186,19 @@ class Usage(SQLModel, table=True):
     priority: int = Field(sa_column=Column(SmallInteger, nullable=False))
     seconds: float = Field(sa_column=Column(Double, nullable=False))
     created_at: datetime | None = Field(default=None, sa_column=columns.time(default=True))
+
+
+class UsageOfDay(SQLModel, table=True):
+    """The sum of a tenant's old ``Usage`` of one day (UTC)."""
+
+    __tablename__ = "usage_of_days"
+
+    tenant_id: UUID = Field(sa_column=columns.owner(primary_key=True))
+    day: date = Field(primary_key=True)
+    queue: str = Field(sa_column=Column(Text, primary_key=True))
+    priority: int = Field(sa_column=Column(SmallInteger, primary_key=True, autoincrement=False))
+    attempts: int = Field(sa_column=columns.counter())
+    seconds: float = Field(sa_column=Column(Double, nullable=False))
 
 
 class Share(SQLModel, table=True):

@@ -186,3 +186,10 @@ def new_artifact(key: str, **fields: Any) -> NewArtifact:
         "media_type": "image/png",
     }
     return NewArtifact(key=key, **{**known, **fields})
+
+
+def is_up(owner: Owner) -> bool:
+    try:
+        return owner.client.get("/healthz").is_success
+    except httpx.TransportError:
+        return False

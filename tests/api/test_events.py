@@ -27,7 +27,7 @@ from shared.jobs.retention import LogDuty
 from shared.jobs.rows import Job
 from shared.settings import Settings
 from tests.api.conftest import MakeOwner
-from tests.api.support import Owner, claim, environment, make_settings, note, serving, succeed
+from tests.api.support import Owner, claim, environment, is_up, make_settings, note, serving, succeed
 from tests.conftest import WaitUntil
 
 STREAM = {"Accept": "text/event-stream"}
@@ -234,10 +234,3 @@ def test_a_server_that_is_told_to_stop_ends_its_streams_and_itself(
     finally:
         server.kill()
         server.wait()
-
-
-def is_up(owner: Owner) -> bool:
-    try:
-        return owner.client.get("/healthz").is_success
-    except httpx.TransportError:
-        return False

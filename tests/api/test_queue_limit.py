@@ -1,17 +1,24 @@
 """A tenant may have only so many jobs waiting: one more is told when to come again, and is never let in."""
 
+import os
+import signal
+import subprocess
+import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 import httpx
 import pytest
 from sqlalchemy import Engine, text
 
+from noisemill.local.ports import free_port
 from shared.settings import Settings
 from tests.api.conftest import MakeOwner
-from tests.api.support import Owner, claim, make_settings, succeed, train_request
+from tests.api.support import Owner, claim, environment, is_up, make_settings, succeed, train_request
+from tests.conftest import WaitUntil
 
 LIMIT = 430
 """Above the margin within which submissions take turns, so that both ways of counting are taken."""
@@ -180,3 +187,55 @@ def test_nobody_waits_longer_than_five_minutes_for_a_queue_that_stands(
 
 def test_a_long_attempt_that_ended_just_now_is_not_fast(drained: Callable[..., int]) -> None:
     assert drained(0.0, seconds=200.0) in range(199, 240)
+
+
+@contextmanager
+def other_process(settings: Settings, make_owner: MakeOwner, wait_until: WaitUntil) -> Iterator[tuple[Any, str]]:
+    """A second API, with the same database; yields its process and its address."""
+    port = free_port()
+    command = [sys.executable, "-m", "uvicorn", "api.app:create_app", "--factory", "--port", str(port)]
+    env = os.environ | environment(settings) | {"NOISEMILL_JOBS_MAX_QUEUED": str(LIMIT)}
+    server = subprocess.Popen(command, env=env, stderr=subprocess.DEVNULL)
+    try:
+        there = make_owner(url=f"http://127.0.0.1:{port}")
+        wait_until(lambda: is_up(there), timeout=60)
+        yield server, f"http://127.0.0.1:{port}"
+    finally:
+        server.kill()
+        server.wait()
+
+
+def test_an_api_that_was_stopped_after_it_had_counted_lets_nobody_in_beyond_the_limit(
+    owner: Owner, settings: Settings, make_owner: MakeOwner, engine: Engine, wait_until: WaitUntil
+) -> None:
+    """It had counted when there was room for many; the other API fills the queue; then it goes on and commits."""
+    body = train_request(owner.add_dataset())
+    fill(owner, engine, 20)
+    with other_process(settings, make_owner, wait_until) as (server, url), ThreadPoolExecutor(8) as pool:
+        key = {"Authorization": owner.client.headers["Authorization"]}
+        # What a submission looks at after it was counted, so that it stands there.
+        with engine.begin() as blocker:
+            blocker.execute(text("LOCK TABLE workers IN ACCESS EXCLUSIVE MODE"))
+            late = pool.submit(httpx.post, f"{url}/v1/jobs", json=body, headers=key, timeout=60)
+            wait_until(lambda: num_blocked(engine) == 1, timeout=30)
+            server.send_signal(signal.SIGSTOP)
+        fill(owner, engine, LIMIT - 20 - 3)
+
+        answers = [owner.client.post("/v1/jobs", json=body) for _ in range(2)]
+        server.send_signal(signal.SIGCONT)
+        answers.append(late.result())
+        answers += [owner.client.post("/v1/jobs", json=body) for _ in range(4)]
+
+    assert sum(answer.status_code == 202 for answer in answers) == 3
+    assert answers[2].status_code == 202 and all(is_full(answer) for answer in answers if answer.status_code != 202)
+    assert num_waiting(owner, engine) == LIMIT
+
+
+def num_blocked(engine: Engine) -> int:
+    """Transactions that have recorded jobs and wait to read the table of workers."""
+    waiting = text("""
+        SELECT count(*) FROM pg_locks AS waiting JOIN pg_locks AS held USING (pid)
+        WHERE waiting.relation = 'workers'::regclass AND NOT waiting.granted
+            AND held.relation = 'jobs'::regclass AND held.mode = 'RowExclusiveLock'""")
+    with engine.connect() as connection:
+        return connection.execute(waiting).scalar_one()

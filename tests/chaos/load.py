@@ -293,8 +293,13 @@ ACTIONS: Final[Mapping[str, Callable[[Load, Client, Ticket], None]]] = {
 }
 
 
-def references(client: Client, catalogue: Catalogue, wait: Callable[[Sequence[str]], None]) -> dict[str, str]:
-    """Run every lasting request once, undisturbed; returns the id of the job of each."""
+def references(
+    client: Client,
+    catalogue: Catalogue,
+    wait: Callable[[Sequence[str]], None],
+    only: Collection[str] | None = None,
+) -> dict[str, str]:
+    """Run every lasting request (``only``: of these kinds) once, undisturbed; returns the id of the job of each."""
     first = catalogue.submit(client, "ingest-0", "reference-ingest-0")
     wait([first])
     (dataset,) = [one.id for one in client.datasets() if one.job_id == first]
@@ -302,7 +307,8 @@ def references(client: Client, catalogue: Catalogue, wait: Callable[[Sequence[st
     trained = client.submit({"type": "train", "spec": base}, idempotency_key="reference-base").id
     wait([trained])
     catalogue.describe(dataset, "base@1")
-    rest = [name for name in catalogue.lasting if name != "ingest-0"]
+    asked = tuple(kind.asks for name, kind in KINDS.items() if only is None or name in only)
+    rest = [name for name in catalogue.lasting if name != "ingest-0" and name.startswith(asked)]
     jobs = {name: catalogue.submit(client, name, f"reference-{name}") for name in rest}
     wait(list(jobs.values()))
     return {"ingest-0": first, "base": trained, **jobs}

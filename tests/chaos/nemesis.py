@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from threading import Event, Thread
 from typing import Any, Final
 from uuid import UUID
@@ -22,6 +22,7 @@ import redis
 from sqlalchemy import Row, text
 from sqlalchemy.exc import SQLAlchemyError
 
+from tests.chaos.lookout import Lookout
 from tests.chaos.servers import Installation, WorkerProcesses
 
 logger = logging.getLogger(__name__)
@@ -37,6 +38,8 @@ OUTAGES: Final[Mapping[str, int]] = {
 _S3_SHARE: Final = {"error": 0.6, "stall": 0.3, "reset": 0.4, "truncate": 0.6, "lie": 0.4}
 _ZOMBIE_PATIENCE: Final = 20.0
 """Seconds that a zombie sleeps on at most, for the next attempt to begin."""
+_REST: Final = 0.5
+"""Seconds for which a runner must do hardly anything to be taken for done."""
 _LONGEST_OUTAGE: Final = 40.0
 """Seconds that storage fails at most."""
 LIE_SHARE: Final = 0.2
@@ -67,6 +70,8 @@ class Goals:
     stopped_at_once: int = 2
     stopped_after: float = 0.0
     """Seconds that an attempt must have run before its worker is stopped."""
+    one_each: bool = False
+    """Whether of each job only the first attempt is stopped, and continues when its runner has nothing left to do."""
     spared: int = 2
     """Workers that are up and hold a job, below which none is killed or stopped: a run must get on."""
     kinds: frozenset[str] = frozenset({*KILLS, *ZOMBIES, *OUTAGES})
@@ -86,6 +91,11 @@ class Fault:
     fence: int = 0
     became_zombie: bool = False
 
+    @property
+    def until(self) -> datetime:
+        """When it was over."""
+        return self.at + timedelta(seconds=self.seconds)
+
 
 @dataclass(kw_only=True)
 class _Stopped:
@@ -94,7 +104,11 @@ class _Stopped:
     fault: Fault
     processes: list[psutil.Process]
     since: float
+    runner: psutil.Process
     wake_at: float = float("inf")
+    looked_at: float = 0.0
+    spent: float = -1.0
+    """Seconds of CPU that the runner had had then."""
 
 
 class Nemesis:
@@ -106,6 +120,7 @@ class Nemesis:
         self._engine = installation.engine()
         self._stopped: dict[str, _Stopped] = {}
         self._ending = Event()
+        self.lookout = Lookout(self.ask)
         streams = (self._kill_on, self._stop_on, self._outages_on)
         self._streams = [Thread(target=self._guard, args=(stream,), name=stream.__name__) for stream in streams]
         self.faults: list[Fault] = []
@@ -131,6 +146,7 @@ class Nemesis:
         return dict(sorted(Counter(fault.kind for fault in self.faults).items()))
 
     def start(self) -> None:
+        self.lookout.start()
         for stream in self._streams:
             stream.start()
 
@@ -139,6 +155,11 @@ class Nemesis:
         self._ending.set()
         for stream in self._streams:
             stream.join()
+
+    def close(self) -> None:
+        """Look no longer, either."""
+        self.stop()
+        self.lookout.stop()
         self._engine.dispose()
 
     def _guard(self, stream: Callable[[], None]) -> None:
@@ -187,7 +208,8 @@ class Nemesis:
 
     def _choose_worker(self, chance: random.Random, *, after: float = 0.0) -> WorkerProcesses | None:
         """A worker that has held a job for some seconds, if enough others do."""
-        busy = {row.worker.partition("@")[0] for row in self._ask(_HELD, age=after)} - set(self._stopped)
+        held = [row for row in self.ask(_HELD, age=after) if not (self._goals.one_each and row.fence > 1)]
+        busy = {row.worker.partition("@")[0] for row in held} - set(self._stopped)
         up = [found for name in sorted(busy) if (found := self._installation.processes(name)) is not None]
         return chance.choice(up) if len(up) > min(self._goals.spared, len(self._installation.workers) - 1) else None
 
@@ -212,7 +234,9 @@ class Nemesis:
             return False
         targets = [processes.child] if kind == "stop_supervisor" else [processes.child, processes.runner]
         fault = Fault(kind=kind, target=processes.name, at=self._now())
-        stopped = self._stopped[processes.name] = _Stopped(fault=fault, processes=targets, since=time.monotonic())
+        stopped = self._stopped[processes.name] = _Stopped(
+            fault=fault, processes=targets, since=time.monotonic(), runner=processes.runner
+        )
         with suppress(psutil.Error):
             for target in targets:
                 target.suspend()
@@ -228,10 +252,10 @@ class Nemesis:
     def _look_after(self, name: str, stopped: _Stopped, chance: random.Random) -> None:
         """Wake the worker when its lease was lost and the next attempt has begun: then it can do most harm."""
         fault, now = stopped.fault, time.monotonic()
-        outcomes = {row.fence: row.outcome for row in self._ask(_ATTEMPTS, job_id=fault.job_id)}
+        outcomes = {row.fence: row.outcome for row in self.ask(_ATTEMPTS, job_id=fault.job_id)}
         if outcomes.get(fault.fence) == "lost":
             fault.became_zombie = True
-            if fault.fence + 1 in outcomes:
+            if fault.fence + 1 in outcomes and (not self._goals.one_each or _rests(stopped, now)):
                 stopped.wake_at = min(stopped.wake_at, now + chance.uniform(0, 1))
             stopped.wake_at = min(stopped.wake_at, now + _ZOMBIE_PATIENCE)
         elif outcomes.get(fault.fence) is not None or now - stopped.since > 5 * self._installation.setup.lease:
@@ -312,7 +336,7 @@ class Nemesis:
         self._installation.end("postgres", signal.SIGKILL, stay_down=chance.uniform(0, 4))
 
     def _terminate_backends(self, chance: random.Random) -> None:
-        self._ask(_BACKENDS, salt=str(chance.random()))
+        self.ask(_BACKENDS, salt=str(chance.random()))
 
     def _lie_about_commits(self, chance: random.Random) -> None:
         self._installation.database_proxy.lie_share = LIE_SHARE
@@ -323,13 +347,13 @@ class Nemesis:
 
     def _held_by(self, worker: str) -> Row[Any] | None:
         """The job that a worker holds a lease on."""
-        return next((row for row in self._ask(_HELD, age=0.0) if row.worker.partition("@")[0] == worker), None)
+        return next((row for row in self.ask(_HELD, age=0.0) if row.worker.partition("@")[0] == worker), None)
 
     def _now(self) -> datetime:
-        rows = self._ask(text("SELECT clock_timestamp() AS now"))
+        rows = self.ask(text("SELECT clock_timestamp() AS now"))
         return rows[0].now if rows else datetime.now().astimezone()
 
-    def _ask(self, question: Any, **about: Any) -> list[Row[Any]]:
+    def ask(self, question: Any, **about: Any) -> list[Row[Any]]:
         """Straight to SQL; nothing when it is away, as we made it be."""
         with suppress(SQLAlchemyError), self._engine.begin() as connection:
             return list(connection.execute(question, about))
@@ -347,3 +371,16 @@ _BREAK: Final[Mapping[str, Callable[[Nemesis, random.Random], None]]] = {
     "lie_about_commits": Nemesis._lie_about_commits,
     "fill_disk": Nemesis._fill_disk,
 }
+
+
+def _rests(stopped: _Stopped, now: float) -> bool:
+    """Whether the runner has hardly used the CPU since it was looked at; at most twice a second."""
+    if now - stopped.looked_at < _REST:
+        return False
+    spent = 0.0
+    with suppress(psutil.Error):
+        times = stopped.runner.cpu_times()
+        spent = times.user + times.system
+    rests = 0 <= spent - stopped.spent < _REST / 10 and stopped.spent >= 0
+    stopped.looked_at, stopped.spent = now, spent
+    return rests

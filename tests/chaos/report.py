@@ -1,16 +1,15 @@
 """What a run has shown, as one JSON object."""
 
 import json
-import statistics
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from tests.chaos.checker import Checker
-from tests.chaos.history import History
 from tests.chaos.nemesis import Fault
+from tests.chaos.recovery import Excuses, figures, late, recoveries
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +25,7 @@ class Report:
     """By how they ended; the failed ones by their error."""
     recovery_s: dict[str, float]
     """From ``kill -9`` of a worker that held a job to the start of that job's next attempt; ``lease_lost`` is to its
-    end by the reaper, without the wait for a free worker."""
+    end by the reaper; ``judged`` is without the time in which the faults left nobody who could have gone on with it."""
     kills: int
     zombies: int
     duplicates: int
@@ -40,6 +39,8 @@ class Report:
     s3_faults: dict[str, int]
     duration_s: float
     violations: list[str]
+    control: Mapping[str, Any] | None = None
+    """What became of the run without fences, and of its twin with them; None for a run that is no ``make chaos``."""
 
     @property
     def is_clean(self) -> bool:
@@ -53,16 +54,26 @@ class Report:
         path.write_text(self.as_json() + "\n")
 
 
-def judge(checker: Checker, happened: Sequence[Fault], complaints: Sequence[str], **counted: Any) -> Report:
+def judge(
+    checker: Checker, happened: Sequence[Fault], excuses: Excuses, complaints: Sequence[str], **counted: Any
+) -> Report:
     """Check the history, and count what happened."""
     history = checker.history
     duplicates, lost, wrong = list(checker.duplicates()), list(checker.lost()), list(checker.wrong_bytes())
     by_hand = [f"{count} jobs were canceled or retried by hand"] if (count := checker.interventions()) else []
-    others = [checker.objects(), checker.endings(), checker.attempts(), checker.events(), checker.usage()]
+    killed = list(recoveries(history, happened))
+    others = [
+        late(killed, excuses),
+        checker.objects(),
+        checker.endings(),
+        checker.attempts(),
+        checker.events(),
+        checker.usage(),
+    ]
     return Report(
         ended=dict(sorted(Counter(job.state.value for job in history.jobs).items())),
         attempts=dict(sorted(Counter(_cause(attempt) for attempt in history.attempts).items())),
-        recovery_s=recovery(history, happened),
+        recovery_s=dict(figures(killed, excuses)),
         zombies=sum(fault.became_zombie for fault in happened),
         duplicates=len(duplicates),
         lost=len(lost),
@@ -72,32 +83,6 @@ def judge(checker: Checker, happened: Sequence[Fault], complaints: Sequence[str]
         violations=[*complaints, *by_hand, *duplicates, *lost, *wrong, *(found for rule in others for found in rule)],
         **counted,
     )
-
-
-def recovery(history: History, faults: Sequence[Fault]) -> dict[str, float]:
-    """Seconds after each kill of a whole worker that held a job; the median and the longest."""
-    reaped, started = list[float](), list[float]()
-    for fault in faults:
-        if fault.kind not in ("kill_worker", "kill_supervisor") or fault.job_id is None:
-            continue
-        attempts = {attempt.fence: attempt for attempt in history.attempts_of.get(fault.job_id, [])}
-        hit, following = attempts.get(fault.fence), attempts.get(fault.fence + 1)
-        if hit is None or hit.ended_at is None or hit.outcome != "lost":
-            continue  # it had ended before the kill reached it
-        reaped.append((hit.ended_at - fault.at).total_seconds())
-        if following is not None and following.started_at is not None:
-            started.append((following.started_at - fault.at).total_seconds())
-    return {**_spread("", started), **_spread("lease_lost_", reaped)}
-
-
-def _spread(prefix: str, seconds: Sequence[float]) -> dict[str, float]:
-    if not seconds:
-        return {}
-    return {
-        f"{prefix}count": len(seconds),
-        f"{prefix}p50": round(statistics.median(seconds), 2),
-        f"{prefix}max": round(max(seconds), 2),
-    }
 
 
 def _cause(attempt: Any) -> str:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import timedelta
 from itertools import islice
 from typing import Any, Final, Self
 
@@ -18,6 +19,7 @@ from tests.chaos.checker import Checker
 from tests.chaos.history import History
 from tests.chaos.load import Catalogue, Load, Ticket, plan, references
 from tests.chaos.nemesis import Goals, Nemesis
+from tests.chaos.recovery import Excuses
 from tests.chaos.report import Report, judge
 from tests.chaos.servers import Installation, Setup
 
@@ -71,11 +73,12 @@ class Run:
         nemesis.start()
         try:
             self._keep_busy(load, nemesis)
-        finally:
             nemesis.stop()
-        logger.info("nothing is broken any more; %d of %d orders are placed", load.done, load.released)
-        is_placed = load.finish(_HEALING_LIMIT)
-        self._wait_for_the_end(_HEALING_LIMIT)
+            logger.info("nothing is broken any more; %d of %d orders are placed", load.done, load.released)
+            is_placed = load.finish(_HEALING_LIMIT)
+            self._wait_for_the_end(_HEALING_LIMIT)
+        finally:
+            nemesis.close()
         complaints = [
             *load.complaints,
             *nemesis.failures,
@@ -89,7 +92,10 @@ class Run:
         wiring = self._installation.wiring
         with Client(wiring.api_url, wiring.api_key) as client:
             self._references = references(
-                client, self._catalogue, lambda ids: [client.wait(one, _CALM_LIMIT) for one in ids]
+                client,
+                self._catalogue,
+                lambda ids: [client.wait(one, _CALM_LIMIT) for one in ids],
+                self._wanted.kinds,
             )
         history = History.read(self._engine, self._installation.s3.objects)
         jobs = {job.id.hex: job for job in history.jobs}
@@ -161,6 +167,7 @@ class Run:
         return judge(
             checker,
             nemesis.faults,
+            Excuses(nemesis.lookout.looks, timedelta(seconds=self._wanted.setup.lease), nemesis.faults),
             [*complaints, *collected.left_over(), *collected.objects()],
             seed=self._wanted.setup.seed,
             jobs=len(load.tickets),
@@ -176,7 +183,7 @@ class Run:
         """Beside the logs, for whoever looks into a failed run."""
         tables: Mapping[str, Sequence[Any]] = {
             "faults": nemesis.faults, "jobs": history.jobs, "attempts": history.attempts, "events": history.events,
-            "artifacts": history.artifacts,
+            "artifacts": history.artifacts, "looks": nemesis.lookout.looks,
         }  # fmt: skip
         for name, rows in tables.items():
             lines = (json.dumps({k: v for k, v in vars(row).items() if k[0] != "_"}, default=str) for row in rows)

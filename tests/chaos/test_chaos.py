@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.chaos.nemesis import KILLS, ZOMBIES, Goals
+from tests.chaos import nemesis
+from tests.chaos.control import ZOMBIES, control
+from tests.chaos.nemesis import KILLS, Goals
 from tests.chaos.run import Wanted, run
 from tests.chaos.servers import Setup
 
@@ -23,7 +25,12 @@ def no_process_left_behind() -> None:
 
 def test_nothing_is_lost_and_nothing_done_twice_under_faults(tmp_path: Path) -> None:
     goals = Goals(
-        kills=6, zombies=2, kill_every=3, stop_every=6, outage_every=2, kinds=frozenset({*KILLS, *ZOMBIES, *OUTAGES})
+        kills=6,
+        zombies=2,
+        kill_every=3,
+        stop_every=6,
+        outage_every=2,
+        kinds=frozenset({*KILLS, *nemesis.ZOMBIES, *OUTAGES}),
     )
 
     report = run(Wanted(setup=Setup(folder=tmp_path, workers=4, lease=5, seed=1), jobs=24, goals=goals, limit=300))
@@ -33,15 +40,10 @@ def test_nothing_is_lost_and_nothing_done_twice_under_faults(tmp_path: Path) -> 
     assert report.kills >= 6 and report.zombies >= 2 and len(report.faults) >= 8
 
 
-def test_without_fences_the_same_checks_fail(tmp_path: Path) -> None:
-    """The control: zombies that were taken for dead finish work that somebody else holds."""
-    setup = Setup(folder=tmp_path, workers=3, lease=4, seed=1, app="tests.chaos.unfenced")
-    goals = Goals(
-        kills=0, zombies=3, stop_every=1, stopped_at_once=1, stopped_after=1, spared=0, kinds=frozenset({"stop_worker"})
-    )
-    kinds = frozenset({"training that starts over"})
+def test_without_the_fence_in_sql_alone_the_same_checks_fail(tmp_path: Path) -> None:
+    """The control: supervisors that were taken for dead commit the results of work that somebody else holds."""
+    both = control(tmp_path, seed=1)
 
-    report = run(Wanted(setup=setup, jobs=4, goals=goals, limit=300, kinds=kinds, in_flight=1))
-
-    assert report.zombies >= 3
-    assert [found for found in report.violations if "belongs to attempt" in found], report.as_json()
+    assert both.fenced.violations == [] and both.fenced.zombies >= ZOMBIES
+    assert both.unfenced.foreign_results > 0, both.as_json()
+    assert both.complaints == []

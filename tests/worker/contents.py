@@ -41,7 +41,10 @@ def key_of(job_id: UUID, fence: int, name: str) -> str:
     return artifact_key(public("job", job_id), fence, name)
 
 
-NAMES = ["lifetimes", "expired", "events", "bells", "idempotency_keys", "workers", "removed", "orphans", "uploads"]
+NAMES = [
+    "lifetimes", "expired", "events", "usage", "announced", "bells", "idempotency_keys", "workers",
+    "removed", "orphans", "uploads",
+]  # fmt: skip
 
 
 def put_in_order(house: House) -> None:
