@@ -20,7 +20,7 @@ from shared.jobs.state import JobType
 from shared.specs import FAMILIES, TrainSpec
 from shared.specs.evaluate import OF_SAMPLES, EvaluateSpec
 from shared.specs.reaverage import AVERAGES, ReaverageSpec
-from shared.specs.tasks import Generate, Inpaint, MatchStyle, PictureField, Request, Stylise, WithInputs
+from shared.specs.tasks import Inpaint, MatchStyle, PictureField, Request, Stylise, WithInputs
 from shared.specs.training import Trained
 from shared.wire import AnyJobRequest, EvaluateRequest, GenerateRequest, ReaverageRequest, TrainRequest
 
@@ -136,13 +136,14 @@ async def _evaluate(session: AsyncSession, tenant_id: UUID, spec: EvaluateSpec) 
     _require_same_shape(dataset, version, pointer="/spec/dataset")
     trained = family.model_validate(version.spec)
     with _pointing_at_its_field():
-        wanted = spec.wanted(_able(trained, version))
+        wanted = spec.wanted(trained, version.info, dataset.info)
         if wanted & OF_SAMPLES:
             trained.check_task(spec, version.info)
     ref = f"{model.name}@{version.version}"
+    settled = {"model": ref, "metrics": sorted(wanted), "features": spec.features_of(version.info["shape"])}
     return Draft(
         type=JobType.EVALUATE,
-        spec=spec.model_dump(mode="json") | {"model": ref, "metrics": sorted(wanted)},
+        spec=spec.model_dump(mode="json") | settled,
         summary=f"evaluate {ref}",
         inputs={"version_id": str(version.id), "dataset_id": str(dataset.id)},
     )
@@ -177,16 +178,6 @@ def _pointing_at_its_field() -> Generator[None, None, None]:
         first = error.errors()[0]
         field = first.get("ctx", {}).get("field") or "/".join(str(part) for part in first["loc"])
         raise InvalidSpec(first["msg"], pointer=f"/spec/{field}") from error
-
-
-def _able(trained: TrainSpec, version: ModelVersion) -> set[str]:
-    """Its family's tasks, without drawing samples where this model has nothing to draw from."""
-    plain = Generate(task="generate", model=trained.model)
-    try:
-        trained.check_task(plain, version.info)
-    except PydanticCustomError:
-        return trained.tasks.keys() - {"generate"}
-    return set(trained.tasks)
 
 
 def _require_same_shape(dataset: Dataset, version: ModelVersion, *, pointer: str) -> None:

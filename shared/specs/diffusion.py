@@ -97,6 +97,11 @@ class DiffusionSpec(TrainSpec):
         """The loss, and the error of the denoised image."""
         return {"loss": "lower", "denoising_error": "lower"}
 
+    def scores_on(self, data: Mapping[str, Any], info: Mapping[str, Any]) -> frozenset[str]:
+        """Bits per dimension of a model of pixels, of images without their classes, too."""
+        without_classes = self.label_dropout > 0 or not self.num_classes(info)
+        return frozenset({"bits_per_dim"} if self.autoencoder is None and without_classes else ())
+
     @model_validator(mode="after")
     def _only_images_are_augmented(self) -> "DiffusionSpec":
         if self.augment and self.autoencoder is not None:

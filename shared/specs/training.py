@@ -180,6 +180,13 @@ class TrainSpec(Spec):
         """The held-out figures by which two states of a training are compared, each with what is better of it."""
         return {}
 
+    def scores_on(self, data: Mapping[str, Any], info: Mapping[str, Any]) -> frozenset[str]:
+        """What a trained model can be measured by on images, beside its samples: keys of its family's ``scores``.
+
+        ``data`` tells of the dataset that it is measured on, ``info`` of the one that it has learned from.
+        """
+        return frozenset()
+
     def trains(self, part: str, step: int) -> bool:
         """Whether ``part`` of the network is updated in ``step``; the others stand still."""
         return True

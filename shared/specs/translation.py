@@ -106,6 +106,10 @@ class TranslationSpec(TrainSpec):
         """Whether the model can also translate from the target's look to the source's."""
         return self.objective == "cycle"
 
+    def scores_on(self, data: Mapping[str, Any], info: Mapping[str, Any]) -> frozenset[str]:
+        """The error of the way there and back, where both are known."""
+        return frozenset({"cycle_error"} if self.knows_both_ways else ())
+
     def check_data(self, infos: Mapping[str, Mapping[str, Any]]) -> None:
         """Refuse, beside what any family refuses, images without a map that could be worked at."""
         super().check_data(infos)

@@ -57,9 +57,25 @@ class VaeSpec(TrainSpec):
         return self.network == "conv"
 
     def compared_by(self) -> Mapping[str, Direction]:
-        """The loss and what it is made of."""
-        common: dict[str, Direction] = {"loss": "lower", "reconstruction": "lower"}
-        return common if self.objective == "denoising" else {**common, "elbo": "higher", "bits_per_dim": "lower"}
+        """The loss and what it is made of; bits per dimension where the likelihood is one of bytes."""
+        figures: dict[str, Direction] = {"loss": "lower", "reconstruction": "lower"}
+        if self.objective == "vae":
+            figures["elbo"] = "higher"
+        if self.bounds_bytes:
+            figures["bits_per_dim"] = "lower"
+        return figures
+
+    @property
+    def bounds_bytes(self) -> bool:
+        """Whether the ELBO bounds the probability of bytes, so that bits per dimension are comparable."""
+        return self.objective == "vae" and self.likelihood == "logistic"
+
+    def scores_on(self, data: Mapping[str, Any], info: Mapping[str, Any]) -> frozenset[str]:
+        """Bounds of the likelihood and what they are made of, of a model of the probability of images."""
+        if self.objective == "denoising":
+            return frozenset({"active_units"})
+        bits = {"bits_per_dim"} if self.bounds_bytes else set[str]()
+        return frozenset({"elbo", "iwae64", "kl", "active_units"} | bits)
 
     def check_task(self, request: Request, info: Mapping[str, Any]) -> None:
         """Refuse to draw from a denoising autoencoder, and latents that there are not; else as any family."""

@@ -3,7 +3,7 @@ et al., 2017, arXiv 1711.00937; FSQ: Mentzer et al., 2023, arXiv 2309.15505)."""
 
 from collections.abc import Mapping
 from math import prod
-from typing import Annotated, ClassVar, Final, Literal
+from typing import Annotated, Any, ClassVar, Final, Literal
 
 from pydantic import AfterValidator, Field
 
@@ -82,6 +82,11 @@ class VqSpec(TrainSpec):
     def compared_by(self) -> Mapping[str, Direction]:
         """Figures of the autoencoder; those of the prior are of codes that change their meaning."""
         return {"autoencoder_loss": "lower", "reconstruction": "lower", "perplexity": "higher", "usage": "higher"}
+
+    def scores_on(self, data: Mapping[str, Any], info: Mapping[str, Any]) -> frozenset[str]:
+        """Use of the codebook; and what codes cost under the prior, on data whose classes it knows."""
+        known, told = self.num_classes(info), data.get("num_classes", 0)
+        return frozenset({"codebook"} | ({"code_bits_per_dim"} if not known or 0 < told <= known else set()))
 
     def trains(self, part: str, step: int) -> bool:
         """The autoencoder always, the prior from ``prior_start`` on."""

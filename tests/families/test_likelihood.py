@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.families.test_diffusion import CPU, spec_of
-from worker.families.nets.likelihood import STEPS, bits_per_dim, dequantised, has_likelihood
+from worker.families.nets.likelihood import STEPS, bits_per_dim, dequantised
 from worker.families.nets.preconditioning import Edm, VariancePreserving
 from worker.kernels.noise import Domain, Noise
 
@@ -121,10 +121,3 @@ def test_grey_levels_are_covered_evenly() -> None:
 
     assert within.abs().max() < 0.5
     assert within.var().item() == pytest.approx(1 / 12, rel=0.1)
-
-
-def test_models_of_latents_and_of_classes_alone_have_none() -> None:
-    assert has_likelihood(spec_of())
-    assert has_likelihood(spec_of(class_conditional=False, label_dropout=0))
-    assert not has_likelihood(spec_of(label_dropout=0))
-    assert not has_likelihood(spec_of(autoencoder="base@1"))

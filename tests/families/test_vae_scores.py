@@ -78,7 +78,21 @@ def test_information_per_dimension_adds_up_to_the_loss_s(network: str) -> None:
     assert of_dimensions.sum(1).mean().item() == pytest.approx(whole, rel=1e-4)
 
 
-def test_a_model_without_a_prior_has_no_likelihood() -> None:
-    denoiser = spec_of(objective="denoising")
+def test_the_bound_of_bytes_is_told_in_bits_per_dimension() -> None:
+    spec, batch = spec_of(likelihood="logistic"), {"image": images(DIGITS)}
+    net = build(spec, DIGITS)
 
-    assert {name for name, score in FAMILY.scores.items() if score.applies(denoiser)} == {"active_units"}
+    bits = FAMILY.scores["bits_per_dim"].values(spec, net, batch, KEYED)
+
+    assert isinstance(bits, Tensor)
+    assert torch.allclose(bits, -elbo(spec, net, batch, KEYED) / (log(2) * 784))
+
+
+@pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian"])
+def test_a_likelihood_that_is_none_of_bytes_claims_no_bits_per_dimension(likelihood: str) -> None:
+    spec = spec_of(likelihood=likelihood)
+
+    told = loss(spec, build(spec, DIGITS), {"image": images(DIGITS)}, KEYED).values.keys()
+
+    assert told == {"elbo", "reconstruction", "kl"}
+    assert "bits_per_dim" not in spec.compared_by()

@@ -78,7 +78,7 @@ def test_an_untrained_prior_takes_all_codes_for_equally_likely() -> None:
     measured = prior_loss(spec_of(), build(FAMILY, spec_of(), DIGITS), batch_of(), KEYED)
 
     assert measured.loss.item() == pytest.approx(torch.tensor(16.0).log().item(), rel=1e-5)
-    assert measured.values["bits_per_dim"].item() == pytest.approx(4 * 16 / 256, rel=1e-5)
+    assert measured.values["code_bits_per_dim"].item() == pytest.approx(4 * 16 / 256, rel=1e-5)
 
 
 def test_the_prior_s_loss_is_the_cross_entropy_of_each_code_given_those_before_it() -> None:
@@ -237,6 +237,18 @@ def test_encoding_gives_the_map_of_codes_that_the_evaluation_counts(quantizer: s
     assert (found.shape, found.dtype) == ((6, 4, 4), torch.int32)
     assert torch.equal(found.flatten(1).long(), score.values(spec, net, batch_of(), KEYED))
     assert score.num_codes is not None and score.num_codes(spec) == net.autoencoder.quantizer.num_codes
+
+
+def test_an_evaluation_tells_what_the_codes_of_each_image_cost_under_the_prior() -> None:
+    spec = spec_of()
+    net, batch = network(spec), batch_of()
+
+    bits = FAMILY.scores["code_bits_per_dim"].values(spec, net, batch, KEYED)
+
+    assert isinstance(bits, Tensor)
+    assert bits.std() > 0
+    told = prior_loss(spec, net, batch, KEYED).values["code_bits_per_dim"]
+    assert bits.mean().item() == pytest.approx(told.item(), rel=1e-5)
 
 
 def test_every_task_of_the_spec_has_a_sampler() -> None:

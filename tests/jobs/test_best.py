@@ -146,6 +146,8 @@ def test_without_held_out_samples_nothing_is_best(train_run: MakeRun, dataset: d
         ("vq", {"best_by": "reconstruction", "weights": "best"}, None),
         ("vae", {"best_by": "kl_bits_per_dim"}, "best_by"),
         ("vae", {"objective": "denoising", "best_by": "elbo"}, "best_by"),
+        ("vae", {"best_by": "bits_per_dim"}, "best_by"),
+        ("vae", {"likelihood": "logistic", "best_by": "bits_per_dim"}, None),
         ("diffusion", {"best_by": "denoising_error"}, None),
     ],
 )

@@ -18,7 +18,7 @@ from worker.engine.checkpoint import write_weights
 from worker.engine.training import build
 from worker.families import FAMILIES
 from worker.families.family import DataInfo
-from worker.jobs.evaluate import default_features, evaluate
+from worker.jobs.evaluate import evaluate
 from worker.jobs.train import train
 from worker.run import Stopped
 
@@ -36,7 +36,7 @@ def test_everything_that_the_model_can_be_measured_by_is_measured(
 ) -> None:
     result = evaluate(evaluate_run(trained))
 
-    of_model = {"elbo", "iwae64", "kl", "reconstruction_mse", "psnr", "ssim"}
+    of_model = {"elbo", "iwae64", "kl", "active_units", "reconstruction_mse", "psnr", "ssim"}
     assert result["figures"].keys() == OF_SETS | of_model | {"nearer_to_train", "copying"}
     assert result["baselines"]["real"].keys() == OF_SETS
     assert len(result["details"]["kl"]) == 4
@@ -148,6 +148,8 @@ def test_without_held_out_images_nothing_is_compared_to_them(
 
     with pytest.raises(DatasetInvalid, match="no held_out"):
         evaluate(evaluate_run(trained, data=without))
+    with pytest.raises(DatasetInvalid, match="memorisation cannot be measured"):
+        evaluate(evaluate_run(trained, data=without, split="train", metrics=["memorisation"]))
     result = evaluate(evaluate_run(trained, data=without, split="train"))
     assert "real" not in result["baselines"] and "copying" not in result["figures"]
 
@@ -204,10 +206,6 @@ def test_classes_that_were_not_asked_for_are_all_of_them_in_order(evaluate_run: 
     turns, asked = (evaluate(evaluate_run(**gan, metrics=["classes"], labels=one)) for one in (None, [*range(10)]))
 
     assert turns["figures"] == asked["figures"]
-
-
-def test_digits_are_the_default_for_images_like_digits_only() -> None:
-    assert (default_features((1, 28, 28)), default_features((3, 28, 28))) == ("digits", "dct")
 
 
 def test_the_dataset_of_the_request_is_named_in_the_result(evaluate_run: MakeRun, trained: dict[str, Any]) -> None:

@@ -1,7 +1,7 @@
 """What may be asked of a family that Noisemill does not know: every pixel is normal, on its own."""
 
 from collections.abc import Mapping
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -18,3 +18,6 @@ class PixelGaussianSpec(TrainSpec):
     family: Literal["pixel_gaussian"]
     least_deviation: float = Field(default=0.01, gt=0, le=1)
     """Of a pixel, whose values are in [0, 1]."""
+
+    def scores_on(self, data: Mapping[str, Any], info: Mapping[str, Any]) -> frozenset[str]:
+        return frozenset({"log_density"})

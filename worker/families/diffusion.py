@@ -17,7 +17,7 @@ from worker.families.family import Batch, DataInfo, Draw, Family, Measured, Scor
 from worker.families.nets.denoiser import Denoiser, Network, centred, num_classes_of, objective_of, spread
 from worker.families.nets.dit import DITS, DiT
 from worker.families.nets.latents import LatentDenoiser, space_of
-from worker.families.nets.likelihood import bits_per_dim, has_likelihood
+from worker.families.nets.likelihood import bits_per_dim
 from worker.families.nets.measurements import Projection, agreeing, averaged, enlarged, grey, kept, reduced
 from worker.families.nets.nonleaky import NUM_TOLD, augmented
 from worker.families.nets.slerp import slerp
@@ -290,5 +290,5 @@ FAMILY: Final = Family(
         "colourise": Colourise,
         "image_to_image": ImageToImage,
     },
-    scores={"bits_per_dim": Score(values=bits_per_dim, most=MOST_SCORED, applies=has_likelihood)},
+    scores={"bits_per_dim": Score(values=bits_per_dim, most=MOST_SCORED)},
 )

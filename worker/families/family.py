@@ -137,14 +137,12 @@ class Score(Generic[SpecT, NetT]):
     values: Callable[[SpecT, NetT, Batch, Noise], Tensor | Generator[None, None, Tensor]]
     """One number per image ``(B,)``, or as ``kind`` says. What takes long yields on the way, so as to be stopped."""
     kind: Literal["mean", "dimensions", "variation", "codes"] = "mean"
-    """What is told of all images' values: their mean; the mean of each column of ``(B, Z)``; how many columns vary; or
-    how much of a codebook the int64 codes ``(B, L)`` use."""
+    """What is told of all images' values: their mean; the mean of each column of ``(B, Z)``, and their sum; how many
+    columns vary; or how much of a codebook the int64 codes ``(B, L)`` use."""
     most: int | None = None
     """Only so many images are looked at, where each takes long."""
     num_codes: Callable[[SpecT], int] | None = None
     """Size of the codebook, for ``codes``."""
-    applies: Callable[[SpecT], bool] = lambda spec: True
-    """Whether it means something for a model of this spec."""
 
 
 Loss = Callable[[SpecT, NetT, Batch, Noise], Measured]
@@ -164,4 +162,5 @@ class Family(Generic[SpecT, NetT]):
     tasks: Mapping[str, SamplerFactory[SpecT]]
     """What can be asked of a trained model (``spec.task``) and the sampler that does it."""
     scores: Mapping[str, Score[SpecT, NetT]] = field(default_factory=dict[str, Any])
-    """What an evaluate job can measure of a trained model on data, beside its samples."""
+    """What an evaluate job can measure of a trained model on data, beside its samples, where ``TrainSpec.scores_on``
+    names it."""

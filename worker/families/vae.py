@@ -208,9 +208,10 @@ def loss(spec: VaeSpec, net: Vae, batch: Batch, noise: Noise) -> Measured:
         return denoising_loss(spec, net, x_BCHW, noise)
     nats_B, kl_B = bound(spec, net, x_BCHW, noise)
     reconstruction, kl = nats_B.mean(), kl_B.mean()
-    bits_per_dim = 1 / (log(2) * prod(x_BCHW.shape[1:]))
     values = {"elbo": -(reconstruction + kl), "reconstruction": reconstruction, "kl": kl}
-    values |= {"kl_bits_per_dim": bits_per_dim * kl, "bits_per_dim": bits_per_dim * (reconstruction + kl)}
+    if spec.bounds_bytes:
+        bits = 1 / (log(2) * prod(x_BCHW.shape[1:]))
+        values |= {"kl_bits_per_dim": bits * kl, "bits_per_dim": bits * (reconstruction + kl)}
     return Measured(loss=reconstruction + spec.beta * kl, values=values)
 
 
@@ -223,11 +224,6 @@ def denoising_loss(spec: VaeSpec, net: Vae, x_BCHW: Tensor, noise: Noise) -> Mea
 
 
 # Scores ------------------------------------------------------------------------------------------
-
-
-def has_prior(spec: VaeSpec) -> bool:
-    """Whether the model is one of the probability of images."""
-    return spec.objective == "vae"
 
 
 def elbo(spec: VaeSpec, net: Vae, batch: Batch, noise: Noise) -> Tensor:
@@ -247,6 +243,11 @@ def iwae(spec: VaeSpec, net: Vae, batch: Batch, noise: Noise, *, num_latents: in
         log_ratio_B = 0.5 * (epsilon_BZ**2 + log_variance_BZ - z_BZ**2).sum(1)
         log_weights.append(log_ratio_B - negative_log_likelihood(spec, net, net.decode(z_BZ), x_BCHW))
     return torch.stack(log_weights).logsumexp(0) - log(num_latents)
+
+
+def bits_per_dim(spec: VaeSpec, net: Vae, batch: Batch, noise: Noise) -> Tensor:
+    """``-elbo`` in bits per byte of an image ``(B,)``: what it costs at most, the likelihood being one of bytes."""
+    return -elbo(spec, net, batch, noise) / (log(2) * prod(batch["image"].shape[1:]))
 
 
 def kl_of_dimensions(spec: VaeSpec, net: Vae, batch: Batch, noise: Noise) -> Tensor:
@@ -351,9 +352,10 @@ FAMILY: Final = Family(
         "traverse": AlongAxes,
     },
     scores={
-        "elbo": Score(values=elbo, applies=has_prior),
-        "iwae64": Score(values=iwae, applies=has_prior),
-        "kl": Score(values=kl_of_dimensions, kind="dimensions", applies=has_prior),
+        "elbo": Score(values=elbo),
+        "iwae64": Score(values=iwae),
+        "bits_per_dim": Score(values=bits_per_dim),
+        "kl": Score(values=kl_of_dimensions, kind="dimensions"),
         "active_units": Score(values=posterior_mean, kind="variation"),
     },
 )

@@ -145,16 +145,21 @@ def autoencoder_loss(_spec: VqSpec, net: Vq, batch: Batch, noise: Noise) -> Meas
     return Measured(loss=reconstruction + quantized.commitment, values=values)
 
 
-def prior_loss(_spec: VqSpec, net: Vq, batch: Batch, _noise: Noise) -> Measured:
-    """Cross entropy in nats per code, of the codes as the autoencoder has them now."""
-    x_BCHW = from_bytes(batch["image"])
+def predicted(net: Vq, batch: Batch) -> tuple[Tensor, Tensor]:
+    """The prior's logits of each code of images ``(B, T, K)``, and the codes, int64 ``(B, T)``."""
     with torch.no_grad():
-        code_BT = net.autoencoder.encode(x_BCHW)
+        code_BT = net.autoencoder.encode(from_bytes(batch["image"]))
     label_B = batch["label"] if net.num_classes else torch.zeros_like(code_BT[:, 0])
     token_BT = torch.cat((net.first_token(label_B)[:, None], code_BT[:, :-1]), dim=1)
-    nats = F.cross_entropy(net.prior(token_BT).flatten(0, 1), code_BT.flatten())
-    bits_per_dim = nats * code_BT.shape[1] / (log(2) * prod(x_BCHW.shape[1:]))
-    return Measured(loss=nats, values={"nats_per_code": nats, "bits_per_dim": bits_per_dim})
+    return net.prior(token_BT), code_BT
+
+
+def prior_loss(_spec: VqSpec, net: Vq, batch: Batch, _noise: Noise) -> Measured:
+    """Cross entropy in nats per code, of the codes as the autoencoder has them now."""
+    logits_BTK, code_BT = predicted(net, batch)
+    nats = F.cross_entropy(logits_BTK.flatten(0, 1), code_BT.flatten())
+    bits = nats * code_BT.shape[1] / (log(2) * prod(batch["image"].shape[1:]))
+    return Measured(loss=nats, values={"nats_per_code": nats, "code_bits_per_dim": bits})
 
 
 # Scores ------------------------------------------------------------------------------------------
@@ -163,6 +168,16 @@ def prior_loss(_spec: VqSpec, net: Vq, batch: Batch, _noise: Noise) -> Measured:
 def codes(_spec: VqSpec, net: Vq, batch: Batch, _noise: Noise) -> Tensor:
     """Codes of images, int64 ``(B, T)``."""
     return net.autoencoder.encode(from_bytes(batch["image"]))
+
+
+def code_bits_per_dim(_spec: VqSpec, net: Vq, batch: Batch, _noise: Noise) -> Tensor:
+    """What the codes of an image cost under the prior, in bits per byte of the image ``(B,)``.
+
+    No bound of what its bytes cost, which codes do not tell.
+    """
+    logits_BTK, code_BT = predicted(net, batch)
+    nats_BT = F.cross_entropy(logits_BTK.float().transpose(1, 2), code_BT, reduction="none")
+    return nats_BT.sum(1) / (log(2) * prod(batch["image"].shape[1:]))
 
 
 def num_codes(spec: VqSpec) -> int:
@@ -272,6 +287,9 @@ FAMILY: Final = Family(
     build=Vq,
     losses={"autoencoder": autoencoder_loss, "prior": prior_loss},
     tasks={"generate": FromPrior, "reconstruct": ThroughCodes, "encode": Codes},
-    scores={"codebook": Score(values=codes, kind="codes", num_codes=num_codes)},
+    scores={
+        "codebook": Score(values=codes, kind="codes", num_codes=num_codes),
+        "code_bits_per_dim": Score(values=code_bits_per_dim),
+    },
 )
 """Codes by quantisation, and a prior over them."""

@@ -3,11 +3,12 @@
 import json
 from collections.abc import Generator, Iterator
 from contextlib import closing
-from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from math import ceil
 from typing import Any, Final
 
 import torch
+from pydantic_core import PydanticCustomError
 from torch import Tensor
 
 from shared.errors import DatasetInvalid
@@ -24,7 +25,7 @@ from worker.jobs.pictures import encode_png, sheet
 from worker.kernels.noise import Domain, Noise
 from worker.metrics import sets
 from worker.metrics.features import Features, features_of
-from worker.metrics.figure import NUM_GROUPS, Figure, mean_of, share_of
+from worker.metrics.figure import NUM_GROUPS, Estimate, Report, jackknifed, mean_of, share_of
 from worker.metrics.images import mean_squared_error, psnr, ssim
 from worker.metrics.latents import active_units, codebook_use
 from worker.metrics.memorisation import memorisation
@@ -40,7 +41,7 @@ def evaluate(run: Run) -> dict[str, Any]:
 
     Raises:
         Stopped: on request.
-        DatasetInvalid: a part of the dataset that is needed is empty.
+        DatasetInvalid: the dataset has not what was asked for, though nobody has told so when that was submitted.
         ModelLoadFailed: the weights do not fit their description, or the feature network is not there.
         OutOfMemory: not even one sample fits.
     """
@@ -52,32 +53,28 @@ def evaluate(run: Run) -> dict[str, Any]:
             return _Evaluation(run, spec, model, fetch_images(run, run.assignment.inputs["dataset"])).execute()
 
 
-@dataclass(kw_only=True)
-class Report:
-    """What was measured."""
-
-    figures: dict[str, Figure] = field(default_factory=dict[str, Figure])
-    details: dict[str, Any] = field(default_factory=dict[str, Any])
-    """What is no single number: shares of classes, information per dimension."""
-    baselines: dict[str, dict[str, float]] = field(default_factory=dict[str, dict[str, float]])
-    """The same figures of as many real images (of the other split) and of noise with each pixel's moments."""
-
-
 class _Evaluation:
     """One attempt at one evaluation."""
 
     def __init__(self, run: Run, spec: EvaluateSpec, model: LoadedModel, dataset: ImageDataset) -> None:
         self.run, self.spec, self.model, self.dataset = run, spec, model, dataset
         self.device = torch.device(run.device)
-        self.wanted = spec.wanted(model.family.tasks)
-        scores = model.family.scores.items()
-        self.scores = {name: score for name, score in scores if score.applies(model.spec)}
         splits = {"train": dataset.train_indices, "held_out": dataset.held_out_indices}
+        data = {
+            "shape": dataset.shape,
+            "num_classes": dataset.num_classes,
+            "counts": {name: len(indices) for name, indices in splits.items()},
+        }
+        info = model.data.as_json()
+        try:
+            self.wanted = spec.wanted(model.spec, info, data)
+        except PydanticCustomError as error:
+            raise DatasetInvalid(error.message()) from error
+        known = model.spec.scores_on(data, info)
+        self.scores = {name: score for name, score in model.family.scores.items() if name in known}
         self.indices = splits.pop(spec.split)
         (self.other_indices,) = splits.values()
-        if not len(self.indices):
-            raise DatasetInvalid(f"the dataset has no {spec.split} samples")
-        self.features: Features = features_of(spec.features or default_features(dataset.shape), run.feature_networks)
+        self.features: Features = features_of(spec.features_of(dataset.shape), run.feature_networks)
         self.report, self.tiles, self.by_chance = Report(), dict[str, int](), spec.determinism == "relaxed"
         self.done, self.steps = 0, self._num_steps()
 
@@ -117,7 +114,8 @@ class _Evaluation:
     def _scores(self) -> None:
         for name, score in self.scores.items():
             values = torch.cat([self._score(score, batch, rows) for rows, batch in self._batches(score.most)])
-            self._tell(name, score, values)
+            images = torch.from_numpy(self.dataset.gather(self.indices[: len(values)]))
+            self.report.tell(self._estimates(name, score, values), reference=sets.digest(images))
 
     def _score(self, score: Score[Any, Any], batch: Batch, rows: range) -> Tensor:
         self._step()
@@ -133,18 +131,21 @@ class _Evaluation:
                 return done.value
             self._step(0)
 
-    def _tell(self, name: str, score: Score[Any, Any], values: Tensor) -> None:
+    def _estimates(self, name: str, score: Score[Any, Any], values: Tensor) -> dict[str, Estimate]:
+        """Of all images' values; what is no single number goes into the details."""
         match score.kind:
             case "mean":
-                self.report.figures[name] = mean_of(values)
+                return {name: mean_of(values)}
             case "dimensions":
                 self.report.details[name] = values.double().mean(0).tolist()
-                self.report.figures[name] = mean_of(values.double().sum(1))
+                return {name: mean_of(values.double().sum(1))}
             case "variation":
-                self.report.details[name] = active_units(values)
+                return jackknifed(lambda rows: {name: active_units(values[rows])}, len(values))
             case "codes":
                 num_codes = score.num_codes(self.model.spec) if score.num_codes else int(values.max()) + 1
-                self.report.details[name] = asdict(codebook_use(values, num_codes)) | {"num_codes": num_codes}
+                self.report.details[name] = {"num_codes": num_codes}
+                used = jackknifed(lambda rows: vars(codebook_use(values[rows], num_codes)), len(values))
+                return {f"{name}_{what}": estimate for what, estimate in used.items()}
 
     def _batches(self, most: int | None) -> Iterator[tuple[range, Batch]]:
         indices = self.indices[: self.spec.num_samples][:most]
@@ -160,10 +161,10 @@ class _Evaluation:
         images = torch.from_numpy(self.dataset.gather(self.indices[: self.spec.num_samples]))
         request = Reconstruct(task="reconstruct", model=self.spec.model, dataset=self.spec.dataset, seed=self.spec.seed)
         draws = [Draw[Request](request=request, index=i, inputs={"image": one}) for i, one in enumerate(images)]
-        made, reference = self._drawn("reconstruct", draws), sets.digest(images)
+        made = self._drawn("reconstruct", draws)
         measures = {"reconstruction_mse": mean_squared_error, "psnr": psnr, "ssim": ssim}
-        for name, measure in measures.items():
-            self.report.figures[name] = mean_of(measure(made, images), reference=reference)
+        estimates = {name: mean_of(measure(made, images)) for name, measure in measures.items()}
+        self.report.tell(estimates, reference=sets.digest(images))
 
     # Samples
 
@@ -201,23 +202,23 @@ class _Evaluation:
             self._compare(samples)
         if "memorisation" in self.wanted:
             self._memorisation(samples)
-        if "classes" in self.wanted and self.features.classify is not None:
+        if "classes" in self.wanted:
             self._classes(samples)
 
+    @cached_property
+    def _reference(self) -> Tensor:
+        """Images that samples are compared to."""
+        return self._evenly(self.indices, self.spec.num_reference)
+
+    @cached_property
+    def _reference_digest(self) -> str:
+        return sets.digest(self._reference)
+
     def _compare(self, samples: Tensor) -> None:
-        reference = self._evenly(self.indices, self.spec.num_reference)
-        if len(reference) < sets.FEWEST:
-            raise DatasetInvalid(f"{sets.FEWEST} {self.spec.split} samples are needed, and there are {len(reference)}")
+        reference, digest = self._reference, self._reference_digest
         described = self._described(reference)
-        digest = sets.digest(reference)
-        self.report.figures |= sets.compare(
-            self._described(samples),
-            described,
-            self.wanted,
-            features=self.features.digest,
-            reference=digest,
-            on_evaluation=self._step,
-        )
+        found = sets.compare(self._described(samples), described, self.wanted, on_evaluation=self._step)
+        self.report.tell(found, reference=digest, features=self.features.digest)
         noise = sets.pixel_noise(reference, len(samples))
         real = self._evenly(self.other_indices, len(samples)) if len(self.other_indices) else None
         for name, images in {"real": real, "noise": noise}.items():
@@ -234,12 +235,9 @@ class _Evaluation:
             torch.from_numpy(self.dataset.gather(indices))
             for indices in (self.dataset.train_indices, self.dataset.held_out_indices)
         )
-        if not len(held_out):
-            return
         found = memorisation(samples, train, held_out, on_batch=self._step)
-        digest = sets.digest(train)
-        self.report.figures["nearer_to_train"] = mean_of(found.nearer_to_train, reference=digest)
-        self.report.figures["copying"] = mean_of(found.copying, reference=digest)
+        estimates = {"nearer_to_train": mean_of(found.nearer_to_train), "copying": mean_of(found.copying)}
+        self.report.tell(estimates, reference=sets.digest(train, held_out))
         pairs = found.closest(NUM_PAIRS)
         self.report.details["closest"] = [
             {"sample": i, "image": int(self.dataset.train_indices[j]), "distance": d} for i, j, d in pairs
@@ -254,7 +252,8 @@ class _Evaluation:
         shares = classes.bincount(minlength=self.features.num_classes) / len(classes)
         self.report.details["class_shares"] = shares.tolist()
         if (asked := self._asked_classes()) is not None:
-            self.report.figures["class_accuracy"] = share_of(classes == asked, features=self.features.digest)
+            estimates = {"class_accuracy": share_of(classes == asked)}
+            self.report.tell(estimates, reference=self._reference_digest, features=self.features.digest)
 
     def _asked_classes(self) -> Tensor | None:
         """The class of each sample that was asked for; None of a model that knows none."""
@@ -282,8 +281,3 @@ class _Evaluation:
             "reproducibility": BY_CHANCE if self.by_chance else REPRODUCIBILITY,
             "fingerprint": fingerprint(self.device) | {"tiles": self.tiles, "precision": self.model.numerics.precision},
         }
-
-
-def default_features(shape: tuple[int, ...]) -> str:
-    """``digits`` for images of the size and colour of MNIST's, else ``dct``."""
-    return "digits" if shape == (1, 28, 28) else "dct"

@@ -5,13 +5,11 @@ arXiv 2002.09797. Shape suffixes: N = samples, M = real vectors, D = features.
 """
 
 from dataclasses import dataclass
-from typing import Final
 
 import torch
 from torch import Tensor
 
-NUM_NEIGHBOURS: Final = 5
-"""A ball reaches to so many neighbours of its own set."""
+from shared.specs.evaluate import NUM_NEIGHBOURS
 
 
 @dataclass(frozen=True, kw_only=True)

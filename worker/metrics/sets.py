@@ -14,7 +14,7 @@ from worker.kernels.noise import Domain, Noise
 from worker.metrics.coverage import NUM_NEIGHBOURS, coverage
 from worker.metrics.distances import diversity, frechet_distance, kernel_distance, sliced_wasserstein
 from worker.metrics.features import CPU
-from worker.metrics.figure import Figure, jackknifed
+from worker.metrics.figure import Estimate, jackknifed
 
 Statistics = Mapping[str, float]
 
@@ -35,15 +35,13 @@ def compare(
     reference_MD: Tensor,
     metrics: Collection[str],
     *,
-    features: str,
-    reference: str,
     on_evaluation: Callable[[], None] = lambda: None,
-) -> dict[str, Figure]:
-    """Those of ``metrics`` that are in ``SET_METRICS``; the digests are noted with each figure.
+) -> dict[str, Estimate]:
+    """Those of ``metrics`` that are in ``SET_METRICS``.
 
     ``on_evaluation`` is called before each of the many passes over the sets, and may raise.
     """
-    figures: dict[str, Figure] = {}
+    estimates: dict[str, Estimate] = {}
     for name, metric in SET_METRICS.items():
         if name not in metrics:
             continue
@@ -52,8 +50,8 @@ def compare(
             on_evaluation()
             return metric(samples_ND[rows], reference_MD)
 
-        figures |= jackknifed(statistics, len(samples_ND), features=features, reference=reference)
-    return figures
+        estimates |= jackknifed(statistics, len(samples_ND))
+    return estimates
 
 
 def values(samples_ND: Tensor, reference_MD: Tensor, metrics: Collection[str]) -> dict[str, float]:
@@ -70,7 +68,10 @@ def pixel_noise(image_NCHW: Tensor, num_images: int) -> Tensor:
     return drawn.clamp(0, 255).round().to(torch.uint8)
 
 
-def digest(image_NCHW: Tensor) -> str:
-    """SHA-256 of images: their shape, then their bytes in order."""
-    shape = "x".join(map(str, image_NCHW.shape))
-    return hashlib.sha256(f"{shape}\n".encode() + image_NCHW.contiguous().numpy().tobytes()).hexdigest()
+def digest(*sets_NCHW: Tensor) -> str:
+    """SHA-256 of sets of images, one after the other: of each its shape, then its bytes in order."""
+    sha256 = hashlib.sha256()
+    for image_NCHW in sets_NCHW:
+        sha256.update(f"{'x'.join(map(str, image_NCHW.shape))}\n".encode())
+        sha256.update(image_NCHW.contiguous().numpy().data)
+    return sha256.hexdigest()

@@ -89,8 +89,3 @@ def slope(net: Denoiser, y_BCHW: Tensor, log_sigma: float, signs_BCHW: Tensor) -
 
 def _shrink(log_sigma: float) -> float:
     return (1 + exp(2 * log_sigma)) ** -0.5
-
-
-def has_likelihood(spec: DiffusionSpec) -> bool:
-    """Whether the model is one of pixels, and of images without their classes, too."""
-    return spec.autoencoder is None and (spec.label_dropout > 0 or not spec.class_conditional)
