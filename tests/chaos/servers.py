@@ -200,7 +200,7 @@ class Installation:
         """Empty the workers' cache of what nobody has just asked for, as workers do that need the room."""
         for path in self.wiring.cache.glob("*"):
             with suppress(FileNotFoundError):
-                if time.time() - path.stat().st_mtime > _IN_USE:
+                if path.is_file() and time.time() - path.stat().st_mtime > _IN_USE:
                     path.unlink()
 
     def collect(self) -> None:
