@@ -6,12 +6,36 @@ from typing import Any, ClassVar, Final, Literal
 from pydantic import Field, model_validator
 
 from shared.specs.spec import Direction, Modality, ModelRef, wrong
-from shared.specs.tasks import Colourise, Generate, Inpaint, Interpolate, Request, Sampling, SuperResolve
+from shared.specs.tasks import (
+    Colourise,
+    Generate,
+    ImageToImage,
+    Inpaint,
+    Interpolate,
+    Request,
+    Sampling,
+    Solver,
+    SuperResolve,
+)
 from shared.specs.training import Beta, Trained, TrainSpec, Uses
 
-SAMPLING: Final = frozenset({"labels", "steps", "solver", "guidance_scale", "guidance_interval"})
+SAMPLING: Final = frozenset({"labels", "steps", "solver", "schedule", "guidance_scale", "guidance_interval"})
 
 EDITING: Final = SAMPLING - {"solver"}
+
+DEFAULT_SOLVER: Final[Solver] = "heun"
+DEFAULT_STEPS: Final[Mapping[Solver, int]] = {"euler": 50, "heun": 18, "ddim": 50, "ddpm": 250, "dpmpp_2m": 20}
+
+
+def plan_of(request: Sampling) -> tuple[Solver, int]:
+    """The solver and its number of steps."""
+    solver = request.solver or DEFAULT_SOLVER
+    return solver, request.steps or DEFAULT_STEPS[solver]
+
+
+def steps_down(request: ImageToImage) -> int:
+    """How many of the steps, the last ones, an image goes through."""
+    return round(plan_of(request)[1] * request.strength)
 
 
 class DiffusionSpec(TrainSpec):
@@ -131,8 +155,15 @@ class DiffusionSpec(TrainSpec):
             raise wrong("task", "the model's images have no colours")
         if isinstance(request, Inpaint | SuperResolve | Colourise) and self.autoencoder is not None:
             raise wrong("task", "the model works in latents, and what is known of an image is known of its pixels")
+        if isinstance(request, ImageToImage) and not steps_down(request):
+            raise wrong("strength", f"{request.strength} of {plan_of(request)[1]} steps is less than half a step")
         if isinstance(request, Sampling):
+            self._check_schedule(request)
             self._check_guidance(request, info)
+
+    def _check_schedule(self, request: Sampling) -> None:
+        if request.schedule == "uniform" and self.objective == "edm":
+            raise wrong("schedule", "edm has noise levels and no time: uniform is for eps, v, x0 and flow")
 
     def _check_guidance(self, request: Sampling, info: Mapping[str, Any]) -> None:
         if request.guidance_scale == 1:

@@ -15,6 +15,10 @@ Solver = Literal["euler", "heun", "ddim", "ddpm", "dpmpp_2m"]
 """How a diffusion model goes from noise to data: Euler and Heun (Karras et al., 2022), DDIM (Song et al., 2020),
 ancestral DDPM (Ho et al., 2020), DPM-Solver++(2M) (Lu et al., 2022)."""
 
+Levels = Literal["karras", "uniform"]
+"""At which noise levels a solver evaluates the network: those of Karras et al. (2022, equation 5), or those at equal
+steps of the objective's own time."""
+
 Precision = Literal["auto", "fp32", "bf16"]
 
 
@@ -40,7 +44,7 @@ NoiseInterval = Annotated[
 """A lower and an upper noise level (sigma), in units of the data's own scale of about 1."""
 
 OPTIONS: Final = frozenset({
-    "labels", "steps", "solver", "guidance_scale", "guidance_interval", "temperature", "eta",
+    "labels", "steps", "solver", "schedule", "guidance_scale", "guidance_interval", "temperature", "eta",
 })  # fmt: skip
 """Fields that a family has to list to understand them."""
 
@@ -78,6 +82,9 @@ class Sampling(_Task):
     """Steps of the solver; the family's own number when left out."""
     solver: Solver | None = None
     """How the steps are done; the family's own choice when left out."""
+    schedule: Levels = Field(default="karras", exclude_if=lambda schedule: schedule == "karras")
+    """Noise levels between the highest and zero. ``uniform`` is for objectives that have a time: DDPM's timesteps,
+    spaced as diffusers' ``trailing`` does, or rectified flow's t."""
     guidance_scale: float = Field(default=1.0, ge=0, le=100)
     """Strength of classifier-free guidance (Ho and Salimans, 2022); 1 is none."""
     guidance_interval: NoiseInterval | None = None
@@ -211,7 +218,8 @@ class ImageToImage(_WithInputs):
 
     task: Literal["image_to_image"]
     strength: float = Field(default=0.6, gt=0, le=1)
-    """How much of the way from data to noise the image goes; 1 keeps nothing of it."""
+    """Share of the steps that the image goes through, having been brought to the noise level that they begin at; 1
+    keeps nothing of it, and is what ``generate`` draws from the same seed for the same labels."""
 
 
 class Translate(_WithInputs):

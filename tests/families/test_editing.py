@@ -7,12 +7,12 @@ import torch
 from pydantic_core import PydanticCustomError
 from torch import Tensor
 
-from shared.specs.tasks import Colourise, ImageToImage, Inpaint, SuperResolve
+from shared.specs.tasks import Colourise, Generate, ImageToImage, Inpaint, SuperResolve
 from tests.families.test_diffusion import CPU, spec_of, trained
 from worker.engine.sampling import Tile, sample
 from worker.families.diffusion import FAMILY
 from worker.families.family import DataInfo, Draw
-from worker.families.nets.measurements import agreeing, averaged, enlarged, grey, kept, reduced
+from worker.families.nets.measurements import agreeing, averaged, enlarged, grey, in_range, kept, reduced
 from worker.kernels.noise import Domain, Noise
 
 COLOURS = DataInfo(shape=(3, 8, 8), num_classes=3)
@@ -77,6 +77,72 @@ def test_an_enlarged_image_is_its_input_when_reduced(factor: int) -> None:
     assert ((reduced_again - small / 255)[untouched] ** 2).mean() < 1e-3
 
 
+def saturated(number: int, *shape: int) -> Tensor:
+    """Pictures of black and white alone."""
+    return (pictures(number, *shape) > 127).to(torch.uint8) * 255
+
+
+@pytest.mark.parametrize("factor", [2, 4, 8])
+def test_a_saturated_input_is_what_its_enlargement_is_reduced_to(factor: int) -> None:
+    small = saturated(3, 3, 8 // factor, 8 // factor)
+
+    large = edit("super_resolve", [{"image": image} for image in small], factor=factor, average_of=2)
+
+    assert ((reduced(large.double(), factor) - small) / 255).square().mean() < 1e-3
+    near = small.float().sub(127.5).abs().sub(120).clamp(min=0)
+    assert torch.equal(reduced(large.double(), factor)[near > 0], small.double()[near > 0])
+
+
+@pytest.mark.parametrize("image", [saturated(1, 1, 8, 8)[0], saturated(1, 3, 8, 8)[0], pictures(1, 3, 8, 8)[0]])
+def test_a_saturated_input_is_what_its_colours_average_to(image: Tensor) -> None:
+    coloured = edit("colourise", [{"image": image}])[0]
+
+    measured = image.double().mean(0)
+    assert ((coloured.double().mean(0) - measured) / 255).square().mean() < 1e-5
+    assert (coloured[0] != coloured[1]).any() or measured.unique().tolist() == [0, 255]
+
+
+@pytest.mark.parametrize("factor", [2, 4])
+def test_an_enlargement_has_the_means_of_any_input(factor: int) -> None:
+    """The network with random weights leaves the range of bytes nearly everywhere."""
+    small = pictures(2, 3, 8 // factor, 8 // factor)
+
+    large = edit("super_resolve", [{"image": image} for image in small], factor=factor)
+
+    assert ((large == 0) | (large == 255)).float().mean() > 0.1
+    assert (reduced(large.double(), factor) - small).abs().max() <= 0.5
+
+
+def test_what_is_brought_into_range_is_the_nearest_image_with_the_means() -> None:
+    """Against the solution by a general method: a shift for each mean, by the order of the values."""
+    keyed = Noise.of_step(Domain.TRAINING, 3, 0, range(2), CPU)
+    image = 3 * keyed.normal(3, 4, 4).double()
+    known = averaged(2)(keyed.uniform(3, 4, 4, stream=1).double() * 2 - 1)
+
+    near = in_range(image, known, averaged(2))
+
+    assert near.abs().max() <= 1
+    assert torch.allclose(averaged(2)(near), known, atol=1e-12)
+    # Optimal: within a square all that lie inside have moved alike, those at the ends at least as far beyond.
+    moved = (near - image).unfold(2, 2, 2).unfold(3, 2, 2).flatten(4).flatten(0, 3)
+    values = near.unfold(2, 2, 2).unfold(3, 2, 2).flatten(4).flatten(0, 3)
+    for square, shifts in zip(values, moved, strict=True):
+        inside = shifts[square.abs() < 1]
+        if len(inside):
+            assert torch.allclose(inside, inside[:1], atol=1e-9)
+            assert (shifts[square == 1] <= inside[0] + 1e-9).all()
+            assert (shifts[square == -1] >= inside[0] - 1e-9).all()
+
+
+def test_what_lies_in_range_stays_as_it_is() -> None:
+    image = Noise.of_step(Domain.TRAINING, 3, 0, range(2), CPU).uniform(3, 4, 4).double() * 2 - 1
+    one_out = image.clone()
+    one_out[0, 0, 0, 0] = 1.5
+
+    assert torch.equal(in_range(image, averaged(2)(image), averaged(2)), image)
+    assert torch.equal(in_range(one_out, averaged(2)(image), averaged(2))[:, :, 2:], one_out[:, :, 2:])
+
+
 def test_an_input_of_the_models_size_is_reduced_first() -> None:
     large = enlarged(pictures(1, 3, 4, 4), 2)
 
@@ -134,6 +200,48 @@ def test_the_weaker_an_edit_the_nearer_it_stays() -> None:
 
     assert distances[0] < 2
     assert distances == sorted(distances) and distances[0] < distances[-1]
+
+
+@pytest.mark.parametrize("solver", ["heun", "ddpm", "ddim"])
+def test_all_of_the_way_is_plain_generation_from_the_seed(solver: str) -> None:
+    images = pictures(3, 3, 8, 8)
+    edited = edit("image_to_image", [{"image": image} for image in images], strength=1, labels=[2, 0], solver=solver)
+
+    spec = spec_of(network="unet")
+    request = Generate(task="generate", model="m", seed=4, steps=6, labels=[2, 0], solver=solver, num_samples=3)
+    draws = [Draw(request=request, index=index) for index in range(3)]
+    tile = Tile(trained(spec, COLOURS), FAMILY.tasks["generate"](spec, COLOURS), draws[0], CPU, width=4)
+    drawn = {draw.index: image for draw, image in sample(tile, draws)}
+    assert torch.equal(edited, torch.stack([drawn[index] for index in range(3)]))
+
+
+def test_nearly_all_of_the_way_keeps_something() -> None:
+    image = [{"image": pictures(1, 3, 8, 8)[0]}]
+
+    assert not torch.equal(edit("image_to_image", image, strength=0.99), edit("image_to_image", image, strength=1))
+
+
+@pytest.mark.parametrize(
+    ("fields", "refused"),
+    [
+        ({"strength": 0.02}, True),
+        ({"strength": 0.03}, False),
+        ({"strength": 0.02, "solver": "ddim"}, False),
+        ({"strength": 0.009, "solver": "ddim"}, True),
+        ({"strength": 0.4, "steps": 1}, True),
+        ({"strength": 0.6, "steps": 1}, False),
+        ({"strength": 0.001, "steps": 1000}, False),
+    ],
+)
+def test_a_strength_of_no_step_is_refused(fields: dict[str, Any], refused: bool) -> None:
+    request = ImageToImage(task="image_to_image", model="m", dataset=DATASET, **fields)
+
+    if not refused:
+        spec_of().check_task(request, COLOURS.as_json())
+        return
+    with pytest.raises(PydanticCustomError) as error:
+        spec_of().check_task(request, COLOURS.as_json())
+    assert error.value.context is not None and error.value.context["field"] == "strength"
 
 
 def test_images_without_colours_cannot_be_coloured() -> None:

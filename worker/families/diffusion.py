@@ -11,14 +11,14 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from shared.specs.diffusion import DiffusionSpec
+from shared.specs.diffusion import DiffusionSpec, plan_of, steps_down
 from shared.specs.tasks import MOST_RESTORING_STEPS, RESTORING_STEPS, Interpolate
 from worker.families.family import Batch, DataInfo, Draw, Family, Measured, Score, SlotState
 from worker.families.nets.denoiser import Denoiser, Network, centred, num_classes_of, objective_of, spread
 from worker.families.nets.dit import DITS, DiT
 from worker.families.nets.latents import LatentDenoiser, space_of
 from worker.families.nets.likelihood import bits_per_dim
-from worker.families.nets.measurements import Projection, agreeing, averaged, enlarged, grey, kept, reduced
+from worker.families.nets.measurements import Projection, agreeing, averaged, enlarged, grey, in_range, kept, reduced
 from worker.families.nets.nonleaky import NUM_TOLD, augmented
 from worker.families.nets.slerp import slerp
 from worker.families.nets.solvers import COLUMNS, averaging, ddpm, heun, num_evaluations, table_of
@@ -30,7 +30,6 @@ from worker.families.nets.solving import (
     FromNoise,
     Solve,
     inputs_of,
-    plan_of,
 )
 from worker.families.nets.unet import UNETS, UNet
 from worker.kernels.noise import Noise
@@ -138,7 +137,8 @@ class ThereAndBack(FromImages):
 
     def start(self, draws: Sequence[Draw[Any]], noise: Noise) -> SlotState:
         nothing_SCHW = torch.zeros(len(draws), *self.shape_CHW, dtype=torch.float64, device=noise.device)
-        return self.start_at(draws, nothing_SCHW, [self.table()] * len(draws))
+        is_seen_S = torch.ones(len(draws), dtype=torch.bool, device=noise.device)
+        return self.start_at(draws, nothing_SCHW, [self.table()] * len(draws), is_seen_S=is_seen_S)
 
     def table(self) -> Tensor:
         """The rows up and down."""
@@ -198,7 +198,8 @@ class Restore(Edit):
     num_rows = MOST_RESTORING_STEPS
 
     def table(self, request: Any) -> Tensor:
-        return averaging(ddpm(self.levels(request.steps or RESTORING_STEPS)), request.average_of)
+        levels_N = self.levels(request.steps or RESTORING_STEPS, request.schedule)
+        return averaging(ddpm(levels_N), request.average_of)
 
     def projection(self, state: SlotState) -> Projection:
         """``A+ A`` of every slot."""
@@ -229,7 +230,18 @@ class Inpaint(Restore):
         return kept(state["mask"])
 
 
-class SuperResolve(Restore):
+class RestoreMeans(Restore):
+    """Completes images of which means were measured; the bytes of the result have them, too, where the network would
+    leave their range."""
+
+    def finish(self, net: Denoiser, state: SlotState) -> Tensor:
+        return net.decode(in_range(state["x"], state["known"], self.projection(state)))
+
+    def look(self, net: Denoiser, state: SlotState) -> Tensor:
+        return net.decode(in_range(state["estimate"], state["known"], self.projection(state)))
+
+
+class SuperResolve(RestoreMeans):
     """Enlarges images; squares of the result have the mean that the input's pixel has."""
 
     def start(self, draws: Sequence[Draw[Any]], noise: Noise) -> SlotState:
@@ -252,7 +264,7 @@ class SuperResolve(Restore):
         return project
 
 
-class Colourise(Restore):
+class Colourise(RestoreMeans):
     """Gives colours to images; the mean of the result's channels is that of the input's."""
 
     def start(self, draws: Sequence[Draw[Any]], noise: Noise) -> SlotState:
@@ -264,16 +276,19 @@ class Colourise(Restore):
 
 
 class ImageToImage(FromImages, Edit):
-    """Adds noise to an image and solves back down, from a level that ``strength`` says (SDEdit, Meng et al., 2021)."""
+    """Adds noise to an image and solves back down, from a level that ``strength`` says (SDEdit, Meng et al., 2021); 1
+    begins at noise alone, as ``FromNoise`` does."""
 
     def start(self, draws: Sequence[Draw[Any]], noise: Noise) -> SlotState:
         tables = [self.table(draw.request) for draw in draws]
-        return self.start_at(draws, self.first(tables, noise), tables)
+        is_seen_S = torch.tensor([draw.request.strength < 1 for draw in draws], device=noise.device)
+        whole_SCHW = noise.normal(*self.shape_CHW, stream=FIRST).double() * self.objective.sigma_max
+        first_SCHW = torch.where(spread(is_seen_S), self.first(tables, noise), whole_SCHW)
+        return self.start_at(draws, first_SCHW, tables, is_seen_S=is_seen_S)
 
     def table(self, request: Any) -> Tensor:
         solver, steps = plan_of(request)
-        num_kept = max(1, round(steps * request.strength))
-        return table_of(solver, self.levels(steps)[steps - num_kept :])
+        return table_of(solver, self.levels(steps, request.schedule)[steps - steps_down(request) :])
 
 
 FAMILY: Final = Family(

@@ -8,6 +8,7 @@ C = channels, H, W = height and width of the model's images, h, w = of a smaller
 """
 
 from collections.abc import Callable
+from typing import Final
 
 import torch
 import torch.nn.functional as F
@@ -15,11 +16,29 @@ from torch import Tensor
 
 Projection = Callable[[Tensor], Tensor]
 """``A+ A``: images ``(S, C, H, W)`` to what a measurement tells of them, in the same shape."""
+NUM_HALVINGS: Final = 60
+"""Of the interval that a shift lies in: to the last bits of float64."""
 
 
 def agreeing(estimate_SCHW: Tensor, known_SCHW: Tensor, projection: Projection) -> Tensor:
     """The image nearest to the estimate of which ``known`` was measured."""
     return known_SCHW + (estimate_SCHW - projection(estimate_SCHW))
+
+
+def in_range(image_SCHW: Tensor, known_SCHW: Tensor, projection: Projection) -> Tensor:
+    """The nearest image in [-1, 1] of which the means ``known``, in that range themselves, were measured.
+
+    All that make up a mean are shifted alike and clipped. Where nothing leaves the range, nothing changes.
+    """
+    low_SCHW = (-1 - image_SCHW.amax((1, 2, 3), keepdim=True)).expand_as(image_SCHW)
+    high_SCHW = (1 - image_SCHW.amin((1, 2, 3), keepdim=True)).expand_as(image_SCHW)
+    for _ in range(NUM_HALVINGS):
+        shift_SCHW = (low_SCHW + high_SCHW) / 2
+        is_low_SCHW = projection((image_SCHW + shift_SCHW).clamp(-1, 1)) < known_SCHW
+        low_SCHW = torch.where(is_low_SCHW, shift_SCHW, low_SCHW)
+        high_SCHW = torch.where(is_low_SCHW, high_SCHW, shift_SCHW)
+    leaves_SCHW = projection((image_SCHW.abs() > 1).to(image_SCHW)) > 0
+    return torch.where(leaves_SCHW, (image_SCHW + low_SCHW).clamp(-1, 1), image_SCHW)
 
 
 def kept(mask_S1HW: Tensor) -> Projection:

@@ -51,6 +51,13 @@ class Objective(Protocol):
         """Noise levels of a training batch, float64 ``(B,)``."""
         ...
 
+    def levels_at_equal_times(self, steps: int) -> Tensor:
+        """``steps`` noise levels from ``sigma_max`` down at equal steps of time, then zero: float64 ``(N,)``.
+
+        ValueError where there is no time.
+        """
+        ...
+
 
 class Edm(nn.Module):
     """The preconditioning and noise levels of EDM (table 1): ``ln sigma ~ N(mean, std^2)``."""
@@ -73,6 +80,9 @@ class Edm(nn.Module):
     def levels(self, noise: Noise, stream: int) -> Tensor:
         return (self.mean + self.std * noise.normal(stream=stream).double()).exp()
 
+    def levels_at_equal_times(self, steps: int) -> Tensor:
+        raise ValueError("edm has noise levels and no time")
+
 
 class Flow(nn.Module):
     """Rectified flow from data at time 0 to noise at time 1: ``(1 - t) x0 + t n``, so ``sigma = t / (1 - t)``.
@@ -93,6 +103,11 @@ class Flow(nn.Module):
 
     def levels(self, noise: Noise, stream: int) -> Tensor:
         return (self.mean + self.std * noise.normal(stream=stream).double()).exp()
+
+    def levels_at_equal_times(self, steps: int) -> Tensor:
+        """Time falls from that of ``sigma_max``, 80/81, as a network is used to that has not seen time 1."""
+        t_N = torch.linspace(self.sigma_max / (1 + self.sigma_max), 0, steps + 1, dtype=torch.float64)
+        return t_N / (1 - t_N)
 
 
 class VariancePreserving(nn.Module):
@@ -128,6 +143,15 @@ class VariancePreserving(nn.Module):
     def levels(self, noise: Noise, stream: int) -> Tensor:
         time_B = (noise.uniform(stream=stream) * NUM_TIMES).long()
         return self.log_sigma_T[time_B].exp()
+
+    def levels_at_equal_times(self, steps: int) -> Tensor:
+        """At DDPM's times as diffusers' ``trailing`` spaces them: the last of each of ``steps`` parts of the process
+        (Lin et al., 2024, arXiv 2305.08891, table 2)."""
+        # Rounded as numpy's arange is, which decides what lies half way between two times.
+        part = NUM_TIMES - (NUM_TIMES - NUM_TIMES / steps)
+        ends_N = NUM_TIMES - torch.arange(steps, dtype=torch.float64) * part
+        sigma_N = self.log_sigma_T[ends_N.round().long() - 1].exp()
+        return torch.cat((sigma_N, torch.zeros(1, dtype=torch.float64)))
 
 
 def ddpm_log_sigmas() -> Tensor:

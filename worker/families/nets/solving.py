@@ -9,8 +9,8 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from shared.specs.diffusion import DiffusionSpec
-from shared.specs.tasks import Generate, Interpolate, Sampling, Solver
+from shared.specs.diffusion import DiffusionSpec, plan_of
+from shared.specs.tasks import Generate, Interpolate, Levels, Sampling
 from worker.families.family import DataInfo, Draw, SlotState
 from worker.families.nets.denoiser import Denoiser, num_classes_of, objective_of, spread
 from worker.families.nets.latents import space_of
@@ -19,8 +19,6 @@ from worker.kernels.noise import Noise
 
 FIRST, FRESH, UNLABELLED, LEVEL = range(4)
 """Streams of noise: the image's (in a sampler: the first one), a step's own, and what only training draws."""
-DEFAULT_SOLVER: Final[Solver] = "heun"
-DEFAULT_STEPS: Final[dict[Solver, int]] = {"euler": 50, "heun": 18, "ddim": 50, "ddpm": 250, "dpmpp_2m": 20}
 MOST_STEPS: Final = 1000
 EVERYWHERE: Final = (0.0, float("inf"))
 
@@ -58,8 +56,10 @@ class Solve:
         labels = draw.request.labels or range(self.num_classes)
         return labels[draw.index % len(labels)]
 
-    def levels(self, steps: int) -> Tensor:
-        """Noise levels between which the model was trained."""
+    def levels(self, steps: int, schedule: Levels = "karras") -> Tensor:
+        """``steps`` noise levels from the highest that the model was trained at, then zero: float64 ``(N,)``."""
+        if schedule == "uniform":
+            return self.objective.levels_at_equal_times(steps)
         return karras(steps, self.objective.sigma_min, self.objective.sigma_max)
 
     def step(self, net: Denoiser, state: SlotState, noise: Noise) -> SlotState:
@@ -113,25 +113,22 @@ def guidance_of(request: Sampling) -> tuple[float, float, float]:
     return request.guidance_scale, *(request.guidance_interval or EVERYWHERE)
 
 
-def plan_of(request: Sampling) -> tuple[Solver, int]:
-    """The solver and its number of steps."""
-    solver = request.solver or DEFAULT_SOLVER
-    return solver, request.steps or DEFAULT_STEPS[solver]
-
-
 class FromImages(Solve):
     """Begins at images, and noise that is added to what the network makes of them."""
 
-    def start_at(self, draws: Sequence[Draw[Any]], noise_SCHW: Tensor, tables: Sequence[Tensor]) -> SlotState:
-        """The state before the first step, which sees the network and encodes."""
-        return self.state(noise_SCHW, tables, draws) | {"image": inputs_of(draws, "image", noise_SCHW.device)}
+    def start_at(
+        self, draws: Sequence[Draw[Any]], noise_SCHW: Tensor, tables: Sequence[Tensor], *, is_seen_S: Tensor
+    ) -> SlotState:
+        """The state before the first step, which sees the network and encodes the images that ``is_seen`` says."""
+        image_SCHW = inputs_of(draws, "image", noise_SCHW.device)
+        return self.state(noise_SCHW, tables, draws) | {"image": image_SCHW, "is_seen": is_seen_S}
 
     def step(self, net: Denoiser, state: SlotState, noise: Noise) -> SlotState:
         is_new_S = noise.step_B == 0
         if is_new_S.any():
             # All slots, as the shape decides about the bits.
             begun_SCHW = state["x"] + net.encode(state["image"])
-            state = state | {"x": torch.where(spread(is_new_S), begun_SCHW, state["x"])}
+            state = state | {"x": torch.where(spread(is_new_S & state["is_seen"]), begun_SCHW, state["x"])}
         return super().step(net, state, noise)
 
 
@@ -158,4 +155,4 @@ class FromNoise(Solve):
         """The rows ``(R, K)`` from noise to an image."""
         solver, steps = plan_of(request)
         eta = request.eta if isinstance(request, Generate) else 0.0
-        return table_of(solver, self.levels(steps), eta)
+        return table_of(solver, self.levels(steps, request.schedule), eta)
