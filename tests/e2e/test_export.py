@@ -26,7 +26,11 @@ from worker.families.family import DataInfo
 
 pytestmark = pytest.mark.timeout(300)
 
-UNET = {"family": "diffusion", "preset": "s", "objective": "v", "steps": 3, "batch_size": 8, "preview_every": 1000}
+UNET = {
+    "family": "diffusion", "preset": "s", "objective": "v", "steps": 3, "batch_size": 8, "preview_every": 1000,
+    "learning_rate": 0.01, "warmup_steps": 0, "schedule": "constant", "ema_decay": 0,
+}  # fmt: skip
+"""A model whose few steps are wide enough to make something of its last layer, which begins at zero."""
 FILES = ["README.md", "config.json", "diffusion_pytorch_model.safetensors"]
 
 
@@ -77,8 +81,9 @@ def test_the_command_line_leaves_a_folder_that_the_library_opens(
     theirs, ours = UNet2DModel.from_pretrained(tmp_path / "out").eval(), network(client, model, tmp_path)
     x, t = torch.randn(3, 1, 12, 12, generator=torch.Generator().manual_seed(0)), torch.tensor([3.0, 500, 900])
     with torch.no_grad():
-        difference = theirs(x, t, class_labels=torch.arange(3)).sample - ours(x, t, torch.arange(3))
-    assert difference.abs().max() <= 1e-5
+        expected = ours(x, t, torch.arange(3))
+        difference = (theirs(x, t, class_labels=torch.arange(3)).sample - expected).abs().max()
+    assert difference <= 1e-5 < 1e-3 * expected.std()
     assert sorted(Path(file).name for file in json.loads(done.stdout)["files"]) == FILES
 
 
