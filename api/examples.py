@@ -196,6 +196,7 @@ JOB_REQUESTS: Final[Mapping[str, Any]] = {
         "spec": {"model": "digits@production", "task": "generate", "num_samples": 16, "seed": 0},
     },
     "evaluate": {"type": "evaluate", "spec": {"model": "digits", "dataset": _DATASET, "num_samples": 1000}},
+    "export": {"type": "export", "spec": {"model": "digits@1", "format": "diffusers"}},
     "reaverage": {"type": "reaverage", "spec": {"model": "digits@1", "ema_length": 0.07}},
     "interpolate": {
         "type": "generate",

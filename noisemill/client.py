@@ -139,6 +139,10 @@ class Client:
         """Average a model's weights over another length: ``reaverage(model="digits@1", ema_length=0.07)``."""
         return self._submit_spec("reaverage", None, fields, wait)
 
+    def export(self, *, wait: float | None = None, **fields: Any) -> JobView:
+        """Write a model as another library's files, its artifacts: ``export(model="digits@1", format="diffusers")``."""
+        return self._submit_spec("export", None, fields, wait)
+
     def job(self, job_id: str) -> JobView:
         """The job as it is now."""
         return self._get(JobView, f"/v1/jobs/{quoted(job_id)}")
@@ -147,7 +151,7 @@ class Client:
         self,
         *,
         state: JobStateName | None = None,
-        type: Literal["train", "generate", "evaluate", "ingest", "reaverage"] | None = None,
+        type: Literal["train", "generate", "evaluate", "ingest", "reaverage", "export"] | None = None,
         labels: Mapping[str, str] | None = None,
     ) -> Iterator[JobView]:
         """Jobs in this state, of this type, with these labels, newest first, fetched page by page."""

@@ -1,7 +1,7 @@
 """A finished job that is run again: what the second run has to match, and whether it does. Pure: reads no SQL.
 
 A job is known by one SHA-256 of all that it made, which its result tells: of a generate job over its samples, of a
-training the weights, of an evaluation its report, of an ingestion the dataset's digest.
+training the weights, of an evaluation its report, of an ingestion the dataset's digest, of an export over its files.
 """
 
 from typing import Any, Literal
@@ -20,7 +20,8 @@ class Original(_Told):
     sha256: str
     """Of what it made."""
     reproducibility: Literal["exact", "same_hardware", "none"] | None = None
-    """What it said of itself; after ``none`` other bytes are no fault. None: it computes no floats (an ingestion)."""
+    """What it said of itself; after ``none`` other bytes are no fault. None: it computes no floats (an ingestion or an
+    export)."""
     fingerprint: dict[str, Any] | None = None
     """What else its last bits depended on."""
 

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from shared.reproduction import Original
 from shared.specs import AnyTrainSpec, GenerateSpec
 from shared.specs.evaluate import EvaluateSpec
+from shared.specs.export import ExportSpec
 from shared.specs.gate import Bound, Check
 from shared.specs.reaverage import ReaverageSpec
 
@@ -69,7 +70,14 @@ class ReaverageRequest(_JobRequest):
     spec: ReaverageSpec
 
 
-AnyJobRequest = TrainRequest | GenerateRequest | EvaluateRequest | ReaverageRequest
+class ExportRequest(_JobRequest):
+    """Write a trained model as files that another library opens."""
+
+    type: Literal["export"]
+    spec: ExportSpec
+
+
+AnyJobRequest = TrainRequest | GenerateRequest | EvaluateRequest | ReaverageRequest | ExportRequest
 JobRequest = Annotated[AnyJobRequest, Field(discriminator="type")]
 
 

@@ -66,6 +66,7 @@ class Assignment:
       ``inpaint`` is ``mask_dataset`` or ``mask_image``, likewise, and a style ``style_dataset`` or ``style_image``
     * evaluate: ``model`` and ``dataset`` as above
     * reaverage: ``model`` and ``dataset`` as above, ``averages`` {key, sha256, size_bytes}
+    * export: ``model`` as above, ``dataset`` as above where it is known
     """
 
     job_id: str
@@ -136,7 +137,7 @@ class Run(Protocol):
 
     def publish(
         self,
-        kind: Literal["sample", "sheet", "preview", "checkpoint", "weights", "dataset", "report"],
+        kind: Literal["sample", "sheet", "preview", "checkpoint", "weights", "dataset", "report", "export"],
         name: str,
         body: bytes | Path,
         *,

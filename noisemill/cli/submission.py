@@ -1,4 +1,5 @@
-"""``noisemill train``, ``generate``, ``evaluate``, ``reaverage``, ``reproduce``: submit a job, follow it to its end."""
+"""``noisemill train``, ``generate``, ``evaluate``, ``reaverage``, ``export``, ``reproduce``: submit a job, follow it to
+its end."""
 
 import re
 from collections.abc import Mapping
@@ -37,6 +38,7 @@ def register(app: typer.Typer) -> None:
     app.command()(generate)
     app.command()(evaluate)
     app.command()(reaverage)
+    app.command()(export)
     app.command()(reproduce)
 
 
@@ -158,6 +160,30 @@ def reaverage(  # noqa: PLR0913, PLR0917 - a parameter is an option
         _present(job, as_json=as_json)
         if wait and not as_json:
             say(f"Registered {(job.result or {})['model']}.")
+
+
+def export(  # noqa: PLR0913, PLR0917 - a parameter is an option
+    model: Annotated[str | None, typer.Argument(help="name@version, name@alias, or name for its newest.")] = None,
+    export_format: Annotated[
+        str | None, typer.Option("--format", help="Whose files they are.", show_default="diffusers")
+    ] = None,
+    set_fields: SetFields = None,
+    spec_file: SpecFile = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder to download the files to.")] = None,
+    labels: Labels = None,
+    priority: Priority = None,
+    wait: Wait = True,
+    as_json: AsJson = False,
+) -> None:
+    """Write a trained model as files that another library opens, with a model card."""
+    if out is not None and not wait:
+        raise typer.BadParameter("files can be downloaded only after waiting for them", param_hint="--out")
+    body = _job("export", spec_file, {"model": model, "format": export_format}, set_fields, labels, priority)
+    with Client() as client:
+        job, files = _carry_out(client, body, wait=wait, out=out)
+        _present(job, as_json=as_json, files=files)
+        if wait and out is None and not as_json:
+            say(f"Download the files with `noisemill artifacts get {job.id} --out model`.")
 
 
 def reproduce(

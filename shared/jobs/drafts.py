@@ -19,10 +19,11 @@ from shared.jobs.rows import Artifact, Dataset, DatasetState, Model, ModelVersio
 from shared.jobs.state import JobType
 from shared.specs import FAMILIES, TrainSpec
 from shared.specs.evaluate import OF_SAMPLES, EvaluateSpec
+from shared.specs.export import ExportSpec
 from shared.specs.reaverage import AVERAGES, ReaverageSpec
 from shared.specs.tasks import Inpaint, MatchStyle, PictureField, Request, Stylise, WithInputs
 from shared.specs.training import Trained
-from shared.wire import AnyJobRequest, EvaluateRequest, GenerateRequest, ReaverageRequest, TrainRequest
+from shared.wire import AnyJobRequest, EvaluateRequest, ExportRequest, GenerateRequest, ReaverageRequest, TrainRequest
 
 PICTURES = "image/png"
 """The media type of artifacts that a task can read."""
@@ -53,6 +54,8 @@ async def draft(session: AsyncSession, tenant_id: UUID, request: AnyJobRequest) 
             return await _evaluate(session, tenant_id, request.spec)
         case ReaverageRequest():
             return await _reaverage(session, tenant_id, request.spec)
+        case ExportRequest():
+            return await _export(session, tenant_id, request.spec)
 
 
 async def _train(session: AsyncSession, tenant_id: UUID, spec: TrainSpec) -> Draft:
@@ -157,13 +160,31 @@ async def _reaverage(session: AsyncSession, tenant_id: UUID, spec: ReaverageSpec
     artifact_id = await session.scalar(found.order_by(col(Artifact.id).desc()).limit(1))
     if artifact_id is None:
         raise InvalidSpec(f"no training with ema: power made {ref}, or what it left is gone", pointer="/spec/model")
-    dataset = {} if version.dataset_id is None else {"dataset_id": str(version.dataset_id)}
     return Draft(
         type=JobType.REAVERAGE,
         spec=spec.model_dump(mode="json") | {"model": ref, "name": spec.name or model.name},
         summary=f"reaverage {ref}",
-        inputs={"version_id": str(version.id), "artifact_id": str(artifact_id), **dataset},
+        inputs=_version_ids(version) | {"artifact_id": str(artifact_id)},
     )
+
+
+async def _export(session: AsyncSession, tenant_id: UUID, spec: ExportSpec) -> Draft:
+    model, version = await find_version(session, tenant_id, spec.model, pointer="/spec/model")
+    ref = f"{model.name}@{version.version}"
+    with _pointing_at_its_field():
+        _trained(version).spec.check_export(spec, version.info)
+    return Draft(
+        type=JobType.EXPORT,
+        spec=spec.model_dump(mode="json") | {"model": ref},
+        summary=f"export {ref}",
+        inputs=_version_ids(version),
+    )
+
+
+def _version_ids(version: ModelVersion) -> dict[str, str]:
+    """The ids of a version and, where it is known, of what it was trained on."""
+    dataset = {} if version.dataset_id is None else {"dataset_id": str(version.dataset_id)}
+    return {"version_id": str(version.id), **dataset}
 
 
 @contextmanager

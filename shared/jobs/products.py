@@ -60,8 +60,8 @@ def _resolved(session: Session, job_id: UUID, kind: JobType, inputs: Mapping[str
                 "dataset": _dataset_input(session, inputs),
                 "averages": _artifact(session, inputs["artifact_id"]),
             }
-        case _:
-            return {}
+        case JobType.EXPORT:
+            return {"model": _model_input(session, inputs["version_id"]), "dataset": _dataset_input(session, inputs)}
 
 
 def _dataset(session: Session, dataset_id: str) -> Dataset:

@@ -111,6 +111,6 @@ QUEUES: Final[Mapping[JobType, str]] = {
     JobType.INGEST: "ingest",
     JobType.EVALUATE: "generate",
     JobType.REAVERAGE: "generate",
-    JobType.EXPORT: "ingest",
+    JobType.EXPORT: "generate",
 }
 """Queue of each type of job. A worker serves one or more queues (``-Q``)."""

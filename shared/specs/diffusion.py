@@ -5,6 +5,7 @@ from typing import Any, ClassVar, Final, Literal
 
 from pydantic import Field, model_validator
 
+from shared.specs.export import ExportSpec
 from shared.specs.spec import Direction, Modality, ModelRef, wrong
 from shared.specs.tasks import (
     Colourise,
@@ -23,6 +24,8 @@ SAMPLING: Final = frozenset({"labels", "steps", "solver", "schedule", "guidance_
 
 EDITING: Final = SAMPLING - {"solver"}
 
+HALVINGS: Final[Mapping[str, int]] = {"s": 2, "b": 3}
+"""How often a UNet that sees single pixels halves the resolution, by its preset."""
 DEFAULT_SOLVER: Final[Solver] = "heun"
 DEFAULT_STEPS: Final[Mapping[Solver, int]] = {"euler": 50, "heun": 18, "ddim": 50, "ddpm": 250, "dpmpp_2m": 20}
 
@@ -53,6 +56,7 @@ class DiffusionSpec(TrainSpec):
         "colourise": EDITING,
         "image_to_image": SAMPLING,
     }
+    exports: ClassVar[frozenset[str]] = frozenset({"diffusers"})
     used_with: ClassVar[Uses] = {
         **TrainSpec.used_with,
         "patch_size": {"network": {"dit"}},
@@ -164,6 +168,24 @@ class DiffusionSpec(TrainSpec):
     def _check_schedule(self, request: Sampling) -> None:
         if request.schedule == "uniform" and self.objective == "edm":
             raise wrong("schedule", "edm has noise levels and no time: uniform is for eps, v, x0 and flow")
+
+    def check_export(self, export: ExportSpec, info: Mapping[str, Any]) -> None:
+        """Refuse, beside what any family refuses, what ``UNet2DModel`` has no words for."""
+        super().check_export(export, info)
+        if self.autoencoder is not None:
+            raise wrong(
+                "model", "the model works in latents, of which UNet2DModel does not know how images become them"
+            )
+        if self.network != "unet":
+            raise wrong("model", f"the model is a {self.network}, and UNet2DModel is a UNet")
+        if self.preset not in HALVINGS:
+            raise wrong("model", f"the preset {self.preset} sees squares of pixels as one, and UNet2DModel does not")
+        if self.objective == "edm":
+            raise wrong("model", "the objective edm stretches time, and UNet2DModel sees it as it is told")
+        multiple, (height, width) = 2 ** HALVINGS[self.preset], info["shape"][1:]
+        if height % multiple or width % multiple:
+            known = f"images whose sides are multiples of {multiple}, and here they are {width} by {height}"
+            raise wrong("model", f"UNet2DModel pads nothing: with the preset {self.preset} it takes {known}")
 
     def _check_guidance(self, request: Sampling, info: Mapping[str, Any]) -> None:
         if request.guidance_scale == 1:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, ModelWrapValidatorHandler, model_validator
 
 from shared.specs.augmentation import Augmentation
+from shared.specs.export import ExportSpec
 from shared.specs.spec import DatasetId, Direction, Modality, ModelName, ModelRef, Seed, Spec, wrong
 from shared.specs.tasks import Request
 
@@ -27,6 +28,8 @@ class TrainSpec(Spec):
     of that task that the family understands (``shared.specs.tasks.OPTIONS``)."""
     starts_from: ClassVar[frozenset[str]] = frozenset()
     """The families whose weights ``init_from`` may name; a family that may only go on from its own needs none."""
+    exports: ClassVar[frozenset[str]] = frozenset()
+    """The formats that a trained model of the family may be exported in (``shared.specs.export``)."""
     built_on: ClassVar[Mapping[str, frozenset[str]]] = {}
     """Fields that name a trained model which becomes a frozen part of the network, each with the families it may be
     of. The part is the submodule of the field's name."""
@@ -295,6 +298,16 @@ class TrainSpec(Spec):
             raise wrong(
                 "labels", f"the model knows {num_classes} classes" if num_classes else "the model has no classes"
             )
+
+    def check_export(self, export: ExportSpec, info: Mapping[str, Any]) -> None:
+        """Refuse a format that no model of the family is exported in, or not this one; ``info`` tells of its data.
+
+        Raises:
+            PydanticCustomError: as ``wrong`` makes it, naming the field.
+        """
+        if export.format not in self.exports:
+            family = getattr(self, "family", "")
+            raise wrong("model", f"a model of the family {family} cannot be exported as {export.format}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -383,3 +383,16 @@ def test_weights_are_averaged_anew_only_where_a_training_left_what_that_needs(ru
     refused = run("reaverage", "digits", "--ema-length", "0.07", exit_code=1)
 
     assert "no training with ema: power made" in refused.stderr
+
+
+def test_a_model_that_another_library_has_no_words_for_is_not_exported(run: Run, hand: Hand, train: list[str]):
+    run(*train, "--no-wait")
+    hand.train(hand.claim("train"))
+
+    refused = run("export", "digits", "--format", "diffusers", "--out", "out", exit_code=1)
+
+    assert "/spec/model: a model of the family vae cannot be exported as diffusers" in refused.stderr
+
+
+def test_files_of_an_export_that_is_not_waited_for_cannot_be_downloaded(run: Run):
+    assert "only after waiting" in run("export", "digits", "--out", "out", "--no-wait", exit_code=2).stderr

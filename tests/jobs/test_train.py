@@ -261,7 +261,7 @@ def test_the_same_spec_gives_the_same_file(train_run: MakeRun) -> None:
     assert first == second
 
 
-@pytest.mark.parametrize("job_type", ["train", "evaluate", "reaverage"])
+@pytest.mark.parametrize("job_type", ["train", "evaluate", "reaverage", "export"])
 def test_executors_are_found_by_the_type_of_the_job(job_type: str) -> None:
     assert executor(job_type).__name__ == job_type
     assert server(job_type) is None

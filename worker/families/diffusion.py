@@ -15,6 +15,7 @@ from shared.specs.diffusion import DiffusionSpec, plan_of, steps_down
 from shared.specs.tasks import MOST_RESTORING_STEPS, RESTORING_STEPS, Interpolate
 from worker.families.family import Batch, DataInfo, Draw, Family, Measured, Score, SlotState
 from worker.families.nets.denoiser import Denoiser, Network, centred, num_classes_of, objective_of, spread
+from worker.families.nets.diffusers_export import to_diffusers
 from worker.families.nets.dit import DITS, DiT
 from worker.families.nets.latents import LatentDenoiser, space_of
 from worker.families.nets.likelihood import bits_per_dim
@@ -306,4 +307,5 @@ FAMILY: Final = Family(
         "image_to_image": ImageToImage,
     },
     scores={"bits_per_dim": Score(values=bits_per_dim, most=MOST_SCORED)},
+    exports={"diffusers": to_diffusers},
 )

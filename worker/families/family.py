@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Generic, Literal, Protocol, TypeVar, runtime_checkable
 
 from torch import Tensor, nn
@@ -146,6 +147,8 @@ class Score(Generic[SpecT, NetT]):
 
 
 Loss = Callable[[SpecT, NetT, Batch, Noise], Measured]
+Exporter = Callable[[Path, SpecT, NetT, DataInfo], str]
+"""Writes the files of a trained model into a folder; returns how they are used, in Markdown, for the model card."""
 SamplerFactory = Callable[[SpecT, DataInfo], Sampler]
 
 
@@ -164,3 +167,5 @@ class Family(Generic[SpecT, NetT]):
     scores: Mapping[str, Score[SpecT, NetT]] = field(default_factory=dict[str, Any])
     """What an evaluate job can measure of a trained model on data, beside its samples, where ``TrainSpec.scores_on``
     names it."""
+    exports: Mapping[str, Exporter[SpecT, NetT]] = field(default_factory=dict[str, Any])
+    """The formats in which a trained model can be exported, unless ``TrainSpec.check_export`` refuses it."""

@@ -17,6 +17,7 @@ EXECUTORS: Final[Mapping[str, str]] = {
     "train": "worker.jobs.train:train",
     "evaluate": "worker.jobs.evaluate:evaluate",
     "reaverage": "worker.jobs.reaverage:reaverage",
+    "export": "worker.jobs.export:export",
 }
 """Job type to ``module:function``."""
 SERVERS: Final[Mapping[str, str]] = {"generate": "worker.jobs.generate:serve"}

@@ -54,11 +54,14 @@ def config_of(net: UNet, shape: tuple[int, ...]) -> dict[str, Any]:
     """The configuration of a network for images of ``shape`` ``(C, H, W)``.
 
     Raises:
-        ValueError: it sees squares of pixels as one, or stretches time, which ``UNet2DModel`` has no word for.
+        ValueError: it sees squares of pixels as one, stretches time or pads such images, which ``UNet2DModel`` has no
+            word for.
     """
     if net.layout.patch_size > 1 or net.time_scale != 1:
         raise ValueError("UNet2DModel sees single pixels, and time as it is told: this network cannot be exported")
     channels, height, width = shape
+    if height % (multiple := net.layout.multiple) or width % multiple:
+        raise ValueError(f"UNet2DModel pads nothing: it takes images whose sides are multiples of {multiple}")
     return {
         **FIXED,
         "sample_size": height if height == width else [height, width],

@@ -1,0 +1,144 @@
+"""Diffusion models exported for diffusers: which ones, and that what their card says of them is true."""
+
+import re
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers.models.unets.unet_2d import UNet2DModel
+from pydantic_core import PydanticCustomError
+
+from shared.specs import FAMILIES as SPECS
+from shared.specs.diffusion import DiffusionSpec
+from shared.specs.export import ExportSpec
+from tests.families.test_admission import spec_of as any_spec_of
+from tests.families.test_diffusion import spec_of, trained
+from worker.families import FAMILIES
+from worker.families.diffusion import build, network_of
+from worker.families.family import DataInfo
+from worker.families.nets.denoiser import Denoiser
+from worker.families.nets.diffusers_export import to_diffusers
+from worker.families.nets.diffusers_layout import config_of
+from worker.families.nets.unet import UNETS, UNet
+
+EXPORT = ExportSpec(model="m@1", format="diffusers")
+SIDES = ((12, 8), (8, 12), (16, 8), (8, 6), (7, 8))
+OBJECTIVES = ("eps", "v", "x0", "flow")
+
+
+def is_accepted(spec: DiffusionSpec, shape: tuple[int, ...]) -> bool:
+    try:
+        spec.check_export(EXPORT, {"shape": list(shape)})
+    except PydanticCustomError:
+        return False
+    return True
+
+
+def can_be_written(spec: DiffusionSpec, shape: tuple[int, ...]) -> bool:
+    with torch.device("meta"):
+        network = network_of(spec, DataInfo(shape=shape))
+    if not isinstance(network, UNet):
+        return False
+    try:
+        config_of(network, shape)
+    except ValueError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("network", ["unet", "dit"])
+@pytest.mark.parametrize("objective", ["edm", *OBJECTIVES])
+def test_submission_refuses_what_cannot_be_written_and_nothing_else(network: Any, objective: Any) -> None:
+    specs = [spec_of(network=network, objective=objective, preset=preset) for preset in ("xs", "s", "b")]
+    known = [(spec, (3, *sides)) for spec, sides in product(specs, SIDES)]
+
+    told = [is_accepted(spec, shape) for spec, shape in known]
+
+    assert told == [can_be_written(spec, shape) for spec, shape in known]
+    assert any(told) == (network == "unet" and objective != "edm")
+
+
+def test_a_model_of_latents_is_refused() -> None:
+    assert not is_accepted(spec_of(objective="eps", preset="s", autoencoder="vae@1"), (3, 8, 8))
+
+
+@pytest.mark.parametrize("family", SPECS)
+def test_a_family_has_what_writes_each_format_that_its_spec_names(family: str) -> None:
+    assert FAMILIES[family].exports.keys() == SPECS[family].exports
+
+
+@pytest.mark.parametrize("family", sorted(SPECS.keys() - {"diffusion"}))
+def test_models_of_other_families_are_refused(family: str) -> None:
+    with pytest.raises(PydanticCustomError, match="cannot be exported as diffusers"):
+        any_spec_of(family).check_export(EXPORT, {"shape": [3, 8, 8]})
+
+
+def test_a_transformer_is_not_written_even_if_it_is_let_through(tmp_path: Path) -> None:
+    spec, data = spec_of(network="dit", objective="eps"), DataInfo(shape=(1, 8, 8))
+
+    with pytest.raises(ValueError, match="cannot be exported"):
+        to_diffusers(tmp_path, spec, build(spec, data), data)
+
+
+def test_images_that_would_have_to_be_padded_are_beyond_the_library() -> None:
+    config = config_of(UNet(UNETS["s"], 1), (1, 8, 8))
+    theirs = UNet2DModel(**{name: value for name, value in config.items() if name != "_class_name"})
+
+    with pytest.raises(RuntimeError):
+        theirs(torch.zeros(1, 1, 6, 8), 1)
+
+
+def exported(folder: Path, objective: Any, num_classes: int) -> tuple[Denoiser, str]:
+    """A model in its folder, and what is said of its use."""
+    spec, data = spec_of(objective=objective, preset="s"), DataInfo(shape=(1, 8, 8), num_classes=num_classes)
+    return (net := trained(spec, data)), to_diffusers(folder, spec, net, data)
+
+
+def ran(usage: str) -> dict[str, Any]:
+    """The names that the program of the card leaves."""
+    (program,) = re.findall(r"```python\n(.*?)```", usage, re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(program, names)
+    return names
+
+
+@pytest.mark.parametrize("num_classes", [0, 3])
+@pytest.mark.parametrize("objective", ["eps", "v", "x0"])
+def test_the_scheduler_of_the_card_makes_the_same_image_of_the_output(
+    objective: str, num_classes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net, usage = exported(tmp_path, objective, num_classes)
+    monkeypatch.chdir(tmp_path)
+    names = ran(usage)
+    scheduler, time = names["scheduler"], 499
+    scheduler.config.clip_sample = False
+    signal = scheduler.alphas_cumprod[time].double().sqrt()
+    x, label = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(0)).double(), torch.arange(4) % 3
+    told = {"class_labels": label} if num_classes else {}
+    sigma = ((1 - signal**2).sqrt() / signal).expand(4)
+
+    output = names["unet"](x.float(), time, **told).sample.double()
+    theirs = scheduler.step(output, time, x).pred_original_sample
+    ours = net(x / signal, sigma, label)
+
+    assert names["images"].shape == (4, 1, 8, 8)
+    assert (theirs - ours).abs().max() / ours.abs().max() < 1e-5
+
+
+def test_a_flow_moves_in_the_direction_that_the_card_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    net, usage = exported(tmp_path, "flow", 0)
+    monkeypatch.chdir(tmp_path)
+    names = ran(usage)
+    scheduler, place = names["scheduler"], 20
+    scheduler.set_timesteps(50)
+    time, (now, after) = scheduler.timesteps[place], scheduler.sigmas[place : place + 2].double()
+    x = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(0)).double()
+
+    output = names["unet"](x.float(), time).sample.double()
+    theirs = scheduler.step(output, time, x).prev_sample.double()
+    image = net(x / (1 - now), (now / (1 - now)).expand(4), torch.zeros(4, dtype=torch.long))
+
+    # The straight line from here to the image, as far as the next time.
+    assert (theirs - (x + (after - now) * (x - image) / now)).abs().max() < 1e-5
