@@ -142,9 +142,9 @@ def content_of(fence: int) -> str:
     return sha256(str(fence).encode()).hexdigest()
 
 
-def request_for(dataset: UUID, **how: Any) -> TrainRequest:
+def request_for(dataset: UUID, steps: int = 2, **how: Any) -> TrainRequest:
     """A small training."""
-    spec = {"family": "vae", "dataset": public("ds", dataset), "model": "m", "steps": 2}
+    spec = {"family": "vae", "dataset": public("ds", dataset), "model": "m", "steps": steps}
     return TrainRequest.model_validate({"type": "train", "spec": spec, **how})
 
 

@@ -3,12 +3,15 @@
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, Engine
 
 from tests.model import invariants, sizes
+from tests.model.keyed_scenes import BUGS, SCENES, go_through
 from tests.model.mutants import MUTANTS, find
+from tests.model.prepared import tuned
 from tests.model.replay import TRACES
 from tests.model.search import searching
+from tests.model.violation import Violation
 
 SEARCHES: Final = {
     "EVERYTHING": "all faults and all layers; two workers, two attempts",
@@ -52,6 +55,17 @@ heartbeats with old fences, broker emptied) a single healthy worker ends the job
 into SQL alone.
 """
 
+KEYS: Final = """\
+## One job per idempotency key
+
+A second search (`tests/model/keyed.py`) is of the way in. Clients that share a key are served by the code of the API,
+each over a connection of its own; it stops before each statement that takes or looks up a key and before each commit,
+and waits for real locks. The adversary decides who goes on. As a fault, of which an order has no more than its scene
+allows, it kills a process before it commits, loses the answer to a commit, or lets somebody wait in vain for a key that
+another holds; whoever is not answered asks again. In every order a key makes one job, its answers are equal to the
+byte, another body is refused, a job that was erased is `gone`, and every client is answered.
+"""
+
 
 def page(connection: Connection) -> Iterator[str]:
     """Lines of Markdown, as the searches go."""
@@ -65,6 +79,11 @@ def page(connection: Connection) -> Iterator[str]:
     yield "A *(...)* names the operation in which the promise broke.\n"
     harmless = ((mutant.name, mutant.equivalent or "") for mutant in MUTANTS if mutant.equivalent)
     yield from _table("Changes that break no promise", ("change", "why"), harmless)
+    yield KEYS
+    engine = tuned(connection.engine.url, pool_size=5)
+    yield from _table("Orders of requests with one key", ("scene", "faults", "orders", "steps"), _scenes(engine))
+    yield from _table("Seeded bugs of keys", ("bug", "scene", "broken promise", "a way there"), _key_bugs(engine))
+    engine.dispose()
 
 
 _COUNTS: Final = ("worlds", "transitions", "depth", "database_states", "executed")
@@ -98,6 +117,22 @@ def _bugs(connection: Connection) -> Iterator[tuple[str, ...]]:
             if broken is None:
                 raise AssertionError(f"{mutant.name} is not found")
             yield mutant.name, named[id(mutant.rules)], broken.promise, "; ".join(broken.trace)
+
+
+def _scenes(engine: Engine) -> Iterator[tuple[str, ...]]:
+    for name, scene in SCENES.items():
+        explored = go_through(engine, scene)
+        yield name, str(scene.faults), f"{explored.orders:,}", f"{explored.steps:,}"
+
+
+def _key_bugs(engine: Engine) -> Iterator[tuple[str, ...]]:
+    for name, (plant, scene, _) in BUGS.items():
+        try:
+            go_through(engine, SCENES[scene], plant)
+        except Violation as broken:
+            yield name, scene, broken.promise, "; ".join(broken.trace)
+        else:
+            raise AssertionError(f"{name} is not found")
 
 
 def _table(title: str, columns: tuple[str, ...], rows: Iterator[tuple[str, ...]]) -> Iterator[str]:
