@@ -58,7 +58,7 @@ class Excuses:
         than a lease ago, and trusts no lease yet for the same reason.
         """
         for since, until in away(self.looks):
-            is_long = until - since + _ROUND >= self.lease / 2
+            is_long = until - since + _ROUNDS >= self.lease / 2
             yield since, until + self.lease if is_long else until
         yield from without(self.looks, lambda look: look.housekeeper is not None and not self._has_slept(look))
 
@@ -83,8 +83,9 @@ class Excuses:
         return spent + (0.0 if one.began_at is None else overlap(list(self.taking()), one.reaped_at, one.began_at))
 
 
-_ROUND: Final = timedelta(seconds=2)
-"""Between two rounds of housekeeping."""
+_ROUNDS: Final = timedelta(seconds=4)
+"""Two rounds of housekeeping: so much longer than SQL was away is the time between the last round before and the first
+after, at most."""
 
 
 def recoveries(history: History, faults: Sequence[Fault]) -> Iterator[Recovery]:
