@@ -98,10 +98,10 @@ def test_what_was_away_and_back_before_the_lease_ended_is_none() -> None:
 
 
 def test_sql_that_is_away_when_the_lease_ends_is_an_excuse_until_it_is_back() -> None:
-    seen = looks(away=(24, 28))
+    seen = looks(away=(24, 27))
 
-    assert judged(seen, reaped=31, began=33) == []
-    assert len(judged(seen, reaped=36, began=37)) == 1
+    assert judged(seen, reaped=30, began=32) == []
+    assert len(judged(seen, reaped=35, began=36)) == 1
 
 
 def test_after_half_a_lease_without_sql_leases_mean_nothing_for_one_more() -> None:
