@@ -61,7 +61,8 @@ def _resolved(session: Session, job_id: UUID, kind: JobType, inputs: Mapping[str
                 "averages": _artifact(session, inputs["artifact_id"]),
             }
         case JobType.EXPORT:
-            return {"model": _model_input(session, inputs["version_id"]), "dataset": _dataset_input(session, inputs)}
+            model = {"model": _model_input(session, inputs["version_id"])} if "version_id" in inputs else {}
+            return model | {"dataset": _dataset_input(session, inputs)}
 
 
 def _dataset(session: Session, dataset_id: str) -> Dataset:
