@@ -34,4 +34,4 @@ def test_an_outage_of_storage_of_six_minutes_fails_no_job(start_site: StartSite,
     )
     assert {job.state for job in rows} == {JobState.SUCCEEDED}
     assert sum(job.failures + job.losses for job in rows) == 0
-    assert max(job.interruptions for job in rows) > 1
+    assert max(job.interruptions for job in rows) >= 1
