@@ -135,7 +135,7 @@ SELECT clock_timestamp() AS now, (
 
 
 async def facts(session: AsyncSession, jobs: Sequence[Job], settings: JobSettings) -> dict[UUID, JobFacts]:
-    """The facts of each job, in a handful of statements at most."""
+    """The facts of each job, in at most four statements, of which one says how the place is planned."""
     attempts, seconds = await _attempts(session, [job.id for job in jobs if job.fence])
     places = await _places(session, [job for job in jobs if job.state == JobState.QUEUED], settings)
     retries = await _retries(session, [job.id for job in jobs if job.state.is_final])
