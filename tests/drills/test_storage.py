@@ -15,13 +15,14 @@ OUTAGE = timedelta(minutes=6)
 
 def test_an_outage_of_storage_of_six_minutes_fails_no_job(start_site: StartSite, wait_until, report: Report) -> None:
     site = start_site(workers=2)
-    jobs = [site.job(["steps", 20, 0.05], ["publish", "sample", "a", "x"], max_attempts=1) for _ in range(4)]
-    jobs += [site.job(["train", 400, 0.02, 50], type=JobType.TRAIN, max_attempts=1) for _ in range(2)]
+    # As many as there are workers: each tries again and again, and none waits for a device meanwhile.
+    jobs = [site.job(["steps", 20, 0.05], ["publish", "sample", "a", "x"], max_attempts=1)]
+    jobs += [site.job(["train", 400, 0.02, 50], type=JobType.TRAIN, max_attempts=1)]
     wait_until(lambda: any(site.get(job_id).step > 0 for job_id in jobs), timeout=90)
 
     site.installation.s3.faults.begin("error", share=1)
     time.sleep(OUTAGE.total_seconds())
-    assert not any(site.state(job_id).is_final for job_id in jobs[4:])
+    assert not any(site.state(job_id).is_final for job_id in jobs[1:])
     site.installation.s3.faults.end()
     ended = time.monotonic()
     wait_until(lambda: all(site.state(job_id).is_final for job_id in jobs), timeout=900)
@@ -34,4 +35,4 @@ def test_an_outage_of_storage_of_six_minutes_fails_no_job(start_site: StartSite,
     )
     assert {job.state for job in rows} == {JobState.SUCCEEDED}
     assert sum(job.failures + job.losses for job in rows) == 0
-    assert max(job.interruptions for job in rows) >= 1
+    assert max(job.interruptions for job in rows) > 1
