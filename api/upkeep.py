@@ -78,7 +78,8 @@ class UpkeepThread:
         if _ask(engine, upkeep.is_watched):
             self._resign(engine)
             return
-        self._leads = _ask(engine, lambda s: upkeep.hold(s, upkeep.LEASE, self._name, self._lead_lease))
+        tick = self._settings.worker.tick
+        self._leads = _ask(engine, lambda s: upkeep.lead(s, self._name, tick=tick, may_reap=leases_mean_something))
         if not self._leads:
             return
         if leases_mean_something:

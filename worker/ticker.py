@@ -67,7 +67,7 @@ class Ticker:
             return
         now, last = self._supervisor.ask(lambda s: upkeep.last_round(s, upkeep.LEASE, self._lead_lease))
         leases_mean_something = self._continuity.see(now, last)
-        if not self._takes_lead():
+        if not self._takes_lead(may_reap=leases_mean_something):
             return
         if leases_mean_something:
             self._reap()
@@ -81,9 +81,10 @@ class Ticker:
             logger.warning("job %s: lease ran out, now %s", job_id, state.value)
             self._supervisor.ring(job_id)
 
-    def _takes_lead(self) -> bool:
+    def _takes_lead(self, *, may_reap: bool) -> bool:
         self._leads.clear()
-        if self._supervisor.ask(lambda s: upkeep.hold(s, upkeep.LEASE, self._supervisor.name, self._lead_lease)):
+        name, tick = self._supervisor.name, self._settings.worker.tick
+        if self._supervisor.ask(lambda s: upkeep.lead(s, name, tick=tick, may_reap=may_reap)):
             self._leads.set()
         return self._leads.is_set()
 

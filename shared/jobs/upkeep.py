@@ -150,16 +150,28 @@ def lead_lease(tick: timedelta) -> timedelta:
     return max(tick * 3, timedelta(seconds=5))
 
 
-def hold(session: Session, name: str, holder: str, lease: timedelta) -> bool:
-    """Take or keep a named lease, so that of many tickers one does the work."""
+def lead(session: Session, holder: str, *, tick: timedelta, may_reap: bool) -> bool:
+    """Take or keep the lead of the housekeeping, whose rounds come every ``tick``.
+
+    Who may not end attempts yet, having been stopped or cut off itself, lets whoever may take it first.
+    """
+    lease = lead_lease(tick)
+    return hold(session, LEASE, holder, lease, after=timedelta(0) if may_reap else lease)
+
+
+def hold(session: Session, name: str, holder: str, lease: timedelta, *, after: timedelta = timedelta(0)) -> bool:
+    """Take or keep a named lease, so that of many tickers one does the work.
+
+    It is taken from another only once that one's has been over for as long as ``after``.
+    """
     held = session.execute(
         text("""
             INSERT INTO named_leases (name, holder, until) VALUES (:name, :holder, clock_timestamp() + :lease)
             ON CONFLICT (name) DO UPDATE SET holder = excluded.holder, until = excluded.until
-                WHERE named_leases.holder = excluded.holder OR named_leases.until < clock_timestamp()
+                WHERE named_leases.holder = excluded.holder OR named_leases.until < clock_timestamp() - :after
             RETURNING name
         """),
-        {"name": name, "holder": holder, "lease": lease},
+        {"name": name, "holder": holder, "lease": lease, "after": after},
     )
     return held.scalar_one_or_none() is not None
 

@@ -10,7 +10,7 @@ from pydantic import SecretStr
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
-from shared.jobs import attempts, claims
+from shared.jobs import attempts, claims, upkeep
 from shared.jobs.continuity import Continuity
 from shared.jobs.rows import NamedLease, Worker
 from shared.jobs.state import JobState
@@ -64,6 +64,22 @@ def test_after_an_outage_longer_than_the_lease_a_worker_that_lives_keeps_its_job
 
     wait_until(lambda: ticker.tick() or workplace.state(job_id) == JobState.QUEUED, timeout=30)
     assert workplace.get(job_id).losses == 1
+
+
+@pytest.mark.parametrize(("free_for", "takes_it"), [(1, False), (6, True)])
+def test_who_was_cut_off_lets_whoever_was_not_take_the_lead_first(
+    workplace: Workplace, free_for: float, *, takes_it: bool
+) -> None:
+    """It may not end attempts for one more lease: as long as it led, nobody would."""
+    workplace.settings = workplace.settings.model_copy(update={"jobs": JobSettings(lease=timedelta(seconds=3))})
+    ticker = workplace.ticker(workplace.supervisor("w2"))
+    with Session(workplace.engine) as session, session.begin():
+        assert upkeep.hold(session, upkeep.LEASE, "dead", timedelta(seconds=-free_for))
+
+    ticker.tick()
+
+    with Session(workplace.engine) as session:
+        assert session.get_one(NamedLease, upkeep.LEASE).holder == ("w2" if takes_it else "dead")
 
 
 def has_run_out(workplace: Workplace) -> bool:
