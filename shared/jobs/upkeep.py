@@ -3,7 +3,7 @@
 Like ``attempts.py``: the caller's session, no commit, the database's clock.
 """
 
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Final
 from uuid import UUID
 
@@ -150,37 +150,18 @@ def lead_lease(tick: timedelta) -> timedelta:
     return max(tick * 3, timedelta(seconds=5))
 
 
-def lead(session: Session, holder: str, *, tick: timedelta, may_reap: bool) -> bool:
-    """Take or keep the lead of the housekeeping, whose rounds come every ``tick``.
-
-    Who may not end attempts yet, having been stopped or cut off itself, lets whoever may take it first.
-    """
-    lease = lead_lease(tick)
-    return hold(session, LEASE, holder, lease, after=timedelta(0) if may_reap else lease)
-
-
-def hold(session: Session, name: str, holder: str, lease: timedelta, *, after: timedelta = timedelta(0)) -> bool:
-    """Take or keep a named lease, so that of many tickers one does the work.
-
-    It is taken from another only once that one's has been over for as long as ``after``.
-    """
+def hold(session: Session, name: str, holder: str, lease: timedelta) -> bool:
+    """Take or keep a named lease, so that of many tickers one does the work."""
     held = session.execute(
         text("""
             INSERT INTO named_leases (name, holder, until) VALUES (:name, :holder, clock_timestamp() + :lease)
             ON CONFLICT (name) DO UPDATE SET holder = excluded.holder, until = excluded.until
-                WHERE named_leases.holder = excluded.holder OR named_leases.until < clock_timestamp() - :after
+                WHERE named_leases.holder = excluded.holder OR named_leases.until < clock_timestamp()
             RETURNING name
         """),
-        {"name": name, "holder": holder, "lease": lease, "after": after},
+        {"name": name, "holder": holder, "lease": lease},
     )
     return held.scalar_one_or_none() is not None
-
-
-def last_round(session: Session, name: str, lease: timedelta) -> tuple[datetime, datetime | None]:
-    """What time it is by the database's clock, and when somebody last took or kept the named ``lease``."""
-    taken = select(col(NamedLease.until) - literal(lease)).where(col(NamedLease.name) == name).scalar_subquery()
-    now, last = session.execute(select(_NOW, taken)).one()
-    return now, last
 
 
 def release(session: Session, name: str, holder: str) -> None:
