@@ -25,6 +25,7 @@ from bench.quality_parts import (
     psnr,
     train,
 )
+from bench.quality_transfer import OF_STYLES, STYLE, TO_NEGATIVES, TRANSLATION, drawn_in_styles, negatives_of
 from shared.specs import ConsistencySpec, DiffusionSpec, GanSpec, VaeSpec, VqSpec
 from shared.specs.training import TrainSpec
 from worker.engine.training import Trainer
@@ -209,9 +210,9 @@ def editing_figures(trained: Trained, judge: Judge) -> Measures:
             f"inpainting_{name}_psnr": psnr(filled, originals),
             f"inpainting_{name}_gain_over_mean": psnr(filled, originals) - psnr(mean, originals),
             f"inpainting_{name}_gain": psnr(filled, originals) - psnr(baseline, originals),
-            f"inpainted_{name}_class_accuracy": (judge.features.classes(filled) == labels).double().mean().item(),
+            f"inpainted_{name}_class_accuracy": judge.accuracy(filled, labels),
             f"one_inpainted_{name}_gain": psnr(one, originals) - psnr(baseline, originals),
-            f"one_inpainted_{name}_class_accuracy": (judge.features.classes(one) == labels).double().mean().item(),
+            f"one_inpainted_{name}_class_accuracy": judge.accuracy(one, labels),
         }
     small = torch.nn.functional.avg_pool2d(originals.double(), 4)
     inputs = [{"image": image} for image in originals]
@@ -313,6 +314,27 @@ EMA: Final = vq(
 )  # fmt: skip
 
 
+# Two datasets ------------------------------------------------------------------------------------
+
+NEGATIVES: Final = Case(
+    spec=TRANSLATION,
+    train=TO_NEGATIVES.train,
+    measure=negatives_of,
+    asked=[at_most("grey_levels_off", 25), at_least("class_kept", 0.85), at_least("class_kept_back", 0.85)],
+)
+STYLES: Final = Case(
+    spec=STYLE,
+    train=OF_STYLES.train,
+    measure=drawn_in_styles,
+    asked=[
+        at_most("grey_levels_off", 20),
+        at_least("class_kept", 0.90),
+        *(at_least(f"{look}_class_kept", 0.75) for look in ("thick", "faded")),
+        *(at_most(f"{look}_brightness_off", 10) for look in ("thick", "faded")),
+    ],
+)
+
+
 CASES: Final[Mapping[str, Case]] = {
     "vae-mlp": VAE_MLP,
     "vae-conv": VAE_CONV,
@@ -325,6 +347,8 @@ CASES: Final[Mapping[str, Case]] = {
     "consistency": CONSISTENCY,
     "vq-fsq": FSQ,
     "vq-ema": EMA,
+    "translation": NEGATIVES,
+    "style": STYLES,
 }
 
 

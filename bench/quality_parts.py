@@ -58,22 +58,28 @@ def train(
     device: torch.device,
     *,
     models: Mapping[str, Origin] = {},
+    further: Mapping[str, Tensor] = {},
     begin: Callable[[Trainer[Any, Any]], None] = lambda trainer: None,
 ) -> Trained:
     """Train as a job does, with the engine's trainer and order of batches.
 
-    ``models`` are those that the spec's fields name (``DataInfo.models``); ``begin`` fills in their weights.
+    ``models`` are those that the spec's fields name (``DataInfo.models``); ``begin`` fills in their weights. The images
+    of ``further`` datasets, by the field that names them, are read in an order of their own.
     """
     family = FAMILIES[str(getattr(spec, "family", ""))]
     data = DataInfo(shape=tuple(digits.train.images.shape[1:]), num_classes=NUM_CLASSES, models=models)
     trainer: Trainer[Any, Any] = Trainer(family, spec, data, device)
     begin(trainer)
-    order = BatchOrder(len(digits.train), spec.batch_size, spec.seed)
+    sets = {"image": digits.train.images, **further}
+    orders = [
+        BatchOrder(len(one), spec.batch_size, spec.seed, series=series) for series, one in enumerate(sets.values())
+    ]
     began, marks = time.perf_counter(), [time.process_time()]
     for part in range(NUM_PARTS):
         while trainer.step < spec.steps * (part + 1) // NUM_PARTS:
-            rows = torch.from_numpy(order.at(trainer.step))
-            trainer.advance({"image": digits.train.images[rows], "label": digits.train.labels[rows]})
+            rows = [torch.from_numpy(order.at(trainer.step)) for order in orders]
+            batch = {name: images[chosen] for (name, images), chosen in zip(sets.items(), rows, strict=True)}
+            trainer.advance(batch | {"label": digits.train.labels[rows[0]]})
         marks.append(time.process_time())
         sys.stderr.write(f"{spec.model}: {trainer.step} of {spec.steps} steps, {marks[-1] - marks[0]:.0f} CPU s\n")
     of_parts = [after - before for before, after in itertools.pairwise(marks)]
@@ -149,6 +155,10 @@ class Judge:
         self.reference = self.features.of(digits.held_out.images)
         self._bounds: dict[int, tuple[float, float]] = {}
 
+    def accuracy(self, images: Tensor, labels: Tensor) -> float:
+        """Which share of them has these classes."""
+        return (self.features.classes(images) == labels).double().mean().item()
+
     def distance(self, images: Tensor) -> float:
         """Frechet distance to the held-out digits."""
         return frechet_distance(self.features.of(images), self.reference)
@@ -178,7 +188,7 @@ class Judge:
             "largest_class": shares.max().item(),
         }
         if labels is not None:
-            figures["class_accuracy"] = (classes == labels).double().mean().item()
+            figures["class_accuracy"] = self.accuracy(images, labels)
         return figures
 
 

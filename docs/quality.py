@@ -37,6 +37,13 @@ NAMES: Final[Mapping[str, str]] = {
     "fd_over_teacher": "Fréchet distance of 2 steps over that of the teacher's 35 evaluations",
     "usage": "codes in use",
     "perplexity_share": "perplexity over codes",
+    "grey_levels_off": "mean difference of a pixel from what it should be, grey levels",
+    "class_kept": "digits that keep their class",
+    "class_kept_back": "digits that keep their class on the way back",
+    "thick_class_kept": "digits that keep their class, in the style of a thick one",
+    "faded_class_kept": "digits that keep their class, in the style of a faded one",
+    "thick_brightness_off": "mean brightness less that of the thick style, grey levels",
+    "faded_brightness_off": "mean brightness less that of the faded style, grey levels",
 }
 
 
