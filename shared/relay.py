@@ -35,12 +35,14 @@ _UNSENT: Final = (
     .with_for_update(skip_locked=True, of=Bell)
 )
 """Bells that no relay holds, each with what is told of its job."""
+_OUTBOX: Final = Bell.metadata.tables["outbox"]
 _SENT: Final = (
-    update(Bell)
-    .where(col(Bell.id) == func.any(bindparam("sent", type_=ARRAY(BigInteger))))
+    update(_OUTBOX)
+    .where(_OUTBOX.c["id"] == func.any(bindparam("sent", type_=ARRAY(BigInteger))))
     .values(sent_at=func.clock_timestamp())
 )
 
+_ORIGIN: Final = f"relay@{socket.gethostname()}"
 _NO_CALLBACKS: Final = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
 _UNUSED: Final[Mapping[str, Any]] = {
     "shadow": None,
@@ -77,7 +79,7 @@ def message(job: Any) -> str:
                 "root_id": task_id,
                 "argsrepr": f"({job_id}, {job.summary})",
                 "kwargsrepr": "{}",
-                "origin": f"relay@{socket.gethostname()}",
+                "origin": _ORIGIN,
                 "ignore_result": True,
             },
             "properties": {
