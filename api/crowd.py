@@ -1,7 +1,7 @@
-"""Jobs that are submitted at about the same time, recorded in one transaction, in a thread: a crowd pays for one commit.
+"""Jobs that are submitted at about the same time, recorded in one transaction: a crowd pays for one commit.
 
 Each request is accepted or refused for itself. What cannot be decided for several at once (a key that was used before,
-a queue that is nearly full) is decided one by one, as ``api/submission.py`` does it.
+a queue that is nearly full) is decided one by one, as ``api/submission.py`` does it. A thread of its own does this.
 """
 
 from collections.abc import Sequence

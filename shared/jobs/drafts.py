@@ -119,6 +119,14 @@ async def _origin(session: AsyncSession, spec: TrainSpec, field: str, *, beside:
     return model, version
 
 
+def _spec_of(session: AsyncSession, version: ModelVersion) -> TrainSpec:
+    """What the model was trained by; read once as long as the session lives."""
+    known: dict[UUID, TrainSpec] = session.info.setdefault("specs", {})
+    if version.id not in known:
+        known[version.id] = FAMILIES[version.family].model_validate(version.spec)
+    return known[version.id]
+
+
 def _trained(version: ModelVersion) -> Trained:
     return Trained(spec=FAMILIES[version.family].model_validate(version.spec), info=version.info)
 
@@ -130,7 +138,7 @@ async def _generate(session: AsyncSession, tenant_id: UUID, spec: Request) -> Dr
         known = ", ".join(sorted(family.tasks))
         raise InvalidSpec(f"a {version.family} model cannot {spec.task}; it can {known}", pointer="/spec/task")
     inputs = {"version_id": str(version.id)}
-    trained = family.model_validate(version.spec)
+    trained = _spec_of(session, version)
     with _pointing_at_its_field():
         trained.check_task(spec, version.info)
         if isinstance(spec, WithInputs):
