@@ -1,7 +1,8 @@
 """Questions that are asked while others are answered are answered together, each for itself."""
 
 import asyncio
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from threading import Event
 
@@ -110,17 +111,21 @@ def test_who_has_gone_keeps_nobody_from_an_answer() -> None:
         asyncio.run(scene(together))
 
 
-def test_what_was_asked_before_the_end_is_answered() -> None:
-    async def scene(together: Together[int, int]) -> None:
-        asked = [asyncio.create_task(together.ask(number)) for number in range(4)]
+def test_what_was_asked_before_the_end_is_answered_and_ends_the_thread(wait_until: Callable[..., None]) -> None:
+    async def scene() -> None:
+        first = asyncio.create_task(together.ask(0))
         await oracle.heard()
+        later = asyncio.create_task(ask_all(together, range(1, 4)))
         ended = asyncio.create_task(asyncio.to_thread(together.stop))
+        await asyncio.to_thread(wait_until, lambda: together._asked.qsize() == 4)  # the end is one of them
         oracle.may_answer.set()
 
-        assert await asyncio.gather(*asked) == [0, 2, 4, 6]
+        assert [await first, *await later] == [0, 2, 4, 6]
         await ended
 
     oracle = Oracle()
-    together = Together[int, int](oracle, most=2)
+    together = Together[int, int](oracle, most=8, name="the last oracle")
     together.start()
-    asyncio.run(scene(together))
+    asyncio.run(scene())
+
+    assert "the last oracle" not in {thread.name for thread in threading.enumerate()}
