@@ -7,11 +7,12 @@ Light by promise: importing this loads neither torch nor the worker, nor what is
 import asyncio
 import gc
 import signal
+import sys
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from types import FrameType
-from typing import Any
+from typing import Any, Final
 
 from fastapi import FastAPI
 
@@ -25,6 +26,7 @@ from api.parts import Parts
 from api.probe import StorageProbe
 from api.relay import RelayThread
 from api.routes import actions, aliases, artifacts, datasets, events, health, jobs, meta, models, pages, workers
+from api.shortcut import Shortcut
 from api.upkeep import UpkeepThread
 from shared.database import make_async_engine, make_engine
 from shared.settings import Settings
@@ -33,6 +35,9 @@ ROUTERS = (
     *(jobs.router, actions.router, events.router, artifacts.router, datasets.router, models.router, aliases.router),
     *(workers.router, meta.router, health.router, pages.router),
 )
+
+
+_TURN_SECONDS: Final = 0.001
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
@@ -55,6 +60,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         app.include_router(router)
     errors.install(app)
     openapi.install(app)
+    app.add_middleware(Shortcut, outer=app)
     app.add_middleware(RequestFrame, meters=app.state.meters)
     return app
 
@@ -65,8 +71,9 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     app.state.parts, app.state.callers, app.state.crowd = parts, Callers(parts), Crowd(parts)
     collector = JobCollector(parts.metrics_engine)
     app.state.meters.registry.register(collector)
-    parts.relay.start()
-    parts.upkeep.start()
+    threads = (parts.relay, parts.upkeep, app.state.callers, app.state.crowd)
+    for each in threads:
+        each.start()
     _settle()
     try:
         with _ending_streams_at(signal.SIGTERM, signal.SIGINT, news=parts.news):
@@ -74,10 +81,11 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
                 yield
     finally:
         app.state.meters.registry.unregister(collector)
-        await asyncio.to_thread(parts.upkeep.stop)
-        await asyncio.to_thread(parts.relay.stop)
+        for each in reversed(threads):
+            await asyncio.to_thread(each.stop)
         await parts.broker.aclose()
         await parts.engine.dispose()
+        parts.thread_engine.dispose()
         parts.metrics_engine.dispose()
 
 
@@ -92,6 +100,7 @@ def _build(settings: Settings) -> Parts:
     return Parts(
         settings=settings,
         engine=make_async_engine(settings.database, "noisemill-api"),
+        thread_engine=make_engine(settings.database, "noisemill-crowd", ping="rested"),
         metrics_engine=make_engine(settings.database, "noisemill-metrics"),
         storage=storage,
         storage_probe=StorageProbe(storage),
@@ -103,11 +112,14 @@ def _build(settings: Settings) -> Parts:
 
 
 def _settle() -> None:
-    """Take what is there by now, and stays, out of the search for garbage: among it the search stops every request for
-    a quarter of a second, once in some 800 submissions. In a process of our own alone, not where tests start apps."""
+    """Settings of the interpreter for many requests. In a process of our own alone, not where tests start apps."""
     if threading.current_thread() is threading.main_thread():
+        # What is there by now, and stays, is left out of the search for garbage: among it the search stops every
+        # request for a quarter of a second, once in some 800 submissions.
         gc.collect()
         gc.freeze()
+        # A thread that SQL has answered goes on soon, however many requests the loop is busy with.
+        sys.setswitchinterval(_TURN_SECONDS)
 
 
 @contextmanager

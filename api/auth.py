@@ -13,9 +13,8 @@ from uuid import UUID
 
 from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer, SecurityScopes
-from sqlalchemy import LargeBinary, bindparam, func, select
+from sqlalchemy import Engine, LargeBinary, bindparam, func, select
 from sqlalchemy.dialects.postgresql import ARRAY
-from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlmodel import col
 
 from api.parts import Parts
@@ -29,7 +28,7 @@ _MOST: Final = 64
 _LANES: Final = 2
 """Look-ups for so many callers at once, and so many look-ups side by side."""
 
-_BEARER = HTTPBearer(auto_error=False, scheme_name="key", description="An API key, as `Authorization: Bearer <key>`.")
+BEARER = HTTPBearer(auto_error=False, scheme_name="key", description="An API key, as `Authorization: Bearer <key>`.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,17 +57,13 @@ def digest(key: str) -> bytes:
     return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
 
 
-class Callers:
-    """Finds who holds a key. Those who ask at the same time are answered by one look into SQL."""
+class Callers(Together[bytes, Caller | None]):
+    """Tells of the digest of a key who holds it, if it is valid now."""
 
     def __init__(self, parts: Parts) -> None:
         # A single statement needs no transaction around it.
-        engine = parts.engine.execution_options(isolation_level="AUTOCOMMIT")
-        self._together = Together[bytes, Caller | None](partial(_find_all, engine), most=_MOST, lanes=_LANES)
-
-    async def find(self, wanted: bytes) -> Caller | None:
-        """Who holds the key with this digest, if it is valid now."""
-        return await self._together.ask(wanted)
+        engine = parts.thread_engine.execution_options(isolation_level="AUTOCOMMIT")
+        super().__init__(partial(_find_all, engine), most=_MOST, lanes=_LANES, name="callers")
 
 
 _KEYS: Final = select(
@@ -79,10 +74,10 @@ _KEYS: Final = select(
 ).where(col(ApiKey.digest) == func.any(bindparam("wanted", type_=ARRAY(LargeBinary))))
 
 
-async def _find_all(engine: AsyncEngine, wanted: Sequence[bytes]) -> list[Caller | None]:
+def _find_all(engine: Engine, wanted: Sequence[bytes]) -> list[Caller | None]:
     """One look-up by index, whatever the keys are."""
-    async with engine.connect() as connection:
-        rows = (await connection.execute(_KEYS, {"wanted": list(set(wanted))})).all()
+    with engine.connect() as connection:
+        rows = connection.execute(_KEYS, {"wanted": list(set(wanted))}).all()
     return [_holder(rows, one) for one in wanted]
 
 
@@ -96,7 +91,7 @@ def _holder(rows: Sequence[Any], wanted: bytes) -> Caller | None:
 async def authenticate(
     needed: SecurityScopes,
     request: Request,
-    credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_BEARER)],
+    credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(BEARER)],
 ) -> Caller:
     """The caller, if its key is valid and has the scopes.
 
@@ -107,7 +102,7 @@ async def authenticate(
     if credentials is None:
         raise _Unauthorized("an API key is needed: Authorization: Bearer <key>", "Bearer")
     callers: Callers = request.app.state.callers
-    caller = await callers.find(digest(credentials.credentials))
+    caller = await callers.ask(digest(credentials.credentials))
     if caller is None:
         raise _Unauthorized("the API key is not valid", 'Bearer error="invalid_token"')
     request.state.tenant_id = caller.tenant_id

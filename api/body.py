@@ -13,6 +13,7 @@ from typing import Any, Final, Generic, TypeVar
 
 from fastapi import Request
 from pydantic import TypeAdapter, ValidationError
+from starlette.requests import ClientDisconnect
 
 from api.errors import FieldsRefused, MalformedBody
 from api.parts import Parts
@@ -80,16 +81,11 @@ async def stream(request: Request, limit: int) -> AsyncIterator[bytes]:
         TooSlow: the client stopped sending.
     """
     declared = request.headers.get("content-length", "")
-    chunks = request.stream()
+    chunks = _chunks(request)
     received = 0
     too_large = declared.isdecimal() and int(declared[:20]) > limit
     while not too_large:
-        try:
-            async with asyncio.timeout(_SILENCE_SECONDS):
-                chunk = await anext(chunks, None)
-        except TimeoutError:
-            raise TooSlow(f"nothing more of the body came for {_SILENCE_SECONDS:.0f} s") from None
-        if chunk is None:
+        if (chunk := await anext(chunks, None)) is None:
             return
         received += len(chunk)
         if received <= limit:
@@ -97,6 +93,21 @@ async def stream(request: Request, limit: int) -> AsyncIterator[bytes]:
         too_large = received > limit
     await _drain(chunks)
     raise TooLarge(f"the body is above the limit of {limit} bytes")
+
+
+async def _chunks(request: Request) -> AsyncIterator[bytes]:
+    """``request.stream()``, which waits for no chunk for ever."""
+    more = True
+    while more:
+        try:
+            async with asyncio.timeout(_SILENCE_SECONDS):
+                message = await request.receive()
+        except TimeoutError:
+            raise TooSlow(f"nothing more of the body came for {_SILENCE_SECONDS:.0f} s") from None
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        more = message.get("more_body", False)
+        yield message.get("body", b"")
 
 
 async def _drain(chunks: AsyncIterator[bytes]) -> None:
@@ -162,4 +173,6 @@ def _items(value: Any) -> Iterable[tuple[str | int, Any]]:
 
 def is_text(value: str) -> bool:
     """Whether text can be stored: no NUL, and no lone surrogates, which JSON escapes can make."""
+    if value.isascii():
+        return "\0" not in value
     return "\0" not in value and not any("\ud800" <= letter <= "\udfff" for letter in value)

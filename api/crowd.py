@@ -1,13 +1,12 @@
 """Jobs that are submitted at about the same time, recorded in one transaction: a crowd pays for one commit.
 
 Each request is accepted or refused for itself. What cannot be decided for several at once (a key that was used before,
-a queue that is nearly full) is decided one by one, as ``api/submission.py`` does it.
+a queue that is nearly full) is decided one by one, as ``api/submission.py`` does it. A thread of its own does this.
 """
 
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from http import HTTPStatus
 from typing import Any, Final
 from uuid import UUID
@@ -18,6 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from api import views
 from api.parts import Parts
 from api.submission import Accepted, Submission, accept
+from api.threads import ThreadParts, run
 from api.together import Together
 from api.views import Links
 from api.waiting import facts
@@ -50,17 +50,18 @@ class Alone(Exception):
     """Stands for an answer that must be looked for without company."""
 
 
-class Crowd:
+class Crowd(Together[Asked, Accepted]):
     """The one of a process: takes requests for new jobs as they come."""
 
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
-        self._together = Together[Asked, Accepted](partial(accept_all, parts), most=MOST)
+        of_thread = ThreadParts(**vars(parts))
+        super().__init__(lambda crowd: run(accept_all(of_thread, crowd)), most=MOST, name="crowd")
 
     async def submit(self, new: Asked) -> Accepted:
         """Record the job, or find the one that this request made before; raises what ``submission.accept`` raises."""
         with suppress(Alone):
-            return await self._together.ask(new)
+            return await self.ask(new)
         return await accept(self._parts, new.links, _alone(self._parts, new))
 
 

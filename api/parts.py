@@ -29,6 +29,8 @@ class Parts:
 
     settings: Settings
     engine: AsyncEngine
+    thread_engine: Engine
+    """For what is answered for several requests at once (``together.py``)."""
     metrics_engine: Engine
     storage: "Storage"
     storage_probe: StorageProbe

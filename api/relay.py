@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 LONGEST_PAUSE: Final = timedelta(seconds=10)
 _BATCH: Final = 100
-_GATHER_SECONDS: Final = 0.01
+_GATHER_SECONDS: Final = 0.02
 _RINGS_KEPT: Final = 1000
 """More rings than that are dropped, which costs a listener one poll."""
 
@@ -52,19 +52,19 @@ class RelayThread:
 
     def _run(self) -> None:
         # Its own engine, closed when the thread ends: a request to stop may find it waiting for the broker.
-        engine = make_engine(self._settings.database, "noisemill-relay")
+        engine = make_engine(self._settings.database, "noisemill-relay", ping=False)
         try:
             self._work(engine)
         finally:
             engine.dispose()
 
     def _work(self, engine: Engine) -> None:
-        # Celery takes a while to import; the API serves meanwhile.
+        # Redis takes a while to import; the API serves meanwhile.
         from shared.events import EventBell  # noqa: PLC0415
-        from shared.queue import BROKER_AWAY, RELAY_PAUSE, Relay, make_celery  # noqa: PLC0415
+        from shared.relay import BROKER_AWAY, RELAY_PAUSE, Bells, Relay  # noqa: PLC0415
 
         bell = EventBell(self._settings.broker)
-        relay = Relay(engine, make_celery(self._settings.broker), batch=_BATCH)
+        relay = Relay(engine, Bells(self._settings.broker), batch=_BATCH)
         failures = 0
         while not self._stopping.is_set():
             try:

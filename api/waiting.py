@@ -44,7 +44,8 @@ class JobFacts:
 
 # The order is that of the claim (shared/jobs/claims.py), played forward: each job that is taken adds what its tenant's
 # jobs usually cost to the tenant's account. Workers that serve several queues take the best of all of them, so a queue
-# is looked at together with those beside it. Jobs that back off are passed over. Lines are read to the same depth.
+# is looked at together with those beside it. Jobs that back off are passed over. Lines are read to the same depth, and
+# not at all where none of the jobs lies within it.
 _PLACES: Final = text(f"""
 WITH RECURSIVE {fairness.LINES}, live AS (
     SELECT DISTINCT ON (workers.name) workers.name, workers.queues, held.queue, held.tenant_id,
@@ -70,16 +71,26 @@ WITH RECURSIVE {fairness.LINES}, live AS (
 ), usual AS MATERIALIZED (
     SELECT queue, tenant_id, avg(seconds) AS seconds FROM recent
     GROUP BY GROUPING SETS ((queue, tenant_id), (queue)) HAVING tenant_id IS NULL OR count(*) >= {FEWEST}
+), depth AS MATERIALIZED (
+    SELECT {FARTHEST} / greatest(1, count(*) - 1) AS places FROM waiting_tenants
+), foremost AS MATERIALIZED (
+    SELECT DISTINCT ON (tenant_id, queue, priority) tenant_id, queue, priority, queued_at, id
+    FROM jobs WHERE id = ANY(:ids) AND state = 'queued' ORDER BY tenant_id, queue, priority, queued_at, id
+), near AS MATERIALIZED (
+    SELECT EXISTS (SELECT FROM foremost WHERE NOT EXISTS (
+        SELECT FROM jobs WHERE state = 'queued' AND tenant_id = foremost.tenant_id AND queue = foremost.queue
+            AND priority = foremost.priority AND (queued_at, id) < (foremost.queued_at, foremost.id)
+        OFFSET (SELECT greatest(0, places - 1) FROM depth) LIMIT 1)) AS is_any
 ), waiting AS MATERIALIZED (
     SELECT asked.queue AS asked, lines.queue, head.id, head.queued_at, head.may_start, lines.tenant_id, lines.attained,
         CASE WHEN head.place <= 1 THEN {fairness.RISEN} ELSE lines.priority END AS rank,
         coalesce(own.seconds, all_own.seconds, extract(epoch FROM CAST(:quantum AS interval))) AS seconds
-    FROM asked JOIN lines ON lines.queue = ANY(asked.beside) CROSS JOIN LATERAL (
+    FROM asked JOIN lines ON lines.queue = ANY(asked.beside) AND (SELECT is_any FROM near) CROSS JOIN LATERAL (
         SELECT id, queued_at, {fairness.MAY_START} AS may_start,
             count(*) FILTER (WHERE {fairness.MAY_START}) OVER (ORDER BY queued_at, id) AS place
         FROM jobs WHERE state = 'queued' AND tenant_id = lines.tenant_id AND queue = lines.queue
             AND priority = lines.priority
-        ORDER BY queued_at, id LIMIT (SELECT {FARTHEST} / greatest(1, count(*) - 1) FROM waiting_tenants)
+        ORDER BY queued_at, id LIMIT (SELECT places FROM depth)
     ) AS head
     LEFT JOIN usual AS own ON own.queue = lines.queue AND own.tenant_id = lines.tenant_id
     LEFT JOIN usual AS all_own ON all_own.queue = lines.queue AND all_own.tenant_id IS NULL

@@ -3,7 +3,7 @@
 import math
 import time
 from datetime import timedelta
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from sqlalchemy import URL, Engine, ExceptionContext, create_engine, event, make_url, text
 from sqlalchemy.exc import DBAPIError, InterfaceError, InvalidatePoolError, OperationalError
@@ -60,13 +60,21 @@ def _options(settings: DatabaseSettings, application: str, lock_timeout: timedel
 
 
 def make_engine(
-    settings: DatabaseSettings, application: str, *, ping: bool = True, lock_timeout: timedelta | None = None
+    settings: DatabaseSettings,
+    application: str,
+    *,
+    ping: bool | Literal["rested"] = True,
+    lock_timeout: timedelta | None = None,
 ) -> Engine:
-    """A pooled engine for threads. ``ping`` each connection before use, unless the caller tries again by itself.
+    """A pooled engine for threads. ``ping`` each connection before use, unless the caller tries again by itself;
+    ``rested``: those that were not used a moment ago.
 
     ``lock_timeout``: how long a statement waits for a row that somebody keeps locked, if not as long as it may run.
     """
-    engine = create_engine(_url(settings), **_options(settings, application, lock_timeout) | {"pool_pre_ping": ping})
+    options = _options(settings, application, lock_timeout) | {"pool_pre_ping": ping is True}
+    engine = create_engine(_url(settings), **options)
+    if ping == "rested":
+        _ping_when_rested(engine)
     event.listen(engine, "handle_error", _as_away)
     return engine
 

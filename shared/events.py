@@ -30,9 +30,9 @@ def channel(settings: BrokerSettings, job_id: UUID) -> str:
     return f"{settings.prefix}events:{job_id.hex}"
 
 
-def connect(settings: BrokerSettings) -> "redis.Redis":
-    """A client for rings and health checks; connects on first use."""
-    return redis.Redis.from_url(settings.url.get_secret_value(), retry=Retry(NoBackoff(), 0), **_OPTIONS)  # pyright: ignore[reportUnknownMemberType]
+def connect(settings: BrokerSettings, *, retries: int = 0) -> "redis.Redis":
+    """A client for rings and health checks; connects on first use, and tries again at once, so many times."""
+    return redis.Redis.from_url(settings.url.get_secret_value(), retry=Retry(NoBackoff(), retries), **_OPTIONS)  # pyright: ignore[reportUnknownMemberType]
 
 
 def connect_async(settings: BrokerSettings) -> "redis.asyncio.Redis":

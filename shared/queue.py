@@ -1,4 +1,4 @@
-"""Celery's configuration, and the relay that publishes bells after their transaction committed.
+"""Celery's configuration. What its workers are sent is in ``relay.py``.
 
 A message carries a job id and is acknowledged early; losing or doubling it is harmless.
 Why each setting: docs/reliability.md.
@@ -7,24 +7,12 @@ Why each setting: docs/reliability.md.
 # Celery ships no types.
 # pyright: reportMissingTypeStubs=false
 
-import logging
-from collections.abc import Mapping, Sequence
-from datetime import timedelta
+from collections.abc import Mapping
 from typing import Any, Final, cast
 
 from celery import Celery
-from kombu.exceptions import KombuError
-from redis import RedisError
-from sqlalchemy import Engine, func, select, update
-from sqlalchemy.orm import Session
-from sqlmodel import col
 
-from shared.ids import public
-from shared.jobs.rows import Bell, Job
-from shared.jobs.state import JobState
 from shared.settings import BrokerSettings
-
-logger = logging.getLogger(__name__)
 
 SETTINGS: Final[Mapping[str, Any]] = {
     # SQL, not the broker, remembers the job: a message is gone as soon as it is received.
@@ -60,7 +48,7 @@ SETTINGS: Final[Mapping[str, Any]] = {
 
 
 def make_celery(settings: BrokerSettings) -> Celery:
-    """The Celery app that API and workers share."""
+    """The Celery app of the workers, and of whoever looks at them."""
     app = Celery("noisemill", broker=settings.url.get_secret_value(), set_as_current=False)
     conf = cast(Any, app).conf
     conf.update(SETTINGS)
@@ -76,68 +64,3 @@ def make_celery(settings: BrokerSettings) -> Celery:
         "global_keyprefix": settings.prefix,
     }
     return app
-
-
-_UNSENT: Final = (
-    select(
-        Bell.metadata.tables["outbox"].c["id"].label("bell_id"),
-        *(Job.metadata.tables["jobs"].c[name] for name in ("id", "type", "queue", "summary", "state")),
-    )
-    .join(Job, col(Bell.job_id) == Job.id)
-    .where(col(Bell.sent_at).is_(None))
-    .order_by(col(Bell.id))
-    .with_for_update(skip_locked=True, of=Bell)
-)
-"""Bells that no relay holds, each with what is told of its job."""
-
-
-class Relay:
-    """Publishes the unsent bells of the outbox. Several at once are safe."""
-
-    def __init__(self, engine: Engine, app: Celery, *, batch: int = 100) -> None:
-        self._engine = engine
-        self._app: Any = app
-        self._batch = batch
-
-    def run_once(self) -> int:
-        """Publish one batch; returns how many bells left the outbox.
-
-        A crash between publishing and committing rings twice, which is harmless.
-
-        Raises:
-            RedisError, KombuError, OSError: the broker is away; the outbox is as it was.
-        """
-        with Session(self._engine) as session, session.begin():
-            rows: Sequence[Any] = session.execute(_UNSENT.limit(self._batch)).all()
-            self._publish_all([row for row in rows if row.state == JobState.QUEUED])
-            sent = [row.bell_id for row in rows]
-            session.execute(update(Bell).where(col(Bell.id).in_(sent)).values(sent_at=func.clock_timestamp()))
-            return len(sent)
-
-    def _publish_all(self, jobs: Sequence[Any]) -> None:
-        """One pipeline for all of them: the broker is asked once."""
-        if not jobs:
-            return
-        with self._app.producer_pool.acquire(block=True) as producer, producer.batch():
-            for job in jobs:
-                self._publish(job, producer)
-
-    def _publish(self, job: Any, producer: Any) -> None:
-        job_id = public("job", job.id)
-        self._app.send_task(
-            job.type.value,
-            producer=producer,
-            args=[job_id],
-            queue=job.queue,
-            argsrepr=f"({job_id}, {job.summary})",
-            kwargsrepr="{}",
-            retry=False,
-            ignore_result=True,
-        )
-
-
-BROKER_AWAY: Final = (RedisError, KombuError, OSError)
-"""What ``Relay.run_once`` raises while the broker is away."""
-
-RELAY_PAUSE: Final = timedelta(seconds=1)
-"""Between two tries of a relay, when nothing wakes it."""

@@ -27,7 +27,6 @@ from celery.platforms import EX_OK
 from celery.worker import state
 
 from shared.database import make_engine
-from shared.queue import make_celery
 from shared.settings import Settings
 from worker.device import Device
 from worker.janitor import Janitor
@@ -130,7 +129,7 @@ def _child_starts(**_: Any) -> None:
     signal.signal(DRAIN, lambda *_: _child_drains(supervisor, lock))
     lock.write_text(str(os.getpid()))
     supervisor.device.start()
-    ticker = Ticker(settings, engine, make_celery(settings.broker), supervisor, host=socket.gethostname())
+    ticker = Ticker(settings, engine, supervisor, host=socket.gethostname())
     janitor = Janitor(settings, engine, name=supervisor.name)
     housekeeping = (ticker.run_forever, ticker.publish_forever, partial(janitor.run_until, supervisor.draining))
     for loop in (*housekeeping, lambda: _poll(supervisor), lambda: _die_with(parent)):

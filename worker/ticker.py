@@ -12,12 +12,11 @@ from collections.abc import Callable
 from threading import Event
 from typing import TYPE_CHECKING, Any
 
-from celery import Celery
 from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from shared.jobs import continuity, upkeep, workers
-from shared.queue import BROKER_AWAY, Relay
+from shared.relay import BROKER_AWAY, Bells, Relay
 from shared.settings import Settings
 
 if TYPE_CHECKING:
@@ -31,10 +30,10 @@ _SIGN_IN_EVERY = 5.0
 class Ticker:
     """One worker's share in the housekeeping."""
 
-    def __init__(self, settings: Settings, engine: Engine, app: Celery, supervisor: "Supervisor", *, host: str) -> None:
+    def __init__(self, settings: Settings, engine: Engine, supervisor: "Supervisor", *, host: str) -> None:
         self._settings = settings
         self._supervisor = supervisor
-        self._relay = Relay(engine, app)
+        self._relay = Relay(engine, Bells(settings.broker))
         self._host = host
         self._signed_in = 0.0
         self._signed_as = ""

@@ -1,8 +1,9 @@
 """Jobs: submit, look, list. What is done to one that exists is in ``actions.py``."""
 
-from typing import Annotated, Any
+from typing import Annotated, Final
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response, status
+from fastapi.routing import APIRoute
 from sqlalchemy import Select, select
 from sqlmodel import col
 
@@ -32,7 +33,8 @@ router = APIRouter(prefix="/v1/jobs", tags=["jobs"], dependencies=[Depends(refus
 
 _LABEL = "label."
 
-TheRequest = Annotated[AnyJobRequest, Depends(JsonBody[Any](JobRequest))]
+BODY: Final = JsonBody[AnyJobRequest](JobRequest)
+TheRequest = Annotated[AnyJobRequest, Depends(BODY)]
 JobTypeName = JobType
 
 
@@ -72,6 +74,9 @@ async def submit_job(
         if done is not None:
             return _json(done.model_dump_json(), status.HTTP_200_OK, headers | {"ETag": _etag(done)})
     return _json(accepted.body, accepted.status, headers | {"Retry-After": POLL_SECONDS})
+
+
+SUBMISSION: Final = next(route for route in router.routes if isinstance(route, APIRoute))
 
 
 _LABEL_PARAMETER = {

@@ -70,6 +70,12 @@ WITH adding AS MATERIALIZED (
 )
 SELECT {", ".join(column.name for column in _COLUMNS)} FROM recorded WHERE EXISTS (SELECT FROM adding)
 """).bindparams(bindparam("jobs", type_=JSONB))  # noqa: S608  (constants of ours)
+_COUNT: Final = select(func.count()).select_from(
+    select(col(Job.id))
+    .where(col(Job.tenant_id) == bindparam("tenant_id"), col(Job.state) == JobState.QUEUED)
+    .limit(bindparam("most"))
+    .subquery()
+)
 _RECORDED: Final = select(Job).from_statement(_RECORD.columns(*_COLUMNS))
 
 
@@ -128,12 +134,11 @@ async def rejoin(session: AsyncSession, tenant_id: UUID, job_id: UUID, settings:
 
 
 async def _enter(session: AsyncSession, tenant_id: UUID, job_ids: Sequence[UUID], settings: JobSettings) -> None:
-    waiting = select(col(Job.id)).where(col(Job.tenant_id) == tenant_id, col(Job.state) == JobState.QUEUED)
-    count = select(func.count()).select_from(waiting.limit(settings.max_queued + 1).subquery())
-    num_waiting = await session.scalar(count) or 0
+    asked = {"tenant_id": tenant_id, "most": settings.max_queued + 1}
+    num_waiting = await session.scalar(_COUNT, asked) or 0
     if num_waiting > settings.max_queued - MARGIN:
         await _take_turn(session, tenant_id)
-        num_waiting = await session.scalar(count) or 0
+        num_waiting = await session.scalar(_COUNT, asked) or 0
         if num_waiting > settings.max_queued:
             raise QueueFull(f"{settings.max_queued} jobs are waiting already")
     if num_waiting == len(job_ids):  # else the tenant has been in line before

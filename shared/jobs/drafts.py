@@ -3,12 +3,12 @@
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 from uuid import UUID
 
 from pydantic import ValidationError
 from pydantic_core import PydanticCustomError
-from sqlalchemy import select
+from sqlalchemy import bindparam, select
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import col
 
@@ -24,6 +24,19 @@ from shared.specs.reaverage import AVERAGES, ReaverageSpec
 from shared.specs.tasks import Inpaint, MatchStyle, PictureField, Request, Stylise, WithInputs
 from shared.specs.training import Trained
 from shared.wire import AnyJobRequest, EvaluateRequest, ExportRequest, GenerateRequest, ReaverageRequest, TrainRequest
+
+# Put together once: that takes longer than it takes SQL to answer them.
+_VERSION: Final = (
+    select(Model, ModelVersion)
+    .join(ModelVersion, col(ModelVersion.model_id) == Model.id)
+    .where(col(Model.tenant_id) == bindparam("tenant_id"), col(Model.name) == bindparam("name"))
+)
+_NEWEST: Final = _VERSION.where(col(ModelVersion.version) == col(Model.latest))
+_NUMBERED: Final = _VERSION.where(col(ModelVersion.version) == bindparam("version"))
+_NAMED: Final = select(col(ModelAlias.version_id)).where(
+    col(ModelAlias.model_id) == Model.id, col(ModelAlias.name) == bindparam("alias")
+)
+_ALIASED: Final = _VERSION.where(col(ModelVersion.id) == _NAMED.scalar_subquery())
 
 PICTURES = "image/png"
 """The media type of artifacts that a task can read."""
@@ -106,6 +119,14 @@ async def _origin(session: AsyncSession, spec: TrainSpec, field: str, *, beside:
     return model, version
 
 
+def _spec_of(session: AsyncSession, version: ModelVersion) -> TrainSpec:
+    """What the model was trained by; read once as long as the session lives."""
+    known: dict[UUID, TrainSpec] = session.info.setdefault("specs", {})
+    if version.id not in known:
+        known[version.id] = FAMILIES[version.family].model_validate(version.spec)
+    return known[version.id]
+
+
 def _trained(version: ModelVersion) -> Trained:
     return Trained(spec=FAMILIES[version.family].model_validate(version.spec), info=version.info)
 
@@ -117,7 +138,7 @@ async def _generate(session: AsyncSession, tenant_id: UUID, spec: Request) -> Dr
         known = ", ".join(sorted(family.tasks))
         raise InvalidSpec(f"a {version.family} model cannot {spec.task}; it can {known}", pointer="/spec/task")
     inputs = {"version_id": str(version.id)}
-    trained = family.model_validate(version.spec)
+    trained = _spec_of(session, version)
     with _pointing_at_its_field():
         trained.check_task(spec, version.info)
         if isinstance(spec, WithInputs):
@@ -281,17 +302,14 @@ async def find_version(
     if (tenant_id, ref) in known:
         return known[tenant_id, ref]
     name, _, which = ref.partition("@")
-    if which and not which.isdecimal():
-        alias = (col(ModelAlias.model_id) == Model.id, col(ModelAlias.name) == which)
-        wanted = col(ModelVersion.id) == select(col(ModelAlias.version_id)).where(*alias).scalar_subquery()
+    asked: dict[str, Any] = {"tenant_id": tenant_id, "name": name}
+    if not which:
+        found = await session.execute(_NEWEST, asked)
+    elif which.isdecimal():
+        found = await session.execute(_NUMBERED, asked | {"version": int(which)})
     else:
-        wanted = col(ModelVersion.version) == (int(which) if which else col(Model.latest))
-    found = (
-        select(Model, ModelVersion)
-        .join(ModelVersion, col(ModelVersion.model_id) == Model.id)
-        .where(col(Model.tenant_id) == tenant_id, col(Model.name) == name, wanted)
-    )
-    row = (await session.execute(found)).one_or_none()
+        found = await session.execute(_ALIASED, asked | {"alias": which})
+    row = found.one_or_none()
     if row is None:
         raise InvalidSpec(f"no such model: {ref}", pointer=pointer)
     known[tenant_id, ref] = row[0], row[1]

@@ -57,12 +57,11 @@ def environment(settings: Settings) -> dict[str, str]:
 
 
 @contextmanager
-def serving(settings: Settings) -> Iterator[str]:
-    """Run the API on a free port; yields its address."""
+def serving(settings: Settings, **options: Any) -> Iterator[str]:
+    """Run the API on a free port, with ``options`` of uvicorn's; yields its address."""
     listener = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(
-        uvicorn.Config(create_app(settings), log_config=None, lifespan="on", timeout_graceful_shutdown=3)
-    )
+    how: dict[str, Any] = {"log_config": None, "lifespan": "on", "timeout_graceful_shutdown": 3, **options}
+    server = uvicorn.Server(uvicorn.Config(create_app(settings), **how))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
     while not server.started and thread.is_alive():

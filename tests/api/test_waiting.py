@@ -114,14 +114,31 @@ def test_a_worker_that_takes_nothing_more_is_none(city: City, gone: str) -> None
     assert (before, city.look()[job_id].reason) == ("waiting_for_worker", "no_compatible_worker")
 
 
-def test_places_far_back_are_not_counted(city: City) -> None:
-    tenant_id = city.line.tenant("flood")
+def flood(city: City, count: int) -> None:
+    """So many jobs of one tenant."""
     many = text("""
         INSERT INTO jobs (id, tenant_id, type, queue, spec, inputs, summary, state, max_attempts)
         SELECT gen_random_uuid(), :tenant_id, 'train', 'train', '{}', '{}', 'waits', 'queued', 3
         FROM generate_series(1, :count)""")
-    city.session.execute(many, {"tenant_id": tenant_id, "count": waiting.FARTHEST + 50})
+    city.session.execute(many, {"tenant_id": city.line.tenant("flood"), "count": count})
+
+
+def test_places_far_back_are_not_counted(city: City) -> None:
+    flood(city, waiting.FARTHEST + 50)
 
     places = sorted(view.position for view in city.look().values())
 
     assert places == [*range(1, waiting.FARTHEST + 1), *[waiting.FARTHEST + 1] * 50]
+
+
+def test_a_place_is_the_same_whoever_is_asked_for_besides(city: City) -> None:
+    """Lines are not read where all who are asked for stand too far back; the last that is counted does not."""
+    flood(city, waiting.FARTHEST + 50)
+    together = city.look()
+    line = sorted(together, key=lambda job_id: (together[job_id].position, job_id))
+
+    alone = [city.look(job_id)[job_id] for job_id in (line[0], *line[waiting.FARTHEST - 2 : waiting.FARTHEST + 2])]
+
+    far = waiting.FARTHEST + 1
+    assert [view.position for view in alone] == [1, far - 2, far - 1, far, far]
+    assert city.look(line[0], line[-1])[line[-1]].position == far

@@ -15,7 +15,7 @@ from sqlalchemy import text
 
 from noisemill.client import Client
 from shared.jobs.state import JobState
-from shared.queue import Relay, make_celery
+from shared.relay import Bells, Relay
 from tests.drills.conftest import Report, Site, StartSite
 from tests.e2e.conftest import SMALL
 
@@ -33,16 +33,15 @@ def test_a_lost_bell_costs_less_than_30_seconds(start_site: StartSite, wait_unti
     site = start_site(workers=1, **DEAF)
     first = site.job()
     wait_until(lambda: site.state(first) == JobState.SUCCEEDED, timeout=90)
-    app = make_celery(site.settings.broker.model_copy(update={"prefix": "nobody-listens:"}))
+    bells = Bells(site.settings.broker.model_copy(update={"prefix": "nobody-listens:"}))
     costs = []
 
     for _ in range(3):
         job_id, asked = site.job(), time.monotonic()
-        while not Relay(site.engine, app).run_once():  # the worker's own relay was faster
+        while not Relay(site.engine, bells).run_once():  # the worker's own relay was faster
             job_id, asked = site.job(), time.monotonic()
         wait_until(lambda job_id=job_id: has_started(site, job_id), timeout=60)
         costs.append(round(time.monotonic() - asked, 2))
-    app.close()
 
     report(seconds=costs, bound=30)
     assert max(costs) < 30
@@ -55,16 +54,15 @@ def test_a_blackholed_broker_connection_is_replaced_within_45_seconds(
     site = start_site(workers=1, **DEAF)
     first = site.job()
     wait_until(lambda: site.state(first) == JobState.SUCCEEDED, timeout=90)
-    app = make_celery(site.settings.broker)
+    bells = Bells(site.settings.broker)
 
     site.installation.broker_proxy.go_blind()
     began = time.monotonic()
     site.installation.broker_proxy.see_again()  # the old connections stay blind, and nobody says so
     job_id = site.job()
-    wait_until(lambda: Relay(site.engine, app).run_once() + has_started(site, job_id), timeout=60)
+    wait_until(lambda: Relay(site.engine, bells).run_once() + has_started(site, job_id), timeout=60)
     wait_until(lambda: has_started(site, job_id), timeout=90)
     back = round(time.monotonic() - began, 2)
-    app.close()
 
     report(seconds=back, bound=45)
     assert back < 45

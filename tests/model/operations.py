@@ -3,21 +3,20 @@
 Everything is looked up in its module at the moment of the call, so that a seeded bug (``mutants.py``) is in effect.
 """
 
-from collections.abc import Callable, Coroutine, Hashable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from collections.abc import Callable, Coroutine, Hashable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any, Final, Literal, TypeVar, cast
 from uuid import UUID
 
-from celery import Celery
 from sqlalchemy import Engine, select
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 from sqlmodel import col
 
-from shared import queue
+from shared import relay
 from shared.errors import JobError, StorageUnavailable
 from shared.ids import public
 from shared.jobs import attempts, claims, keys, requests, upkeep
@@ -101,24 +100,16 @@ class RelayDied(Exception):
 
 
 class Broker:
-    """The broker as the relay sees it: a Celery app that sends tasks, and the pool of producers by which it does."""
+    """The broker as the relay sees it: it takes messages for jobs."""
 
     def __init__(self, crash: Crash | None) -> None:
         self.received = 0
         self._crash = crash
-        self.producer_pool = self
 
-    @contextmanager
-    def acquire(self, *, block: bool) -> Iterator["Broker"]:
-        yield self
-
-    def batch(self) -> AbstractContextManager[None]:
-        return nullcontext()
-
-    def send_task(self, *args: Any, **how: Any) -> None:
+    def ring(self, jobs: Sequence[Any]) -> None:
         if self._crash == "before the send":
             raise RelayDied
-        self.received += 1
+        self.received += len(jobs)
         if self._crash == "before the mark":
             raise RelayDied
 
@@ -264,7 +255,7 @@ class Operations:
             broker = Broker(crash)
             connection = session.connection()
             with connection.begin_nested(), suppress(RelayDied):
-                queue.Relay(cast(Engine, connection), cast(Celery, broker)).run_once()
+                relay.Relay(cast(Engine, connection), cast(relay.Bells, broker)).run_once()
             return broker.received > 0
 
         return Operation("relay", () if crash is None else (crash,), run)

@@ -8,7 +8,7 @@ from sqlalchemy import CTE, case, false, insert, select, text
 from sqlalchemy.orm import Session
 from sqlmodel import col
 
-from shared import queue
+from shared import relay
 from shared.jobs import attempts, claims, moves, requests, upkeep
 from shared.jobs.moves import Cases
 from shared.jobs.rows import Bell, Job
@@ -122,7 +122,7 @@ def back_to_the_first_fence(columns: dict[str, Any], target: Any) -> None:
 def mark_before_send(patch: pytest.MonkeyPatch) -> None:
     """The relay marks bells as sent, commits, and then sends them."""
 
-    def run_once(self: queue.Relay) -> int:
+    def run_once(self: relay.Relay) -> int:
         with Session(self._engine) as session, session.begin():
             marked = text("""
                 WITH marked AS (UPDATE outbox SET sent_at = clock_timestamp() WHERE sent_at IS NULL RETURNING job_id)
@@ -130,10 +130,11 @@ def mark_before_send(patch: pytest.MonkeyPatch) -> None:
             rung = session.scalars(marked).all()
             jobs = [session.get_one(Job, job_id) for job_id in rung]
             session.expunge_all()
-        self._publish_all(jobs)
+        if jobs:
+            self._bells.ring(jobs)
         return len(jobs)
 
-    patch.setattr(queue.Relay, "run_once", run_once)
+    patch.setattr(relay.Relay, "run_once", run_once)
 
 
 def submit_without_a_bell(patch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,6 @@ from shared.database import make_async_engine, make_engine
 from shared.ids import uuid7
 from shared.jobs.rows import Artifact, Attempt, Bell, Event, Job, Tenant
 from shared.jobs.state import QUEUES, JobState, JobType
-from shared.queue import make_celery
 from shared.settings import BrokerSettings, DatabaseSettings, JobSettings, S3Settings, Settings, WorkerSettings
 from tests.worker.house import House
 from tests.worker.scripted import SCRIPTED
@@ -99,9 +98,7 @@ class Workplace:
 
     def ticker(self, supervisor: Supervisor) -> Ticker:
         """This supervisor's share in the housekeeping; a test calls ``tick``."""
-        app = make_celery(self.settings.broker)
-        self._stack.callback(app.close)
-        return Ticker(supervisor.settings, self.engine, app, supervisor, host="here")
+        return Ticker(supervisor.settings, self.engine, supervisor, host="here")
 
     def get(self, job_id: UUID) -> Job:
         with Session(self.engine) as session:

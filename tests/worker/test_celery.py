@@ -15,7 +15,8 @@ import pytest
 from kombu import Connection
 
 from shared.jobs.state import AttemptOutcome, JobState
-from shared.queue import Relay, make_celery
+from shared.queue import make_celery
+from shared.relay import Bells, Relay
 from tests.worker.conftest import REPOSITORY, Workplace, environment
 
 StartWorker = Callable[..., subprocess.Popen[bytes]]
@@ -72,29 +73,25 @@ def family(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
 
 
 def test_a_rung_bell_runs_the_job(workplace: Workplace, start_worker: StartWorker, wait_until) -> None:
-    app = make_celery(workplace.settings.broker)
     job_id = workplace.job(["steps", 3, 0.01])
 
     start_worker(NOISEMILL_WORKER_POLL="3600")
-    Relay(workplace.engine, app).run_once()
+    Relay(workplace.engine, Bells(workplace.settings.broker)).run_once()
 
     wait_until(lambda: workplace.state(job_id) == JobState.SUCCEEDED, timeout=30)
-    app.close()
 
 
 def test_a_job_runs_although_every_bell_was_lost(
     workplace: Workplace, start_worker: StartWorker, wait_until, broker: str
 ) -> None:
     job_id = workplace.job(["steps", 3, 0.01])
-    app = make_celery(workplace.settings.broker)
-    Relay(workplace.engine, app).run_once()
+    Relay(workplace.engine, Bells(workplace.settings.broker)).run_once()
     with Connection(broker, transport_options={"global_keyprefix": workplace.settings.broker.prefix}) as connection:
         connection.default_channel.client.flushall()  # pyright: ignore
 
     start_worker()
 
     wait_until(lambda: workplace.state(job_id) == JobState.SUCCEEDED, timeout=30)
-    app.close()
 
 
 def test_the_worker_answers_while_its_device_is_busy(
@@ -266,7 +263,7 @@ def test_sigterm_ends_a_worker_whose_runner_does_not_listen_within_its_grace_and
     assert not left
 
 
-@pytest.mark.parametrize("moment", ["make_engine", "make_celery"])
+@pytest.mark.parametrize("moment", ["make_engine", "Ticker"])
 def test_sigterm_while_the_worker_starts_leaves_it_without_a_job(
     workplace: Workplace, start_worker: StartWorker, wait_until, tmp_path: Path, moment: str
 ) -> None:
@@ -276,13 +273,13 @@ def test_sigterm_while_the_worker_starts_leaves_it_without_a_job(
     """
     app = make_celery(workplace.settings.broker)
     job_id = workplace.job(["steps", 10_000, 0.01])
-    Relay(workplace.engine, app).run_once()
+    Relay(workplace.engine, Bells(workplace.settings.broker)).run_once()
     slow = {"DWELL_IN": moment, "DWELL": "3", "DWELL_BEFORE_TASKS": "5"}
     worker = start_worker(**slow, NOISEMILL_WORKER_POLL="0.05", TMPDIR=str(tmp_path))
     # The parent takes bells by now, and passes them on to a child that is not up yet.
     wait_until(lambda: app.control.inspect(timeout=0.5).ping(), timeout=30)
     app.close()
-    if moment == "make_celery":
+    if moment == "Ticker":
         wait_until(lambda: [*tmp_path.glob("noisemill-worker-*/busy")], timeout=30, every=0.001)
 
     worker.send_signal(signal.SIGTERM)
