@@ -16,8 +16,7 @@ from sqlalchemy.orm import Session
 
 from shared.database import make_engine
 from shared.ids import uuid7
-from shared.jobs import upkeep
-from shared.jobs.continuity import Continuity
+from shared.jobs import continuity, upkeep
 from shared.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -36,7 +35,7 @@ class UpkeepThread:
         self._tell = tell
         self._name = f"api {uuid7()}"
         self._lead_lease = upkeep.lead_lease(settings.worker.tick)
-        self._continuity = Continuity.of(tick=settings.worker.tick, lease=settings.jobs.lease)
+        self._rounds = {"tick": settings.worker.tick, "lease": settings.jobs.lease}
         self._leads = self._fails = False
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="upkeep", daemon=True)
@@ -73,8 +72,7 @@ class UpkeepThread:
             self._fails = False
 
     def _round(self, engine: Engine) -> None:
-        now, last = _ask(engine, lambda s: upkeep.last_round(s, upkeep.LEASE, self._lead_lease))
-        leases_mean_something = self._continuity.see(now, last)
+        leases_mean_something = _ask(engine, lambda s: continuity.see(s, self._name, **self._rounds))
         if _ask(engine, upkeep.is_watched):
             self._resign(engine)
             return

@@ -2,9 +2,10 @@
 
 Thirty-two requests for one sample each, of 10 to 50 DDIM steps, at the moments of a Poisson process whose mean rate is
 ``--load`` times what serving at a batch of one keeps up with. All ways of serving have the same network (the UNet of
-``bench/unet.py``, prepared as for jobs that ask for bf16), the same requests and the same moments; they take turns, in
-another order each round. The loop of diffusers' pipeline at a batch of one stands beside them. Told are makespan and
-95th percentile of latency, and what one request alone costs in the exact tile.
+``bench/unet.py``, prepared as for jobs of ``precision: auto``: bf16 where the processor multiplies it), the same
+requests and the same moments; they take turns, in another order each round. The loop of diffusers' pipeline at a batch
+of one stands beside them. Told are makespan and 95th percentile of latency, and what one request alone costs in the
+exact tile.
 
     python -m bench.serving [--rounds 5] [--requests 32] [--load 4] [--threads 2] [--output FILE]
 """
@@ -55,7 +56,7 @@ class Network:
 
     def __init__(self) -> None:
         trainer = trainer_of()
-        self.net = for_sampling(trainer.average, Numerics.of_sampling("bf16", CPU))
+        self.net = for_sampling(trainer.average, Numerics.of_sampling("auto", CPU))
         self.sampler = FAMILIES["diffusion"].tasks["generate"](trainer.spec, trainer.data)
 
     def line(self, kind: type[Tile[Any]], width: int | None = None) -> Line[Any]:

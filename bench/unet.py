@@ -2,7 +2,8 @@
 
 The peers have the same architecture, data, loss, optimizer, clipping and averaging: diffusers as its own training
 script sets it up (float32, an optimizer and an average that go tensor by tensor), and tuned by hand in every way that
-its documentation names. All take turns, in another order each round; told are medians, their spread and ratios.
+its documentation names; those in bf16 are left out on a processor that has no instructions for it. All take turns, in
+another order each round; told are medians, their spread and ratios.
 
     python -m bench.unet [--rounds 5] [--steps 50] [--threads 2] [--no-compile] [--output FILE]
 """
@@ -24,7 +25,7 @@ import torch
 from bench.unet_peers import PEERS, Peer, PeerSampler, PeerTraining
 from shared.specs import DiffusionSpec
 from shared.specs.tasks import Generate
-from worker.engine.numerics import Numerics, exact, for_sampling, processor_name
+from worker.engine.numerics import Numerics, exact, for_sampling, multiplies_bf16, processor_name
 from worker.engine.sampling import Tile, sample
 from worker.engine.training import Trainer
 from worker.families import FAMILIES
@@ -146,6 +147,7 @@ def machine(threads: int) -> dict[str, Any]:
         "processor": processor_name(),
         "threads": threads,
         "load": [round(load, 2) for load in os.getloadavg()],
+        "bf16": multiplies_bf16(CPU),
         "kernels": native.is_available(),
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -154,7 +156,13 @@ def machine(threads: int) -> dict[str, Any]:
 
 
 def chosen(*, with_compiled: bool) -> list[Peer]:
-    return [peer for peer in PEERS if with_compiled or not peer.compiled]
+    """Those that this processor can be expected to be fast with."""
+    has_bf16 = multiplies_bf16(CPU)
+    return [
+        peer
+        for peer in PEERS
+        if (with_compiled or not peer.compiled) and (has_bf16 or not (peer.autocast or peer.pure))
+    ]
 
 
 def main() -> None:

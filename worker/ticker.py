@@ -16,8 +16,7 @@ from celery import Celery
 from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
-from shared.jobs import upkeep, workers
-from shared.jobs.continuity import Continuity
+from shared.jobs import continuity, upkeep, workers
 from shared.queue import BROKER_AWAY, Relay
 from shared.settings import Settings
 
@@ -41,7 +40,7 @@ class Ticker:
         self._signed_as = ""
         self._leads = Event()
         self._lead_lease = upkeep.lead_lease(settings.worker.tick)
-        self._continuity = Continuity.of(tick=settings.worker.tick, lease=settings.jobs.lease)
+        self._rounds = {"tick": settings.worker.tick, "lease": settings.jobs.lease}
 
     def run_forever(self) -> None:
         """Tick until the process ends; give the housekeeping up when the worker is told to end."""
@@ -65,8 +64,7 @@ class Ticker:
         if self._supervisor.draining.is_set():
             self._resign()
             return
-        now, last = self._supervisor.ask(lambda s: upkeep.last_round(s, upkeep.LEASE, self._lead_lease))
-        leases_mean_something = self._continuity.see(now, last)
+        leases_mean_something = self._supervisor.ask(lambda s: continuity.see(s, self._supervisor.name, **self._rounds))
         if not self._takes_lead():
             return
         if leases_mean_something:

@@ -2,40 +2,45 @@
 
 While SQL is away, all leases run out, and they do at once when the database's clock is put forward. Afterwards whoever
 comes back first would decide, and end attempts whose workers live and are about to renew them or to hand them back.
+
+Two named leases tell. ``rounds`` is kept by everyone who keeps house, or would: it runs out where none of them reached
+SQL. Then ``outage`` is held for as long as leases mean nothing. As rows they tell the same to a process that was
+stopped meanwhile, or is new.
 """
 
-import time
-from datetime import datetime, timedelta
-from typing import Self
+from datetime import timedelta
+from typing import Final
+
+from sqlalchemy import text
+from sqlalchemy.orm import Session
+
+_SEE: Final = text("""
+WITH last AS MATERIALIZED (
+    SELECT until FROM named_leases WHERE name = 'rounds' FOR UPDATE
+), kept AS (
+    INSERT INTO named_leases (name, holder, until) VALUES ('rounds', :who, clock_timestamp() + :gap)
+    ON CONFLICT (name) DO UPDATE SET holder = excluded.holder, until = excluded.until
+), noticed AS (
+    INSERT INTO named_leases (name, holder, until)
+    SELECT 'outage', :who, clock_timestamp() + :patience FROM last WHERE until < clock_timestamp()
+    ON CONFLICT (name) DO UPDATE SET holder = excluded.holder, until = excluded.until
+    RETURNING until
+)
+SELECT NOT EXISTS (SELECT FROM noticed) AND NOT EXISTS (
+    SELECT FROM named_leases
+    WHERE name = 'outage' AND until BETWEEN clock_timestamp() AND clock_timestamp() + :patience
+)
+""")
 
 
-class Continuity:
-    """Of what one process sees of SQL, each time that it does its round."""
+def see(session: Session, who: str, *, tick: timedelta, lease: timedelta) -> bool:
+    """Do a round, as everybody does every ``tick``, of jobs that are held under a ``lease``.
 
-    def __init__(self, *, gap: timedelta, patience: timedelta) -> None:
-        """After a ``gap`` between two rounds, or a longer one, leases mean nothing for as long as ``patience``."""
-        self._gap, self._patience = gap, patience
-        self._seen: tuple[datetime, float] | None = None
-        self._unbroken_from = float("-inf")
+    After half a lease without any they mean nothing for a whole one. An outage that seems to last for longer was
+    noticed before the clock was put back.
 
-    @classmethod
-    def of(cls, *, tick: timedelta, lease: timedelta) -> Self:
-        """For rounds that come every ``tick``, of jobs that are held under a ``lease``."""
-        return cls(gap=max(lease / 2, tick * 3), patience=lease)
-
-    def see(self, now: datetime, last_round: datetime | None) -> bool:
-        """SQL answers again: by its clock it is ``now``, and at ``last_round`` somebody did one, whoever it was.
-
-        Returns:
-            Whether leases that ran out mean something.
-        """
-        at = time.monotonic()
-        if self._seen is not None:
-            then, seen_at = self._seen
-            gap = max(now - then, timedelta(seconds=at - seen_at))
-        else:
-            gap = timedelta(0) if last_round is None else now - last_round
-        if gap >= self._gap:
-            self._unbroken_from = at + self._patience.total_seconds()
-        self._seen = now, at
-        return at >= self._unbroken_from
+    Returns:
+        Whether leases that ran out mean something.
+    """
+    gap = max(lease / 2, tick * 3)
+    return bool(session.scalar(_SEE, {"who": who, "gap": gap, "patience": lease}))

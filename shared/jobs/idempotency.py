@@ -85,7 +85,10 @@ async def begin(
     await session.execute(text("SET LOCAL lock_timeout TO DEFAULT"))
     if taken is not None:
         return None
-    stored = (await session.execute(select(IdempotencyKey).where(*mine))).scalar_one()
+    stored = (await session.execute(select(IdempotencyKey).where(*mine))).scalar_one_or_none()
+    if stored is None:
+        # It expired and was removed since the INSERT met it.
+        return await begin(session, tenant_id, key, request_sha256, lifetime=lifetime, wait=wait)
     if stored.request_sha256 != request_sha256:
         raise IdempotencyMismatch("this Idempotency-Key was used before with another body")
     if stored.status is None or stored.body is None:

@@ -381,7 +381,7 @@ class Worker(SQLModel, table=True):
 
 
 class NamedLease(SQLModel, table=True):
-    """Who does the housekeeping now."""
+    """Who does the housekeeping now; when it was last done at all, and whether SQL was away (``continuity.py``)."""
 
     __tablename__ = "named_leases"
 

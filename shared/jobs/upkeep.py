@@ -3,7 +3,7 @@
 Like ``attempts.py``: the caller's session, no commit, the database's clock.
 """
 
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Final
 from uuid import UUID
 
@@ -162,13 +162,6 @@ def hold(session: Session, name: str, holder: str, lease: timedelta) -> bool:
         {"name": name, "holder": holder, "lease": lease},
     )
     return held.scalar_one_or_none() is not None
-
-
-def last_round(session: Session, name: str, lease: timedelta) -> tuple[datetime, datetime | None]:
-    """What time it is by the database's clock, and when somebody last took or kept the named ``lease``."""
-    taken = select(col(NamedLease.until) - literal(lease)).where(col(NamedLease.name) == name).scalar_subquery()
-    now, last = session.execute(select(_NOW, taken)).one()
-    return now, last
 
 
 def release(session: Session, name: str, holder: str) -> None:

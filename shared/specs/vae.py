@@ -1,7 +1,7 @@
 """What may be asked of a variational autoencoder (Kingma and Welling, 2013, arXiv 1312.6114)."""
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Final, Literal
 
 from pydantic import Field
 
@@ -9,9 +9,22 @@ from shared.specs.spec import Direction, Modality, wrong
 from shared.specs.tasks import Request, Traverse
 from shared.specs.training import TrainSpec, Uses
 
+PRESETS: Final[Mapping[str, Mapping[str, Any]]] = {
+    "xs": {"latent_dim": 16, "hidden_dim": 400, "base_channels": 32},
+    "s": {"latent_dim": 32, "hidden_dim": 1024, "base_channels": 64},
+    "b": {"latent_dim": 128, "hidden_dim": 4096, "base_channels": 192},
+}
+"""Sizes from two CPU cores (``xs``) to one large GPU (``b``)."""
+
+CELL_DIM: Final = 16
+"""``latent_dim`` of a ladder of any preset: it has many cells, and more of them with each halving."""
+
 
 class VaeSpec(TrainSpec):
-    """Train a VAE on images: ``ELBO = E[log p(x|z)] - beta KL(q(z|x) || p(z))``."""
+    """Train a VAE on images: ``ELBO = E[log p(x|z)] - beta KL(q(z|x) || p(z))``.
+
+    What is left out of the sizes follows from ``preset`` (``PRESETS``).
+    """
 
     modality: ClassVar[Modality] = "image"
     tasks: ClassVar[Mapping[str, frozenset[str]]] = {
@@ -29,10 +42,12 @@ class VaeSpec(TrainSpec):
         "base_channels": {"network": {"conv", "ladder"}},
     }
     architecture: ClassVar[frozenset[str]] = frozenset({
-        "network", "latent_dim", "hidden_dim", "base_channels", "likelihood",
+        "preset", "network", "latent_dim", "hidden_dim", "base_channels", "likelihood",
     })  # fmt: skip
 
     family: Literal["vae"]
+    preset: Literal["xs", "s", "b"] = "xs"
+    """Size of the network where the fields below leave it open: from two CPU cores to one large GPU."""
     objective: Literal["vae", "denoising"] = "vae"
     """The ELBO, or reconstruction of clean images from noisy ones, which makes codes and no prior to draw them from."""
     corruption: float = Field(default=0.3, ge=0, le=10)
@@ -51,6 +66,11 @@ class VaeSpec(TrainSpec):
     likelihood: Literal["bernoulli", "gaussian", "logistic"] = "bernoulli"
     """p(x|z): Bernoulli over grey levels in [0, 1], or Gaussian or discretised logistic with one learned variance per
     model; with ``logistic`` the ELBO bounds the probability of the bytes, comparable in bits per dimension."""
+
+    @classmethod
+    def derived(cls, given: Mapping[str, Any]) -> Mapping[str, Any]:
+        sizes = PRESETS.get(str(given.get("preset", "xs")), {})
+        return {**sizes, "latent_dim": CELL_DIM} if given.get("network") == "ladder" else sizes
 
     @property
     def nhwc_on_cpu(self) -> bool:

@@ -16,7 +16,7 @@ from shared.jobs.rows import Attempt
 from shared.jobs.state import AttemptOutcome
 from tests.chaos.history import History
 from tests.chaos.lookout import Look, Span, away, overlap, without
-from tests.chaos.nemesis import ZOMBIES, Fault
+from tests.chaos.nemesis import Fault
 
 PROMISED: Final = 5.0
 """Seconds after the lease."""
@@ -49,25 +49,16 @@ class Excuses:
 
     looks: Sequence[Look]
     lease: timedelta
-    faults: Sequence[Fault] = ()
 
     def reaping(self) -> Iterator[Span]:
         """SQL or the machine was away; after half a lease of that, leases mean nothing for one more (continuity).
 
-        Or the worker that keeps house was dead or stopped, until another has taken that over, or had been stopped less
-        than a lease ago, and trusts no lease yet for the same reason.
+        Or the worker that keeps house was dead or stopped, until another has taken that over.
         """
         for since, until in away(self.looks):
             is_long = until - since + _ROUNDS >= self.lease / 2
             yield since, until + self.lease if is_long else until
-        yield from without(self.looks, lambda look: look.housekeeper is not None and not self._has_slept(look))
-
-    def _has_slept(self, look: Look) -> bool:
-        return any(
-            fault.target == look.housekeeper and timedelta(0) <= look.at - fault.until < self.lease
-            for fault in self.faults
-            if fault.kind in ZOMBIES
-        )
+        yield from without(self.looks, lambda look: look.housekeeper is not None)
 
     def taking(self) -> Iterator[Span]:
         """SQL or the machine was away, or no worker was free."""

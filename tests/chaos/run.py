@@ -167,7 +167,7 @@ class Run:
         return judge(
             checker,
             nemesis.faults,
-            Excuses(nemesis.lookout.looks, timedelta(seconds=self._wanted.setup.lease), nemesis.faults),
+            Excuses(nemesis.lookout.looks, timedelta(seconds=self._wanted.setup.lease)),
             [*complaints, *collected.left_over(), *collected.objects()],
             seed=self._wanted.setup.seed,
             jobs=len(load.tickets),

@@ -58,13 +58,11 @@ def judged(
     began: float | None,
     state: str = "queued",
     kind: str = "kill_worker",
-    stopped: Fault | None = None,
 ) -> list[str]:
     """What is said of it."""
-    others = [] if stopped is None else [stopped]
     fault = Fault(kind=kind, target="w", at=at(KILLED), job_id=JOB, fence=1)
     found = list(recoveries(history(reaped, began, state), [fault]))
-    return list(late(found, Excuses(seen, timedelta(seconds=LEASE), others)))
+    return list(late(found, Excuses(seen, timedelta(seconds=LEASE))))
 
 
 def test_whoever_goes_on_within_lease_and_five_seconds_is_in_time() -> None:
@@ -116,14 +114,6 @@ def test_nobody_who_keeps_house_is_an_excuse_for_a_lease_that_is_ended_late() ->
 
     assert judged(seen, reaped=32, began=34) == []
     assert len(judged(seen, reaped=26, began=34)) == 1
-
-
-@pytest.mark.parametrize(("who", "num_late"), [("u", 0), ("v", 1)])
-def test_whoever_keeps_house_may_trust_no_lease_for_one_after_it_was_stopped_itself(who: str, num_late: int) -> None:
-    stopped = Fault(kind="stop_worker", target=who, at=at(2), seconds=18)
-
-    assert len(judged(looks(), reaped=36, began=38, stopped=stopped)) == num_late
-    assert len(judged(looks(), reaped=42, began=44, stopped=stopped)) == 1
 
 
 def test_a_paused_job_waits_for_its_client() -> None:

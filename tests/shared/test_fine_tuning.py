@@ -15,7 +15,7 @@ from tests.shared.test_built_on import described
 from tests.shared.test_references import add_dataset, add_version
 
 ORIGINS: Final[Mapping[str, Mapping[str, Any]]] = {
-    "vae": {"network": "mlp", "latent_dim": 5, "hidden_dim": 32, "likelihood": "gaussian"},
+    "vae": {"preset": "s", "network": "mlp", "latent_dim": 5, "hidden_dim": 32, "likelihood": "gaussian"},
     "vq": {"preset": "s", "quantizer": "ema", "halvings": 3, "codebook_size": 64, "code_dim": 4},
     "gan": {"preset": "s", "network": "sngan", "latent_dim": 9, "base_channels": 24, "num_blocks": 3},
     "diffusion": {"network": "dit", "preset": "s", "patch_size": 2, "objective": "edm", "sigma_data": 0.3},
@@ -24,7 +24,7 @@ ORIGINS: Final[Mapping[str, Mapping[str, Any]]] = {
 }
 """Of each family a model that has nothing by default."""
 OTHERS: Final[Mapping[str, Mapping[str, Any]]] = {
-    "vae": {"network": "conv", "latent_dim": 6, "hidden_dim": 64, "likelihood": "bernoulli"},
+    "vae": {"preset": "xs", "network": "conv", "latent_dim": 6, "hidden_dim": 64, "likelihood": "bernoulli"},
     "vq": {"preset": "xs", "quantizer": "fsq", "halvings": 2, "codebook_size": 65, "code_dim": 5},
     "gan": {"preset": "xs", "network": "r3gan", "objective": "r3gan", "latent_dim": 8, "base_channels": 25,
             "num_blocks": 2},

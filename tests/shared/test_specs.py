@@ -31,3 +31,13 @@ def test_a_choice_that_is_no_text_is_refused_at_its_field(family: str, field: st
         FAMILIES[family].model_validate(REQUIRED | {"family": family, field: value})
 
     assert (field,) in [error["loc"] for error in refused.value.errors()]
+
+
+def test_a_preset_decides_the_sizes_that_are_left_out() -> None:
+    def sizes(**fields: object) -> tuple[object, ...]:
+        spec = FAMILIES["vae"].model_validate(REQUIRED | {"family": "vae"} | fields)
+        return tuple(spec.model_dump(include={"base_channels", "latent_dim", "hidden_dim"}).values())
+
+    assert sizes() == sizes(preset="xs") != sizes(preset="s") != sizes(preset="b")
+    assert sizes(preset="b", latent_dim=7)[0] == 7
+    assert sizes(preset="b", network="ladder")[0] == sizes(preset="xs", network="ladder")[0]
