@@ -197,6 +197,7 @@ JOB_REQUESTS: Final[Mapping[str, Any]] = {
     },
     "evaluate": {"type": "evaluate", "spec": {"model": "digits", "dataset": _DATASET, "num_samples": 1000}},
     "export": {"type": "export", "spec": {"model": "digits@1", "format": "diffusers"}},
+    "import": {"type": "import", "spec": {"dataset": _DATASET, "model": "faces"}},
     "reaverage": {"type": "reaverage", "spec": {"model": "digits@1", "ema_length": 0.07}},
     "interpolate": {
         "type": "generate",

@@ -26,7 +26,7 @@ from shared.jobs.keys import source_key
 from shared.jobs.rows import Dataset, DatasetState
 from shared.media import ANYTHING, upload_kind
 from shared.specs.ingest import IngestSpec
-from shared.specs.spec import Modality
+from shared.specs.spec import DatasetKind
 from shared.wire import DatasetName, DatasetUpload, FieldError, Resolution
 
 
@@ -37,7 +37,7 @@ class DatasetForm(BaseModel):
 
     name: DatasetName
     """What to call it."""
-    modality: Modality | None = None
+    modality: DatasetKind | None = None
     """What it must turn out to be; told by the content when left out."""
     resolution: Resolution | None = None
     """Side length that images are brought to; their own when left out."""
@@ -67,7 +67,7 @@ def check_form(form: Form) -> tuple[DatasetForm, FilePart]:
     return fields, form.file
 
 
-def _check_kind(filename: str, content_type: str | None, modality: Modality | None, *, pointer: str) -> None:
+def _check_kind(filename: str, content_type: str | None, modality: DatasetKind | None, *, pointer: str) -> None:
     try:
         upload_kind(filename, content_type, modality)
     except UnsupportedMedia as error:
@@ -75,7 +75,7 @@ def _check_kind(filename: str, content_type: str | None, modality: Modality | No
         raise InvalidSpec(error.detail, pointer=pointer) from None
 
 
-def _spec(dataset_id: UUID, modality: Modality | None, resolution: int | None) -> IngestSpec:
+def _spec(dataset_id: UUID, modality: DatasetKind | None, resolution: int | None) -> IngestSpec:
     asked = {"dataset": public("ds", dataset_id), "modality": modality, "resolution": resolution}
     try:
         return IngestSpec.model_validate(asked)

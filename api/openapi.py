@@ -26,7 +26,7 @@ Every error is a problem document (RFC 9457) whose `errors` name the wrong field
 TAGS: Final[list[dict[str, Any]]] = [
     {"name": "jobs", "description": "Work to be done once, and its life."},
     {"name": "artifacts", "description": "What jobs made."},
-    {"name": "datasets", "description": "What models learn from."},
+    {"name": "datasets", "description": "What models learn from, or are made of."},
     {"name": "models", "description": "Registered names, their immutable versions, and aliases."},
     {"name": "workers", "description": "Who does the work."},
     {"name": "meta", "description": "The service's own rules, as data."},
@@ -97,7 +97,7 @@ def _add_schemas(schemas: dict[str, Any]) -> None:
     form["properties"]["file"] = {
         "type": "string",
         "format": "binary",
-        "description": "Zip or tar of images, zip of `.wav`, `.npz`, `.txt` or `.jsonl`; told by its name.",
+        "description": "Zip or tar of images or a model, zip of `.wav`, `.npz`, `.txt` or `.jsonl`; told by its name.",
     }
     form["required"] = ["name", "file"]
     schemas["DatasetForm"] = form

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bench.timing import Step
+from shared.specs.unet import UNETS
 from worker.families.nets.diffusers_layout import config_of
-from worker.families.nets.unet import UNETS, UNet
+from worker.families.nets.unet import UNet
 
 DEFAULT, TUNED = "as usual", "tuned by hand"
 NUM_TIMES: Final = 1000

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from os import PathLike
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 from noisemill import downloads, uploads
 from noisemill.aliases import Aliases
@@ -24,7 +24,8 @@ from noisemill.errors import ApiError, UnexpectedAnswer
 from noisemill.following import Follower
 from noisemill.pages import fetch, fetch_all
 from noisemill.transport import Transport, plain_client
-from shared.specs import AnyTrainSpec, Modality
+from shared.specs import AnyTrainSpec
+from shared.specs.spec import DatasetKind
 from shared.wire import (
     AnyJobRequest,
     ArtifactView,
@@ -33,6 +34,7 @@ from shared.wire import (
     DatasetView,
     EventView,
     JobStateName,
+    JobTypeName,
     JobView,
     ModelVersionView,
     ModelView,
@@ -143,6 +145,10 @@ class Client:
         """Write a model as another library's files, its artifacts: ``export(model="digits@1", format="diffusers")``."""
         return self._submit_spec("export", None, fields, wait)
 
+    def import_model(self, *, wait: float | None = None, **fields: Any) -> JobView:
+        """Register an uploaded model of another library: ``import_model(dataset=dataset.id, model="faces")``."""
+        return self._submit_spec("import", None, fields, wait)
+
     def job(self, job_id: str) -> JobView:
         """The job as it is now."""
         return self._get(JobView, f"/v1/jobs/{quoted(job_id)}")
@@ -151,7 +157,7 @@ class Client:
         self,
         *,
         state: JobStateName | None = None,
-        type: Literal["train", "generate", "evaluate", "ingest", "reaverage", "export"] | None = None,
+        type: JobTypeName | None = None,
         labels: Mapping[str, str] | None = None,
     ) -> Iterator[JobView]:
         """Jobs in this state, of this type, with these labels, newest first, fetched page by page."""
@@ -264,7 +270,7 @@ class Client:
         path: str | PathLike[str],
         name: str | None = None,
         *,
-        modality: Modality | None = None,
+        modality: DatasetKind | None = None,
         resolution: int | None = None,
         direct: bool | None = None,
         on_bytes: downloads.OnBytes | None = None,
@@ -272,14 +278,15 @@ class Client:
         """Upload a file, or a folder as a zip; the returned dataset is being ingested (``wait_dataset``).
 
         Args:
-            path: zip or tar of images, one image, ``.npz``, ``.txt``, ``.jsonl``, zip of ``.wav``, or a folder.
+            path: zip or tar of images, one image, ``.npz``, ``.txt``, ``.jsonl``, zip of ``.wav``, or a folder, of
+                these or of a model of diffusers (``modality="model"``).
             name: what to call it; the file's name without suffix when left out.
             modality: what it must turn out to be.
             resolution: side length that images are brought to.
             direct: straight to storage rather than through the API; by size when left out.
             on_bytes: told of every block that was sent.
         """
-        with uploads.as_file(Path(path)) as file:
+        with uploads.as_file(Path(path), modality) as file:
             size = file.stat().st_size
             announced = DatasetUpload(
                 name=name or file.name.partition(".")[0] or file.name,

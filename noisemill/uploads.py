@@ -3,7 +3,7 @@
 import tempfile
 import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, Final
@@ -13,6 +13,7 @@ import httpx
 from noisemill.downloads import OnBytes
 from noisemill.errors import InvalidInput, TransferFailed
 from noisemill.transport import backoff
+from shared import media
 
 DIRECT_ABOVE_BYTES: Final = 32 * 1024 * 1024
 """Larger files go straight to storage, so that the API does not have to pass them on."""
@@ -22,8 +23,8 @@ _TRIES: Final = 4
 
 
 @contextmanager
-def as_file(path: Path) -> Iterator[Path]:
-    """``path`` itself, or for a folder a zip of what is in it.
+def as_file(path: Path, modality: str | None = None) -> Iterator[Path]:
+    """``path`` itself, or for a folder a zip of what is in it; of a ``model`` the files that are read.
 
     Raises:
         InvalidInput: there is nothing to send.
@@ -39,18 +40,31 @@ def as_file(path: Path) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory(prefix="noisemill-") as folder:
         packed = Path(folder) / f"{path.resolve().name or 'dataset'}.zip"
-        _pack(path, packed)
+        _pack(path, _model_files(path) if modality == "model" else _visible_files(path), packed)
         yield packed
 
 
-def _pack(folder: Path, packed: Path) -> None:
+def _visible_files(folder: Path) -> list[Path]:
     names = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
     visible = [name for name in names if not any(part.startswith(".") for part in name.parts)]
     if not visible:
         raise InvalidInput(f"{folder} holds no files: there is nothing to upload.")
+    return visible
+
+
+def _model_files(folder: Path) -> list[Path]:
+    names = _visible_files(folder)
+    if not any(media.is_weights(name.name) for name in names):
+        unsafe = next((name for name in names if media.is_pickle(name.name)), None)
+        known = f"{unsafe} can run code when it is opened, and is not read" if unsafe else "there are no weights"
+        raise InvalidInput(f"{folder} holds no {media.WEIGHTS}: {known}. Save the model as safetensors.")
+    return [name for name in names if media.is_of_model(name.name)]
+
+
+def _pack(folder: Path, names: Iterable[Path], packed: Path) -> None:
     # Stored, not deflated: images and sounds are compressed already. Dates before 1980 do not fit a zip.
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_STORED, strict_timestamps=False) as archive:
-        for name in visible:
+        for name in names:
             archive.write(folder / name, name.as_posix())
 
 

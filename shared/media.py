@@ -9,10 +9,31 @@ from dataclasses import dataclass
 from typing import Final
 
 from shared.errors import InvalidSpec, UnsupportedMedia
-from shared.specs.spec import Modality
+from shared.specs.spec import DatasetKind
 
 ANYTHING: Final = "application/octet-stream"
 """What clients send that do not know better; the file name decides then."""
+
+
+WEIGHTS: Final = ".safetensors"
+MODEL_FILES: Final = ("config.json", "scheduler_config.json", "model_index.json")
+PICKLES: Final = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")
+"""Weights that would run code when they are opened."""
+
+
+def is_weights(name: str) -> bool:
+    """Whether a file is weights that can be read."""
+    return name.lower().endswith(WEIGHTS)
+
+
+def is_pickle(name: str) -> bool:
+    """Whether a file is weights that are never read."""
+    return name.lower().endswith(PICKLES)
+
+
+def is_of_model(name: str) -> bool:
+    """Whether a file belongs to a model's folder, as far as it is read."""
+    return is_weights(name) or name.rpartition("/")[2] in MODEL_FILES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +44,7 @@ class UploadKind:
     """As it is called in messages."""
     suffixes: Sequence[str]
     media_types: frozenset[str]
-    modalities: frozenset[Modality]
+    modalities: frozenset[DatasetKind]
     """What a dataset made of it can be."""
 
 
@@ -32,7 +53,7 @@ UPLOAD_KINDS: Final[Sequence[UploadKind]] = (
         name="zip archive",
         suffixes=(".zip",),
         media_types=frozenset({"application/zip", "application/x-zip-compressed", "application/x-zip"}),
-        modalities=frozenset({"image", "audio", "text"}),
+        modalities=frozenset({"image", "audio", "text", "model"}),
     ),
     UploadKind(
         name="tar archive",
@@ -49,7 +70,7 @@ UPLOAD_KINDS: Final[Sequence[UploadKind]] = (
                 "application/x-xz",
             }
         ),
-        modalities=frozenset({"image", "audio", "text"}),
+        modalities=frozenset({"image", "audio", "text", "model"}),
     ),
     UploadKind(
         name="NumPy arrays",
@@ -87,7 +108,7 @@ UPLOAD_KINDS: Final[Sequence[UploadKind]] = (
 )
 
 
-def upload_kind(filename: str, content_type: str | None = None, modality: Modality | None = None) -> UploadKind:
+def upload_kind(filename: str, content_type: str | None = None, modality: DatasetKind | None = None) -> UploadKind:
     """Return the kind of an upload.
 
     Raises:

@@ -13,11 +13,14 @@ from shared.specs import AnyTrainSpec, GenerateSpec
 from shared.specs.evaluate import EvaluateSpec
 from shared.specs.export import ExportSpec
 from shared.specs.gate import Bound, Check
+from shared.specs.imports import ImportSpec
 from shared.specs.reaverage import ReaverageSpec
+from shared.specs.spec import DatasetKind
 
 JobStateName = Literal[
     "queued", "running", "canceling", "pausing", "paused", "succeeded", "failed", "canceled", "expired"
 ]
+JobTypeName = Literal["train", "generate", "evaluate", "ingest", "reaverage", "export", "import"]
 FINAL_STATES: frozenset[str] = frozenset({"succeeded", "failed", "canceled", "expired"})
 
 Label = Annotated[str, StringConstraints(max_length=63, pattern=r"^[A-Za-z0-9._/-]*$")]
@@ -77,7 +80,14 @@ class ExportRequest(_JobRequest):
     spec: ExportSpec
 
 
-AnyJobRequest = TrainRequest | GenerateRequest | EvaluateRequest | ReaverageRequest | ExportRequest
+class ImportRequest(_JobRequest):
+    """Register a model that another library has written as a new version."""
+
+    type: Literal["import"]
+    spec: ImportSpec
+
+
+AnyJobRequest = TrainRequest | GenerateRequest | EvaluateRequest | ReaverageRequest | ExportRequest | ImportRequest
 JobRequest = Annotated[AnyJobRequest, Field(discriminator="type")]
 
 
@@ -94,7 +104,7 @@ class DatasetUpload(_Request):
     """Name of the file; its suffix tells the format."""
     size_bytes: int = Field(gt=0)
     """Exact size of the file."""
-    modality: Literal["image", "text", "audio"] | None = None
+    modality: DatasetKind | None = None
     """What it must turn out to be; told by the content when left out."""
     resolution: Resolution | None = None
     """Side length that images are brought to; their own when left out."""
@@ -182,7 +192,7 @@ class JobView(View):
     """A job."""
 
     id: str
-    type: Literal["train", "generate", "evaluate", "ingest", "reaverage", "export"]
+    type: JobTypeName
     state: JobStateName
     state_version: int
     """Grows with every change: drop what is older than what you have."""
@@ -254,7 +264,7 @@ class DatasetView(View):
     id: str
     name: str
     state: Literal["uploading", "ingesting", "ready", "failed"]
-    modality: Literal["image", "text", "audio"] | None = None
+    modality: DatasetKind | None = None
     count: int | None = None
     digest: str | None = None
     info: dict[str, Any] = {}
@@ -339,38 +349,6 @@ class WorkerView(View):
     state: str
     job_id: str | None = None
     seen_at: datetime
-
-
-class FamilyView(View):
-    """A model family and what may be asked of it, as JSON Schema."""
-
-    family: str
-    modality: Literal["image", "text", "audio"]
-    tasks: list[str]
-    """What ``spec.task`` of a generate job may be."""
-    train: dict[str, Any]
-    """Schema of the ``spec`` of a train job."""
-    generate: dict[str, dict[str, Any]]
-    """Schema of the ``spec`` of a generate job, by task."""
-
-
-class JobStatesView(View):
-    """The life of a job as data."""
-
-    initial: JobStateName
-    final: list[JobStateName]
-    moves: dict[JobStateName, list[JobStateName]]
-    """From each state, the states a job may move to."""
-
-
-class ReadinessView(View):
-    """Whether the API can serve."""
-
-    status: Literal["ok", "degraded", "away"]
-    """``degraded``: requests are served, and something will have to wait."""
-    database: Literal["ok", "away"]
-    broker: Literal["ok", "away"]
-    storage: Literal["ok", "away"]
 
 
 class FieldError(View):

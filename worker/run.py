@@ -67,6 +67,7 @@ class Assignment:
     * evaluate: ``model`` and ``dataset`` as above
     * reaverage: ``model`` and ``dataset`` as above, ``averages`` {key, sha256, size_bytes}
     * export: ``model`` as above, ``dataset`` as above where it is known
+    * import: ``dataset`` as above, of modality ``model``, and ``model`` {family, spec, info}: what it is of
     """
 
     job_id: str

@@ -10,9 +10,9 @@ from sqlalchemy import text
 
 from api.parts import Parts
 from api.routes.dependencies import TheParts
+from shared.about import ReadinessView
 from shared.database import AWAY
 from shared.errors import StorageError
-from shared.wire import ReadinessView
 
 router = APIRouter(tags=["health"])
 

@@ -8,10 +8,11 @@ from fastapi import APIRouter, Depends
 
 from api.paging import refuse_unknown_parameters
 from api.routes.dependencies import AnyCaller
+from shared.about import FamilyView, JobStatesView
 from shared.jobs.state import MOVES, JobState
 from shared.specs import FAMILIES, GenerateSpec, Spec
 from shared.specs.tasks import OPTIONS
-from shared.wire import FamilyView, JobStatesView, Page
+from shared.wire import Page
 
 router = APIRouter(prefix="/v1", tags=["meta"], dependencies=[Depends(refuse_unknown_parameters)])
 

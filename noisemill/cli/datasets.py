@@ -18,11 +18,12 @@ app = typer.Typer(help="Add, list and show datasets.", no_args_is_help=True)
 @app.command("add")
 def add(  # noqa: PLR0917 - a parameter is an option
     path: Annotated[
-        Path, typer.Argument(help="Zip or tar of images, .npz, one image, .txt, .jsonl, zip of .wav, folder.")
+        Path,
+        typer.Argument(help="Zip or tar of images, .npz, one image, .txt, .jsonl, zip of .wav or a model, folder."),
     ],
     name: Annotated[str | None, typer.Option("--name", help="What to call it; the file's name when left out.")] = None,
     modality: Annotated[
-        str | None, typer.Option("--modality", help="image, text or audio; found out when left out.")
+        str | None, typer.Option("--modality", help="image, text, audio or model; found out when left out.")
     ] = None,
     resolution: Annotated[int | None, typer.Option("--resolution", help="Side length of the images.")] = None,
     direct: Annotated[

@@ -1,5 +1,5 @@
-"""``noisemill train``, ``generate``, ``evaluate``, ``reaverage``, ``export``, ``reproduce``: submit a job, follow it to
-its end."""
+"""``noisemill train``, ``generate``, ``evaluate``, ``reaverage``, ``export``, ``import``, ``reproduce``: submit a job,
+follow it to its end."""
 
 import re
 from collections.abc import Mapping
@@ -39,6 +39,7 @@ def register(app: typer.Typer) -> None:
     app.command()(evaluate)
     app.command()(reaverage)
     app.command()(export)
+    app.command("import")(import_model)
     app.command()(reproduce)
 
 
@@ -184,6 +185,37 @@ def export(  # noqa: PLR0913, PLR0917 - a parameter is an option
         _present(job, as_json=as_json, files=files)
         if wait and out is None and not as_json:
             say(f"Download the files with `noisemill artifacts get {job.id} --out model`.")
+
+
+def import_model(  # noqa: PLR0913, PLR0917 - a parameter is an option
+    source: Annotated[
+        str, typer.Argument(metavar="PATH", help="Folder of diffusers, a zip or tar of one, or the dataset it became.")
+    ],
+    model: Annotated[str | None, typer.Option("--model", help="Name to register it under.")] = None,
+    objective: Annotated[
+        str | None, typer.Option("--objective", help="What the network predicts; by its scheduler when left out.")
+    ] = None,
+    num_classes: Annotated[int | None, typer.Option("--num-classes", help="Classes that it knows, if any.")] = None,
+    set_fields: SetFields = None,
+    spec_file: SpecFile = None,
+    labels: Labels = None,
+    priority: Priority = None,
+    wait: Wait = True,
+    as_json: AsJson = False,
+) -> None:
+    """Register a model that another library has written."""
+    named = {"dataset": source, "model": model, "objective": objective, "num_classes": num_classes}
+    body = _job("import", spec_file, named, set_fields, labels, priority)
+    with Client() as client:
+        if (path := Path(source)).exists():
+            uploaded = client.upload_dataset(path, modality="model")
+            say(f"Uploaded {uploaded.id}.")
+            body["spec"]["dataset"] = client.wait_dataset(uploaded.id).id
+        job, _ = _carry_out(client, body, wait=wait)
+        _present(job, as_json=as_json)
+        if wait and not as_json:
+            ref = (job.result or {})["model"]
+            say(f"Registered {ref}. Draw from it with `noisemill generate {ref} --out samples`.")
 
 
 def reproduce(

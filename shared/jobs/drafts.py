@@ -20,10 +20,19 @@ from shared.jobs.state import JobType
 from shared.specs import FAMILIES, TrainSpec
 from shared.specs.evaluate import OF_SAMPLES, EvaluateSpec
 from shared.specs.export import ExportSpec
+from shared.specs.imports import ImportSpec
 from shared.specs.reaverage import AVERAGES, ReaverageSpec
 from shared.specs.tasks import Inpaint, MatchStyle, PictureField, Request, Stylise, WithInputs
 from shared.specs.training import Trained
-from shared.wire import AnyJobRequest, EvaluateRequest, ExportRequest, GenerateRequest, ReaverageRequest, TrainRequest
+from shared.wire import (
+    AnyJobRequest,
+    EvaluateRequest,
+    ExportRequest,
+    GenerateRequest,
+    ImportRequest,
+    ReaverageRequest,
+    TrainRequest,
+)
 
 # Put together once: that takes longer than it takes SQL to answer them.
 _VERSION: Final = (
@@ -69,6 +78,8 @@ async def draft(session: AsyncSession, tenant_id: UUID, request: AnyJobRequest) 
             return await _reaverage(session, tenant_id, request.spec)
         case ExportRequest():
             return await _export(session, tenant_id, request.spec)
+        case ImportRequest():
+            return await _import(session, tenant_id, request.spec)
 
 
 async def _train(session: AsyncSession, tenant_id: UUID, spec: TrainSpec) -> Draft:
@@ -200,6 +211,36 @@ async def _export(session: AsyncSession, tenant_id: UUID, spec: ExportSpec) -> D
         summary=f"export {ref}",
         inputs=_version_ids(version),
     )
+
+
+async def _import(session: AsyncSession, tenant_id: UUID, spec: ImportSpec) -> Draft:
+    dataset = await _dataset(session, tenant_id, spec.dataset, "model")
+    name = _importing_family(spec, dataset)
+    with _pointing_at_its_field():
+        model = FAMILIES[name].imported(spec, dataset.info)
+    # Of its training nothing is known: only the fields that are set tell something.
+    trained = model.spec.model_dump(mode="json", exclude_unset=True)
+    source = {"format": dataset.info["format"], "dataset": spec.dataset, "sha256": dataset.info["sha256"]}
+    return Draft(
+        type=JobType.IMPORT,
+        spec=spec.model_dump(mode="json") | {"family": name},
+        summary=f"import {spec.model}",
+        inputs={
+            "dataset_id": str(dataset.id),
+            "model": {"family": name, "spec": trained, "info": {**model.info, "imported": source}},
+        },
+    )
+
+
+def _importing_family(spec: ImportSpec, dataset: Dataset) -> str:
+    """The family that reads such files."""
+    able = sorted(name for name, family in FAMILIES.items() if dataset.info["format"] in family.imports)
+    if spec.family is None and len(able) == 1:
+        return able[0]
+    if spec.family not in able:
+        known = f"files of {dataset.info['format']} become a model of {' or '.join(able) or 'no family'}"
+        raise InvalidSpec(f"{known}: name one", pointer="/spec/family")
+    return spec.family
 
 
 def _version_ids(version: ModelVersion) -> dict[str, str]:

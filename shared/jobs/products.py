@@ -23,6 +23,7 @@ from shared.specs.tasks import PictureField
 _IN_ROWS: Final[Mapping[JobType, tuple[str, ...]]] = {
     JobType.TRAIN: ("weights", "info"),
     JobType.REAVERAGE: ("weights", "info"),
+    JobType.IMPORT: ("weights", "info"),
     JobType.INGEST: ("files",),
 }
 """What of a result is shown with the model version or the dataset that it became."""
@@ -63,6 +64,8 @@ def _resolved(session: Session, job_id: UUID, kind: JobType, inputs: Mapping[str
         case JobType.EXPORT:
             model = {"model": _model_input(session, inputs["version_id"])} if "version_id" in inputs else {}
             return model | {"dataset": _dataset_input(session, inputs)}
+        case JobType.IMPORT:
+            return {"model": inputs["model"], "dataset": _dataset_input(session, inputs)}
 
 
 def _dataset(session: Session, dataset_id: str) -> Dataset:
@@ -164,6 +167,8 @@ def publish(
         case JobType.REAVERAGE:
             trained = {**inputs["model"]["spec"], "family": inputs["model"]["family"], "model": spec["name"]}
             return _publish_version(session, tenant_id, job_id, trained, inputs, result)
+        case JobType.IMPORT:
+            return _publish_version(session, tenant_id, job_id, inputs["model"]["spec"], inputs, result)
         case _:
             return dict(result)
 

@@ -103,6 +103,7 @@ class JobType(StrEnum):
     INGEST = "ingest"
     REAVERAGE = "reaverage"
     EXPORT = "export"
+    IMPORT = "import"
 
 
 QUEUES: Final[Mapping[JobType, str]] = {
@@ -112,5 +113,6 @@ QUEUES: Final[Mapping[JobType, str]] = {
     JobType.EVALUATE: "generate",
     JobType.REAVERAGE: "generate",
     JobType.EXPORT: "generate",
+    JobType.IMPORT: "generate",
 }
 """Queue of each type of job. A worker serves one or more queues (``-Q``)."""

@@ -5,7 +5,10 @@ from typing import Any, ClassVar, Final, Literal
 
 from pydantic import Field, model_validator
 
+from shared.specs import diffusers_folder
 from shared.specs.export import ExportSpec
+from shared.specs.imports import ImportSpec
+from shared.specs.noising import Objective
 from shared.specs.spec import Direction, Modality, ModelRef, wrong
 from shared.specs.tasks import (
     Colourise,
@@ -19,13 +22,12 @@ from shared.specs.tasks import (
     SuperResolve,
 )
 from shared.specs.training import Beta, Trained, TrainSpec, Uses
+from shared.specs.unet import UNETS
 
 SAMPLING: Final = frozenset({"labels", "steps", "solver", "schedule", "guidance_scale", "guidance_interval"})
 
 EDITING: Final = SAMPLING - {"solver"}
 
-HALVINGS: Final[Mapping[str, int]] = {"s": 2, "b": 3}
-"""How often a UNet that sees single pixels halves the resolution, by its preset."""
 DEFAULT_SOLVER: Final[Solver] = "heun"
 DEFAULT_STEPS: Final[Mapping[Solver, int]] = {"euler": 50, "heun": 18, "ddim": 50, "ddpm": 250, "dpmpp_2m": 20}
 
@@ -57,6 +59,7 @@ class DiffusionSpec(TrainSpec):
         "image_to_image": SAMPLING,
     }
     exports: ClassVar[frozenset[str]] = frozenset({"diffusers"})
+    imports: ClassVar[frozenset[str]] = frozenset({"diffusers"})
     used_with: ClassVar[Uses] = {
         **TrainSpec.used_with,
         "patch_size": {"network": {"dit"}},
@@ -81,7 +84,7 @@ class DiffusionSpec(TrainSpec):
     autoencoder: ModelRef | None = None
     """A trained ``vae`` or ``vq`` in whose latents the model works, instead of in pixels (Rombach et al., 2022). It
     becomes a part of the model and stays as it is."""
-    objective: Literal["edm", "eps", "v", "x0", "flow"] = "edm"
+    objective: Objective = "edm"
     """What the network predicts: EDM's preconditioned mixture; the noise, velocity or image of DDPM's process; or the
     direction of rectified flow."""
     sigma_data: float = Field(default=0.5, gt=0, le=10)
@@ -178,14 +181,20 @@ class DiffusionSpec(TrainSpec):
             )
         if self.network != "unet":
             raise wrong("model", f"the model is a {self.network}, and UNet2DModel is a UNet")
-        if self.preset not in HALVINGS:
+        layout = UNETS[self.preset]
+        if layout.patch_size > 1:
             raise wrong("model", f"the preset {self.preset} sees squares of pixels as one, and UNet2DModel does not")
-        if self.objective == "edm":
-            raise wrong("model", "the objective edm stretches time, and UNet2DModel sees it as it is told")
-        multiple, (height, width) = 2 ** HALVINGS[self.preset], info["shape"][1:]
-        if height % multiple or width % multiple:
-            known = f"images whose sides are multiples of {multiple}, and here they are {width} by {height}"
+        height, width = info["shape"][1:]
+        if height % layout.multiple or width % layout.multiple:
+            known = f"images whose sides are multiples of {layout.multiple}, and here they are {width} by {height}"
             raise wrong("model", f"UNet2DModel pads nothing: with the preset {self.preset} it takes {known}")
+
+    @classmethod
+    def imported(cls, wanted: ImportSpec, files: Mapping[str, Any]) -> Trained:
+        """A UNet of diffusers, of one of our layouts."""
+        fields, info = diffusers_folder.fields_of(wanted, files)
+        named = {"family": "diffusion", "dataset": wanted.dataset, "model": wanted.model}
+        return Trained(spec=cls.model_validate(named | fields), info=info)
 
     def _check_guidance(self, request: Sampling, info: Mapping[str, Any]) -> None:
         if request.guidance_scale == 1:

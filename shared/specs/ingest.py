@@ -2,7 +2,7 @@
 
 from pydantic import Field, model_validator
 
-from shared.specs.spec import DatasetId, Modality, Spec, wrong
+from shared.specs.spec import DatasetId, DatasetKind, Spec, wrong
 
 
 class IngestSpec(Spec):
@@ -10,7 +10,7 @@ class IngestSpec(Spec):
 
     dataset: DatasetId
     """The dataset whose upload is read."""
-    modality: Modality | None = None
+    modality: DatasetKind | None = None
     """What the upload must hold; found out from its content when left out."""
     resolution: int | None = Field(default=None, ge=4, le=1024)
     """Side of the square every image is cropped and resized to, in pixels; images keep their most common size when

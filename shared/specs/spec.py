@@ -53,6 +53,10 @@ ModelRef = Annotated[
 submission."""
 
 Modality = Literal["image", "text", "audio"]
+"""What a family learns from."""
+
+DatasetKind = Literal[Modality, "model"]
+"""What an upload may hold: samples, or a model of another library (``docs/decisions/0026-a-model-comes-in.md``)."""
 
 Direction = Literal["lower", "higher"]
 """Which way a figure is better."""

@@ -8,6 +8,7 @@ from pydantic import Field, ModelWrapValidatorHandler, model_validator
 
 from shared.specs.augmentation import Augmentation
 from shared.specs.export import ExportSpec
+from shared.specs.imports import ImportSpec
 from shared.specs.spec import DatasetId, Direction, Modality, ModelName, ModelRef, Seed, Spec, wrong
 from shared.specs.tasks import Request
 
@@ -30,6 +31,8 @@ class TrainSpec(Spec):
     """The families whose weights ``init_from`` may name; a family that may only go on from its own needs none."""
     exports: ClassVar[frozenset[str]] = frozenset()
     """The formats that a trained model of the family may be exported in (``shared.specs.export``)."""
+    imports: ClassVar[frozenset[str]] = frozenset()
+    """The formats of uploaded files that may become a model of the family (``info.format`` of the dataset)."""
     built_on: ClassVar[Mapping[str, frozenset[str]]] = {}
     """Fields that name a trained model which becomes a frozen part of the network, each with the families it may be
     of. The part is the submodule of the field's name."""
@@ -308,6 +311,15 @@ class TrainSpec(Spec):
         if export.format not in self.exports:
             family = getattr(self, "family", "")
             raise wrong("model", f"a model of the family {family} cannot be exported as {export.format}")
+
+    @classmethod
+    def imported(cls, wanted: ImportSpec, files: Mapping[str, Any]) -> "Trained":
+        """The model that uploaded ``files`` of one of ``imports`` are; it has the fields that are known of it set.
+
+        Raises:
+            PydanticCustomError: as ``wrong`` makes it, naming the field.
+        """
+        raise NotImplementedError(f"{cls.__name__} imports {sorted(cls.imports)}, and does not say how")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,8 @@ from bench import device, usual
 from bench.device_parts import Bench
 from bench.limits import Ceilings, Work, count
 from bench.timing import OUT_OF_TIME, Clock
-from worker.families.nets.unet import UNETS, UNet
+from shared.specs.unet import UNETS
+from worker.families.nets.unet import UNet
 
 CPU = torch.device("cpu")
 UNCOUNTED = {"DCGAN training"}

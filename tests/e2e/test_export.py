@@ -31,7 +31,7 @@ UNET = {
     "learning_rate": 0.01, "warmup_steps": 0, "schedule": "constant", "ema_decay": 0,
 }  # fmt: skip
 """A model whose few steps are wide enough to make something of its last layer, which begins at zero."""
-FILES = ["README.md", "config.json", "diffusion_pytorch_model.safetensors"]
+FILES = ["README.md", "config.json", "diffusion_pytorch_model.safetensors", "scheduler_config.json"]
 
 
 @pytest.fixture(scope="module")

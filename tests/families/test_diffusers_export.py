@@ -1,5 +1,6 @@
 """Diffusion models exported for diffusers: which ones, and that what their card says of them is true."""
 
+import json
 import re
 from itertools import product
 from pathlib import Path
@@ -11,8 +12,11 @@ from diffusers.models.unets.unet_2d import UNet2DModel
 from pydantic_core import PydanticCustomError
 
 from shared.specs import FAMILIES as SPECS
+from shared.specs.diffusers_folder import WEIGHTS
 from shared.specs.diffusion import DiffusionSpec
 from shared.specs.export import ExportSpec
+from shared.specs.imports import ImportSpec
+from shared.specs.unet import UNETS
 from tests.families.test_admission import spec_of as any_spec_of
 from tests.families.test_diffusion import spec_of, trained
 from worker.families import FAMILIES
@@ -20,12 +24,14 @@ from worker.families.diffusion import build, network_of
 from worker.families.family import DataInfo
 from worker.families.nets.denoiser import Denoiser
 from worker.families.nets.diffusers_export import to_diffusers
+from worker.families.nets.diffusers_import import from_diffusers
 from worker.families.nets.diffusers_layout import config_of
-from worker.families.nets.unet import UNETS, UNet
+from worker.families.nets.unet import UNet
 
 EXPORT = ExportSpec(model="m@1", format="diffusers")
+FOLDER = {"config": "config", "scheduler": "scheduler_config"}
 SIDES = ((12, 8), (8, 12), (16, 8), (8, 6), (7, 8))
-OBJECTIVES = ("eps", "v", "x0", "flow")
+OBJECTIVES = ("edm", "eps", "v", "x0", "flow")
 
 
 def is_accepted(spec: DiffusionSpec, shape: tuple[int, ...]) -> bool:
@@ -49,7 +55,7 @@ def can_be_written(spec: DiffusionSpec, shape: tuple[int, ...]) -> bool:
 
 
 @pytest.mark.parametrize("network", ["unet", "dit"])
-@pytest.mark.parametrize("objective", ["edm", *OBJECTIVES])
+@pytest.mark.parametrize("objective", OBJECTIVES)
 def test_submission_refuses_what_cannot_be_written_and_nothing_else(network: Any, objective: Any) -> None:
     specs = [spec_of(network=network, objective=objective, preset=preset) for preset in ("xs", "s", "b")]
     known = [(spec, (3, *sides)) for spec, sides in product(specs, SIDES)]
@@ -57,7 +63,7 @@ def test_submission_refuses_what_cannot_be_written_and_nothing_else(network: Any
     told = [is_accepted(spec, shape) for spec, shape in known]
 
     assert told == [can_be_written(spec, shape) for spec, shape in known]
-    assert any(told) == (network == "unet" and objective != "edm")
+    assert any(told) == (network == "unet")
 
 
 def test_a_model_of_latents_is_refused() -> None:
@@ -125,6 +131,49 @@ def test_the_scheduler_of_the_card_makes_the_same_image_of_the_output(
 
     assert names["images"].shape == (4, 1, 8, 8)
     assert (theirs - ours).abs().max() / ours.abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("num_classes", [0, 3])
+@pytest.mark.parametrize("place", [0, 25, 49])
+def test_the_scheduler_of_the_card_makes_the_same_image_of_what_edm_returns(
+    place: int, num_classes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net, usage = exported(tmp_path, "edm", num_classes)
+    monkeypatch.chdir(tmp_path)
+    names = ran(usage)
+    scheduler = names["scheduler"]
+    scheduler.set_timesteps(50)
+    time, (now, after) = scheduler.timesteps[place], scheduler.sigmas[place : place + 2].double()
+    drawn, label = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(4) % 3
+    x = (drawn * now).double()
+    told = {"class_labels": label} if num_classes else {}
+
+    (told_time,) = re.findall(r"unet\(.*?\), (.*?)[,)]", usage)
+    output = names["unet"](scheduler.scale_model_input(x.float(), time), eval(told_time, {"t": time}), **told).sample
+    theirs = scheduler.step(output.double(), time, x).prev_sample.double()
+    image = net(x, now.expand(4), label)
+
+    assert output.std() > 0.05
+    assert (theirs - (x + (after - now) * (x - image) / now)).abs().max() / theirs.abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("num_classes", [0, 3])
+def test_a_folder_says_all_that_an_import_has_to_know(objective: str, num_classes: int, tmp_path: Path) -> None:
+    net, _ = exported(tmp_path, objective, num_classes)
+    wanted = ImportSpec.model_validate({"dataset": "ds_" + "0" * 32, "model": "m"})
+
+    files = {name: json.loads((tmp_path / f"{path}.json").read_text()) for name, path in FOLDER.items()}
+    found = DiffusionSpec.imported(wanted, files)
+    again = build(found.spec, DataInfo.from_json(found.info))
+    from_diffusers({WEIGHTS: tmp_path / WEIGHTS}, found.spec, again)
+
+    assert (found.spec.preset, found.spec.objective) == ("s", objective)
+    assert again.state_dict().keys() == net.state_dict().keys()
+    assert all(torch.equal(tensor, again.state_dict()[name]) for name, tensor in net.state_dict().items())
+    sigma, label = torch.tensor([0.01, 1.0, 50.0, 3.0]).double(), torch.arange(4) % 3
+    x = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(0)).double()
+    assert torch.equal(net(x, sigma, label), again.eval()(x, sigma, label))
 
 
 def test_a_flow_moves_in_the_direction_that_the_card_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

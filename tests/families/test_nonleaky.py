@@ -10,11 +10,12 @@ from torch import Tensor
 
 from shared.specs.consistency import ConsistencySpec
 from shared.specs.diffusion import DiffusionSpec
+from tests.families.test_diffusers_layout import read
 from worker.engine.training import Trainer, build
 from worker.families.consistency import FAMILY as CONSISTENCY
 from worker.families.diffusion import FAMILY, loss
 from worker.families.family import DataInfo, Origin
-from worker.families.nets.diffusers_layout import read_folder, write_folder
+from worker.families.nets.diffusers_layout import write_folder
 from worker.families.nets.nonleaky import NUM_TOLD, SCALE, SHIFT, augmented, rotation, scaling, shift, warped
 from worker.kernels.noise import Domain, Noise
 
@@ -191,11 +192,11 @@ def test_an_exported_network_draws_the_same(tmp_path: Path) -> None:
     net = build(FAMILY, spec_of(preset="s", objective="v", augment=0.5), DATA).network.eval()
     torch.nn.init.normal_(net.get_parameter("augmentation_embedding.weight"))
 
-    write_folder(tmp_path, net, DATA.shape)
+    write_folder(tmp_path, net, DATA.shape, {})
 
     x, t, labels = pictures(1).float(), torch.ones(1), torch.zeros(1, dtype=torch.int64)
     with torch.no_grad():
-        assert torch.equal(read_folder(tmp_path)(x, t, labels), net(x, t, labels))
+        assert torch.equal(read(tmp_path)(x, t, labels), net(x, t, labels))
 
 
 def test_a_model_that_was_told_can_be_tuned_without() -> None:

@@ -23,7 +23,7 @@ from worker.kernels.noise import Domain, Noise
 from worker.run import Assignment, Stopped
 
 UNET = DIFFUSION | {"network": "unet", "preset": "s", "objective": "eps"}
-FILES = ["README.md", "config.json", "diffusion_pytorch_model.safetensors"]
+FILES = ["README.md", "config.json", "diffusion_pytorch_model.safetensors", "scheduler_config.json"]
 KEYED = Noise.of_step(Domain.SAMPLING, 2, 0, range(3), torch.device("cpu"))
 FAMILY, DATA = FAMILIES["diffusion"], DataInfo(shape=(1, 12, 12), num_classes=3)
 MakeRun = Callable[..., FolderRun]

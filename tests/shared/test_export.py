@@ -87,7 +87,6 @@ def test_it_is_made_again_and_compared(desk: Desk, sha256: str, identical: bool)
     [
         ({"network": "dit"}, "the model is a dit"),
         ({"preset": "xs"}, "squares of pixels"),
-        ({"objective": "edm"}, "stretches time"),
         ({"autoencoder": "vae@1"}, "works in latents"),
         ({"shape": (1, 8, 6)}, "multiples of 4, and here they are 6 by 8"),
     ],

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shared.errors import DatasetInvalid
-from shared.specs.spec import Modality
+from shared.specs.spec import DatasetKind
 from worker.data.dataset import CAPTIONS, HELD_OUT, IMAGE_SHARD, LABELS, OFFSETS, SPLIT, TRAIN
 
 HELD_OUT_SHARE: Final = 0.1
@@ -43,7 +43,7 @@ class Annotations:
 class Canonical:
     """A finished dataset on disk."""
 
-    modality: Modality
+    modality: DatasetKind
     count: int
     files: Mapping[str, Path]
     info: Mapping[str, Any] = field(default_factory=dict)
@@ -137,9 +137,9 @@ class ImageWriter:
 class SequenceWriter:
     """Documents or recordings, written one after another into one array."""
 
-    def __init__(self, folder: Path, modality: Modality, name: str, dtype: type[np.generic]) -> None:
+    def __init__(self, folder: Path, modality: DatasetKind, name: str, dtype: type[np.generic]) -> None:
         self._folder = folder
-        self._modality: Modality = modality
+        self._modality: DatasetKind = modality
         self._values = ArrayFile(folder / name, dtype)
         self._offsets = array("q", [0])
         self._keys = array("Q")
@@ -205,7 +205,7 @@ def split_by_content(keys: Sequence[int]) -> NDArray[np.uint8]:
 
 def finish(
     folder: Path,
-    modality: Modality,
+    modality: DatasetKind,
     files: Mapping[str, Path],
     split: NDArray[np.uint8],
     annotations: Annotations,

@@ -12,10 +12,13 @@ import torch
 from torch import Tensor
 
 from shared.specs.diffusion import DiffusionSpec, plan_of, steps_down
+from shared.specs.noising import EDM_TIME
 from shared.specs.tasks import MOST_RESTORING_STEPS, RESTORING_STEPS, Interpolate
+from shared.specs.unet import UNETS
 from worker.families.family import Batch, DataInfo, Draw, Family, Measured, Score, SlotState
 from worker.families.nets.denoiser import Denoiser, Network, centred, num_classes_of, objective_of, spread
 from worker.families.nets.diffusers_export import to_diffusers
+from worker.families.nets.diffusers_import import from_diffusers
 from worker.families.nets.dit import DITS, DiT
 from worker.families.nets.latents import LatentDenoiser, space_of
 from worker.families.nets.likelihood import bits_per_dim
@@ -32,16 +35,13 @@ from worker.families.nets.solving import (
     Solve,
     inputs_of,
 )
-from worker.families.nets.unet import UNETS, UNet
+from worker.families.nets.unet import UNet
 from worker.kernels.noise import Noise
 
 PATCH_SIZE: Final = 4
 """Pixels of a token's side, unless the spec says how many; of latents one cell."""
 MOST_SCORED: Final = 128
 """Images whose likelihood is computed: each costs about as much as drawing ten."""
-EDM_TIME: Final = 100.0
-"""Stretches ``c_noise`` of ``edm``: the network sees it in waves made for times up to 1000, the fastest of which would
-not make half a turn between the lowest noise level and the highest."""
 ENCODING_STEPS: Final = 50
 """Of Heun's method, each way."""
 DEVIATION: Final = 0.5
@@ -308,4 +308,5 @@ FAMILY: Final = Family(
     },
     scores={"bits_per_dim": Score(values=bits_per_dim, most=MOST_SCORED)},
     exports={"diffusers": to_diffusers},
+    imports={"diffusers": from_diffusers},
 )

@@ -149,6 +149,9 @@ class Score(Generic[SpecT, NetT]):
 Loss = Callable[[SpecT, NetT, Batch, Noise], Measured]
 Exporter = Callable[[Path, SpecT, NetT, DataInfo], str]
 """Writes the files of a trained model into a folder; returns how they are used, in Markdown, for the model card."""
+Importer = Callable[[Mapping[str, Path], SpecT, NetT], None]
+"""Fills the network with the weights of uploaded files, by their names; ``TrainSpec.imported`` has said what they are.
+ModelLoadFailed if they are something else."""
 SamplerFactory = Callable[[SpecT, DataInfo], Sampler]
 
 
@@ -169,3 +172,5 @@ class Family(Generic[SpecT, NetT]):
     names it."""
     exports: Mapping[str, Exporter[SpecT, NetT]] = field(default_factory=dict[str, Any])
     """The formats in which a trained model can be exported, unless ``TrainSpec.check_export`` refuses it."""
+    imports: Mapping[str, Importer[SpecT, NetT]] = field(default_factory=dict[str, Any])
+    """The formats of uploaded files that can become a model, unless ``TrainSpec.imported`` refuses them."""

@@ -18,6 +18,7 @@ EXECUTORS: Final[Mapping[str, str]] = {
     "evaluate": "worker.jobs.evaluate:evaluate",
     "reaverage": "worker.jobs.reaverage:reaverage",
     "export": "worker.jobs.export:export",
+    "import": "worker.jobs.imports:import_model",
 }
 """Job type to ``module:function``."""
 SERVERS: Final[Mapping[str, str]] = {"generate": "worker.jobs.generate:serve"}

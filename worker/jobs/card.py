@@ -27,7 +27,7 @@ def model_card(
     sections = [
         f"---\nlibrary_name: {library}\ntags:\n- noisemill\n---",
         f"# {ref}",
-        f"A model of the family `{model['family']}`, trained by Noisemill and exported for {library}.",
+        f"A model of the family `{model['family']}`, {_origin(model['info'])} and exported for {library}.",
         f"## Use\n\n{usage}",
         "## Training\n\nWhat was asked for (`spec`), and what is known of the data:",
         f"```json\n{json.dumps(described, indent=2, sort_keys=True)}\n```",
@@ -35,3 +35,10 @@ def model_card(
         "\n".join(["| file | SHA-256 |", "|---|---|", *rows]),
     ]
     return ("\n\n".join(sections) + "\n").encode()
+
+
+def _origin(info: Mapping[str, Any]) -> str:
+    """How it came to be here."""
+    if (source := info.get("imported")) is None:
+        return "trained by Noisemill"
+    return f"imported by Noisemill from files of {source['format']} (weights with the SHA-256 `{source['sha256']}`)"

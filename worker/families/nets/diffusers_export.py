@@ -1,76 +1,91 @@
-"""A diffusion model for diffusers: its UNet as a folder, and what its times and outputs mean there."""
+"""A diffusion model for diffusers: its UNet and a scheduler as a folder, and what its times and outputs mean there."""
 
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
+from shared.specs import diffusers_scheduler
+from shared.specs.diffusers_folder import SCHEDULER
+from shared.specs.diffusers_unet import TOLD
 from shared.specs.diffusion import DiffusionSpec
+from shared.specs.noising import EDM_TIME, FIRST_BETA, FLOW_TIME, LAST_BETA, NUM_TIMES
 from worker.families.family import DataInfo
 from worker.families.nets.denoiser import Denoiser
-from worker.families.nets.diffusers_layout import write_folder
+from worker.families.nets.diffusers_layout import write_folder, write_json
 from worker.families.nets.latents import LatentDenoiser
-from worker.families.nets.preconditioning import FIRST_BETA, FLOW_TIME, LAST_BETA, NUM_TIMES
 from worker.families.nets.unet import UNet
 
 OUTPUTS: Final = {"eps": "the noise `n`", "v": "the velocity `a n - s x0`", "x0": "the image `x0`"}
-PREDICTIONS: Final = {"eps": "epsilon", "v": "v_prediction", "x0": "sample"}
-"""What diffusers' schedulers call them."""
 STEPS: Final = 50
 
 
 def to_diffusers(folder: Path, spec: DiffusionSpec, net: Denoiser, data: DataInfo) -> str:
-    """Write what ``UNet2DModel.from_pretrained`` reads, and say how it is used.
+    """Write what ``UNet2DModel.from_pretrained`` and a scheduler's read, and say how they are used.
 
     Raises:
         ValueError: the model is not one that ``DiffusionSpec.check_export`` lets through.
     """
     if isinstance(net, LatentDenoiser) or not isinstance(net.network, UNet):
         raise ValueError("UNet2DModel is a UNet of images: this network cannot be exported")
-    write_folder(folder, net.network, data.shape)
+    write_folder(folder, net.network, data.shape, {TOLD: _told(spec, net)})
+    scheduler = diffusers_scheduler.config_of(spec.objective, spec.sigma_data)
+    write_json(folder / SCHEDULER, scheduler)
     classes = [_classes(net.num_classes)] if net.num_classes else []
-    return "\n\n".join([_meaning(spec), *classes, _sampling(spec, net.num_classes, data.shape)])
+    usage = _sampling(spec, scheduler["_class_name"], net.num_classes, data.shape)
+    return "\n\n".join([_meaning(spec), *classes, usage])
+
+
+def _told(spec: DiffusionSpec, net: Denoiser) -> dict[str, Any]:
+    """What an import reads again (``shared.specs.diffusers_unet.Told``)."""
+    edm = {"sigma_data": spec.sigma_data, "time_scale": EDM_TIME} if spec.objective == "edm" else {}
+    return {"objective": spec.objective, "num_classes": net.num_classes, **edm}
 
 
 def _meaning(spec: DiffusionSpec) -> str:
     """What goes in and what comes out."""
     images = "Images `x0` are in [-1, 1], noise `n` is standard normal"
-    if spec.objective == "flow":
-        return (
-            f"{images}. The network is told `(1 - t) x0 + t n` and the time `{FLOW_TIME:.0f} t`, 0 < t ≤ 1, and "
-            "returns the direction `n - x0` (rectified flow)."
-        )
-    return (
-        f"{images}. The network is told `a x0 + s n` and DDPM's time, 0 to {NUM_TIMES - 1}, and returns "
-        f"{OUTPUTS[spec.objective]}. `a²` is the product of `1 - beta` up to that time, `s² = 1 - a²`, and beta rises "
-        f"linearly from {FIRST_BETA} to {LAST_BETA}."
-    )
+    match spec.objective:
+        case "edm":
+            return (
+                f"{images}. Of `x = x0 + sigma n` the network is told `c_in x` and the time "
+                f"`{EDM_TIME:.0f} ln(sigma) / 4`, which is {EDM_TIME:.0f} times what diffusers' EDM schedulers call a "
+                "timestep, and returns `F`: the image is `c_skip x + c_out F` (Karras et al., 2022, table 1, with "
+                f"`sigma_data` {spec.sigma_data})."
+            )
+        case "flow":
+            return (
+                f"{images}. The network is told `(1 - t) x0 + t n` and the time `{FLOW_TIME:.0f} t`, 0 < t ≤ 1, and "
+                "returns the direction `n - x0` (rectified flow)."
+            )
+        case prediction:
+            return (
+                f"{images}. The network is told `a x0 + s n` and DDPM's time, 0 to {NUM_TIMES - 1}, and returns "
+                f"{OUTPUTS[prediction]}. `a²` is the product of `1 - beta` up to that time, `s² = 1 - a²`, and beta "
+                f"rises linearly from {FIRST_BETA} to {LAST_BETA}."
+            )
 
 
 def _classes(num_classes: int) -> str:
     return f"`class_labels` are 0 to {num_classes - 1}, in the dataset's order; {num_classes} stands for no class."
 
 
-def _sampling(spec: DiffusionSpec, num_classes: int, shape: tuple[int, ...]) -> str:
+def _sampling(spec: DiffusionSpec, scheduler: str, num_classes: int, shape: tuple[int, ...]) -> str:
     """A program that draws images in the folder."""
-    if spec.objective == "flow":
-        scheduler, made = "FlowMatchEulerDiscreteScheduler", "FlowMatchEulerDiscreteScheduler()"
-    else:
-        scheduler = "DDIMScheduler"
-        betas = f'beta_start={FIRST_BETA}, beta_end={LAST_BETA}, beta_schedule="linear"'
-        made = f'DDIMScheduler({betas}, prediction_type="{PREDICTIONS[spec.objective]}")'
-    told = ", class_labels=labels" if num_classes else ""
+    is_edm = spec.objective == "edm"
+    noise = f"torch.randn(4, {', '.join(str(size) for size in shape)})"
+    seen, time = ("scheduler.scale_model_input(x, t)", f"{EDM_TIME:.0f} * t") if is_edm else ("x", "t")
     labels = [f"labels = torch.arange(4) % {num_classes}"] if num_classes else []
     lines = [
         "import torch",
         f"from diffusers import {scheduler}, UNet2DModel",
         "",
         'unet = UNet2DModel.from_pretrained(".")',
-        f"scheduler = {made}",
+        f'scheduler = {scheduler}.from_pretrained(".")',
         f"scheduler.set_timesteps({STEPS})",
         *labels,
-        f"x = torch.randn(4, {', '.join(str(size) for size in shape)})",
+        f"x = {noise} * scheduler.init_noise_sigma" if is_edm else f"x = {noise}",
         "for t in scheduler.timesteps:",
         "    with torch.no_grad():",
-        f"        output = unet(x, t{told}).sample",
+        f"        output = unet({seen}, {time}{', class_labels=labels' if num_classes else ''}).sample",
         "    x = scheduler.step(output, t, x).prev_sample",
         "images = (x.clamp(-1, 1) + 1) / 2  # in [0, 1]",
     ]

@@ -12,20 +12,15 @@ Ho (2022), for ``flow`` the direction ``n - x0`` (Liu et al., 2022). Shape suffi
 """
 
 from dataclasses import dataclass
-from typing import Final, Literal, Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from shared.specs.noising import FIRST_BETA, FLOW_TIME, HIGHEST_SIGMA, LAST_BETA, LOWEST_SIGMA, NUM_TIMES
 from worker.kernels.noise import Noise
 
 Prediction = Literal["eps", "v", "x0"]
-
-NUM_TIMES: Final = 1000
-FIRST_BETA, LAST_BETA = 1e-4, 0.02
-"""The linear schedule of DDPM: variance of the noise that is added in each of its 1000 steps."""
-FLOW_TIME: Final = 1000.0
-"""What the flow network is told at time 1, as by diffusers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +57,7 @@ class Objective(Protocol):
 class Edm(nn.Module):
     """The preconditioning and noise levels of EDM (table 1): ``ln sigma ~ N(mean, std^2)``."""
 
-    sigma_min, sigma_max = 0.002, 80.0
+    sigma_min, sigma_max = LOWEST_SIGMA, HIGHEST_SIGMA
 
     def __init__(self, sigma_data: float, mean: float = -1.2, std: float = 1.2) -> None:
         super().__init__()
@@ -90,7 +85,7 @@ class Flow(nn.Module):
     The logit of t is normal (Esser et al., 2024), which makes sigma lognormal.
     """
 
-    sigma_min, sigma_max = 0.002, 80.0
+    sigma_min, sigma_max = LOWEST_SIGMA, HIGHEST_SIGMA
 
     def __init__(self, mean: float = 0.0, std: float = 1.0) -> None:
         super().__init__()
