@@ -17,7 +17,6 @@ from sqlalchemy import Engine, make_url, text
 
 from api import relay
 from noisemill.local.ports import free_port
-from shared import queue
 from shared.settings import Settings
 from tests.api.conftest import MakeOwner
 from tests.api.support import Owner, make_settings, serving, train_request
@@ -110,7 +109,7 @@ def test_a_submission_rings_within_a_moment(
     wait_until: WaitUntil,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(queue, "RELAY_PAUSE", timedelta(minutes=1))  # only a wake can be in time
+    monkeypatch.setattr("shared.relay.RELAY_PAUSE", timedelta(minutes=1))  # only a wake can be in time
     broker = settings.broker.model_copy(update={"url": SecretStr(valkey), "prefix": "moment:"})
     settings = settings.model_copy(update={"broker": broker})
     with serving(settings) as url:
