@@ -99,7 +99,7 @@ class House:
         """One worker for all queues, with a runner that notes moments; ``executes`` is ``jobs`` or ``nothing``."""
         wiring = replace(self.wiring, generate_workers=1)
         (command,) = (part for part in noisemill_services(wiring).parts if part.name.startswith("worker-"))
-        renamed = {"worker.app": "bench.probed_worker", "generate,ingest": "train,generate,ingest"}
+        renamed = {"worker": "bench.probed_worker", "generate,ingest": "train,generate,ingest"}
         env = {**command.env, "BENCH_NOTES": str(self.notes), "BENCH_EXECUTES": executes}
         return replace(command, argv=[renamed.get(word, word) for word in command.argv], env=env)
 

@@ -1,14 +1,17 @@
-"""``worker.app``, with a runner that notes the moments at which it reports (``bench/probed_runner.py``)."""
+"""``worker``, with a runner that notes the moments at which it reports (``bench/probed_runner.py``)."""
 
 import sys
 
-import worker.device
+import worker.nursery
+from worker.__main__ import main
 
-worker.device.Device.__init__.__defaults__ = ((sys.executable, "-m", "bench.probed_runner"),)
+worker.nursery.COMMAND = (sys.executable, "-m", "bench.probed_runner")
 
-from worker.app import app  # noqa: E402
+if __name__ == "__main__":
+    main("bench.probed_worker")
+elif __name__ != "__mp_main__":  # under that name Celery's pool imports it once more
+    from worker.app import app
 
-# The spawned child does not import the module named on the command line, only these.
-app.conf.imports = ("bench.probed_worker", "worker.tasks")
-
-__all__ = ["app"]
+    # The spawned child does not import the module named on the command line, only these.
+    app.conf.imports = ("bench.probed_worker", "worker.tasks")
+    __all__ = ["app"]

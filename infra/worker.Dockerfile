@@ -26,4 +26,4 @@ RUN useradd --uid 10001 --user-group --create-home noisemill && install --direct
 USER 10001:10001
 WORKDIR /home/noisemill
 COPY --from=build /opt/venv /opt/venv
-CMD ["python", "-m", "celery", "-A", "worker.app", "worker", "-Q", "train,generate,ingest", "-n", "worker@%h"]
+CMD ["python", "-m", "worker", "-Q", "train,generate,ingest", "-n", "worker@%h"]

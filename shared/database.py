@@ -3,14 +3,16 @@
 import math
 import time
 from datetime import timedelta
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from sqlalchemy import URL, Engine, ExceptionContext, create_engine, event, make_url, text
 from sqlalchemy.exc import DBAPIError, InterfaceError, InvalidatePoolError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from shared.settings import DatabaseSettings
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncEngine
 
 _FRESH_SECONDS: Final = 1.0
 
@@ -79,8 +81,10 @@ def make_engine(
     return engine
 
 
-def make_async_engine(settings: DatabaseSettings, application: str) -> AsyncEngine:
+def make_async_engine(settings: DatabaseSettings, application: str) -> "AsyncEngine":
     """A pooled engine for asyncio. Connections are pinged before use unless they were used a moment ago."""
+    from sqlalchemy.ext.asyncio import create_async_engine  # noqa: PLC0415  (workers start without)
+
     engine = create_async_engine(_url(settings), **_options(settings, application) | {"pool_pre_ping": False})
     _ping_when_rested(engine.sync_engine)
     event.listen(engine.sync_engine, "handle_error", _as_away)

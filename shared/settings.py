@@ -148,6 +148,8 @@ class WorkerSettings(Section):
     """Queues to claim from, comma-separated. Celery's ``-Q``; the worker sets it for its own child process."""
     lock: Path | None = None
     """Locked while a job runs; the worker sets it for its own child process."""
+    nursery: Path | None = None
+    """Socket of the process that runners are forked of; the worker sets it for its own child process."""
     device: str = "auto"
     """Torch device, or ``auto``: the first CUDA device, else the CPU."""
     threads: int | None = None

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, cast
 
 from boto3.exceptions import Boto3Error
@@ -308,8 +309,19 @@ def _unanswered(error: BaseException) -> StorageError:
     return StorageError(f"storage could not be asked ({type(error).__name__})")
 
 
+_SESSION: Final[Any] = cast(Any, Session())
+"""Keeps what is read from disk to make the first client, which takes twenty times as long as the next."""
+_MAKING: Final = Lock()
+"""Sessions are not made for threads."""
+
+
 def _client(settings: S3Settings, endpoint: str | None) -> Any:
-    return cast(Any, Session()).client(
+    with _MAKING:
+        return _make_client(settings, endpoint)
+
+
+def _make_client(settings: S3Settings, endpoint: str | None) -> Any:
+    return _SESSION.client(
         "s3",
         endpoint_url=endpoint,
         region_name=settings.region,

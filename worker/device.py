@@ -2,24 +2,16 @@
 
 import logging
 import os
-import signal
 import socket
-import subprocess
-import sys
 import time
-from collections.abc import Sequence
-from contextlib import suppress
 from queue import Empty, Queue
 from threading import Lock, Thread
-from typing import Final
 
 from worker.channel import Channel, Message
+from worker.nursery import Call, Nurseries
 from worker.scratch import Scratch
 
 logger = logging.getLogger(__name__)
-
-COMMAND: Final = (sys.executable, "-m", "worker.runner")
-"""How a runner is started."""
 
 GONE: Message = {"type": "gone"}
 """What ``receive`` returns once the runner has died."""
@@ -31,44 +23,41 @@ _START_TIMEOUT = 120.0
 class Device:
     """A runner process in its own process group, started when first needed and after each death.
 
-    Each finds ``scratch`` empty.
+    Each finds ``scratch`` empty, and is forked of one of the ``nurseries``.
     """
 
-    def __init__(self, command: Sequence[str] = COMMAND, *, scratch: Scratch | None = None) -> None:
-        self._command = list(command)
+    def __init__(self, nurseries: Nurseries | None = None, *, scratch: Scratch | None = None) -> None:
+        self._nurseries = nurseries or Nurseries()
         self._scratch = scratch
         self.name: str | None = None
         self.num_assigned = 0
         """Jobs that this runner was given."""
         self.model_hits = self.model_misses = 0
         """Models that runners found loaded, and those they had to load."""
-        self._process: subprocess.Popen[bytes] | None = None
+        self._call: Call | None = None
         self._channel: Channel | None = None
         self._lifeline: int | None = None
         """Our end of the runner's, which nobody else has: the kernel closes it however this process ends."""
         self._heard: Queue[Message] = Queue()
-        self._killed = False
+        self._killed = self._is_gone = False
         self._lock = Lock()
 
     def start(self) -> None:
         """Start a runner unless one lives; returns at once."""
+        if self._call is not None and not (self._killed or self._is_gone or self._call.has_ended):
+            return
+        self.kill()
         with self._lock:
-            if self._process is not None and self._process.poll() is None:
-                return
-            self._let_go()
             ours, theirs = socket.socketpair()
             lifeline, self._lifeline = os.pipe()
+            variables: dict[str, str] = {}
             if self._scratch is not None:
                 self._scratch.empty()
+                variables["TMPDIR"] = str(self._scratch.folder)
             with theirs, os.fdopen(lifeline, "rb"):
-                self._process = subprocess.Popen(
-                    [*self._command, "--fd", str(theirs.fileno()), "--lifeline", str(lifeline)],
-                    pass_fds=[theirs.fileno(), lifeline],
-                    stdin=subprocess.DEVNULL,
-                    start_new_session=True,
-                )
+                self._call = self._nurseries.call(channel=theirs.fileno(), lifeline=lifeline, **variables)
             self._channel, self._heard, self.name = Channel(ours), Queue(), None
-            self._killed, self.num_assigned = False, 0
+            self._killed, self._is_gone, self.num_assigned = False, False, 0
             Thread(target=_pump, args=(self._channel, self._heard), name="pump", daemon=True).start()
 
     def ready(self) -> bool:
@@ -80,6 +69,8 @@ class Device:
             if message is None or message is GONE:
                 logger.error("the runner did not start; its output is above")
                 self.kill()
+                # Its nursery may hang, and the next one may be better.
+                self._nurseries.forsake()
                 return False
             self.name = message.get("device")
         return True
@@ -93,9 +84,11 @@ class Device:
     def receive(self, timeout: float) -> Message | None:
         """The runner's next message, ``GONE``, or None when nothing came in time (seconds)."""
         try:
-            return self._heard.get(timeout=timeout) if timeout > 0 else self._heard.get_nowait()
+            message = self._heard.get(timeout=timeout) if timeout > 0 else self._heard.get_nowait()
         except Empty:
             return None
+        self._is_gone |= message is GONE
+        return message
 
     @property
     def is_killed(self) -> bool:
@@ -105,21 +98,22 @@ class Device:
     def kill(self) -> int | None:
         """End the whole process group now; returns the runner's exit status. Safe to call twice."""
         with self._lock:
-            process, channel = self._process, self._channel
-            if process is None or channel is None:
+            call, channel, was_up = self._call, self._channel, self.name is not None
+            if call is None or channel is None:
                 return None
-            if not self._killed:
-                # Never twice: once it is reaped, its number may be another process group's.
-                self._killed = True
-                with suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)
-        status = process.wait()
+            self._killed = True
+            self._let_go()
+        # One that has said nothing yet may be waiting for its nursery, and is nobody to wait for.
+        status = call.end(wait=was_up)
         channel.close()
-        with self._lock:
-            if process is self._process:
-                self._let_go()
-        self.name = None
+        if call is self._call:
+            self.name = None
         return status
+
+    def close(self) -> None:
+        """End the runner, and what was opened for the sake of it."""
+        self.kill()
+        self._nurseries.forsake()
 
     def _let_go(self) -> None:
         if self._lifeline is not None:

@@ -1,8 +1,8 @@
 """The process that owns the device. Runs one job after another, or several that share it, and keeps models warm.
 
-Started by the supervisor as ``python -m worker.runner --fd N`` in its own process group. It talks to
-the supervisor over a channel and to storage, never to SQL or the broker. When the supervisor dies, its whole group is
-killed (``worker/lifeline.py``); when the channel alone closes, by itself.
+Forked of a nursery (``worker/births.py``), which is this program until it has imported what runners need, and in its
+own process group. It talks to the supervisor over a channel and to storage, never to SQL or the broker. When the
+supervisor dies, its whole group is killed (``worker/lifeline.py``); when the channel alone closes, by itself.
 
 Says: ready, room, model, phase, step, moved, metrics, log, artifact, done, failed, stopped, parted. Hears: run, stop.
 """
@@ -34,9 +34,10 @@ from shared.errors import (
     UploadFailed,
 )
 from shared.jobs.keys import artifact_key
-from shared.jobs.state import QUEUES, JobType
+from shared.jobs.state import JobType
 from shared.settings import Settings
 from shared.storage import DigestMismatch, ObjectMissing, Storage
+from worker.births import Births
 from worker.cache import ObjectCache
 from worker.channel import Channel, Message
 from worker.failures import disk_failed, told
@@ -52,7 +53,7 @@ _REPORT_EVERY = 0.2
 _MOVED_EVERY = 1.0
 """Seconds between two ``moved`` messages while bytes go to storage or come from there."""
 AHEAD: Final = (JobType.GENERATE, JobType.TRAIN)
-"""Types whose executors are imported before there is a job, in the order that clients mind waiting."""
+"""Types whose executors are imported before there is a runner."""
 STORAGE_PATIENCE: Final = 120.0
 """Seconds that an attempt waits for storage to come back before the job waits without a device."""
 PARTING_PATIENCE: Final = 10.0
@@ -208,7 +209,6 @@ class Runner:
         self.device = choose_device(settings.worker)
         self.devices = devices_from(self.device, settings.worker.train_devices)
         self.feature_networks = settings.worker.feature_networks
-        self._queues = settings.worker.queues.split(",")
         self._runs: dict[tuple[str, int], RunnerRun] = {}
         self.num_begun = 0
         """Jobs begun so far."""
@@ -219,7 +219,6 @@ class Runner:
         """Run jobs until the supervisor is gone; does not return."""
         Thread(target=self._listen, name="listen", daemon=True).start()
         self.channel.send({"type": "ready", "device": self.device})
-        self._import_ahead()
         while True:
             with self._has_work:
                 self._has_work.wait_for(lambda: self._work)
@@ -230,15 +229,6 @@ class Runner:
                 self.settle(run, lambda run=run, kind=kind: executor(kind)(run))
             else:
                 self._serve_together(kind, serve)
-
-    def _import_ahead(self) -> None:
-        """Import what the first job will most likely need, while there is none."""
-        for kind in AHEAD:
-            if QUEUES[kind] in self._queues:
-                with suppress(ImportError):  # the job that needs it will say so
-                    if server(kind.value) is None:
-                        executor(kind.value)
-        gc.freeze()  # what was imported stays: looking for garbage among it would stop steps for a quarter of a second
 
     def _serve_together(self, kind: str, serve: Callable[[Desk], None]) -> None:
         try:
@@ -343,17 +333,29 @@ def devices_from(first: str, num: int) -> list[str]:
     return [first if kind == "cpu" else f"{kind}:{int(index or 0) + place}" for place in range(num)]
 
 
+def import_ahead() -> None:
+    """Import what jobs will most likely need, while there is none."""
+    gc.disable()  # all of it stays: looking for garbage among it takes a tenth of the time
+    for kind in AHEAD:
+        with suppress(ImportError):  # the job that needs it will say so
+            if server(kind.value) is None:
+                executor(kind.value)
+    gc.freeze()  # and would stop steps for a quarter of a second
+    gc.enable()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--fd", type=int, required=True, help="inherited socket to the supervisor")
-    parser.add_argument("--lifeline", type=int, required=True, help="inherited pipe that ends with the supervisor")
+    parser.add_argument("--calls", type=int, required=True, help="inherited socket at which runners are asked for")
+    parser.add_argument("--opener", type=int, required=True, help="inherited pipe: the nursery ends with it")
     options = parser.parse_args()
+    import_ahead()
+    Storage(Settings.read().s3)  # has what takes longest read once for all runners
+    # Returns in each runner; signals are its supervisor's to handle, and ignored since it was part of the nursery.
+    birth = Births(listener=options.calls, opener=options.opener).next()
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s runner %(levelname)s %(message)s")
-    # Ctrl-C and docker stop are the supervisor's to handle; it tells the runner what to do.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    with ending_with(options.lifeline):
-        Runner(Settings.read(), Channel.from_fd(options.fd)).serve()
+    with ending_with(birth.lifeline):
+        Runner(Settings.read(), Channel.from_fd(birth.channel)).serve()
 
 
 if __name__ == "__main__":

@@ -91,18 +91,20 @@ class Watch:
     def begin(self) -> None:
         """Have the runner do it."""
         claim = self._claim
-        logger.info("job %s attempt %d: %s", public("job", claim.job_id), claim.fence, claim.type.value)
-        self._alarm.light()
-        self._fuse.light()
         assignment = {"type": claim.type.value, "spec": claim.spec, "inputs": claim.inputs}
         self._supervisor.device.send({"type": "run", "assignment": self.attempt | assignment})
+        # The runner is at work while threads are started here.
+        self._alarm.light()
+        self._fuse.light()
+        logger.info("job %s attempt %d: %s", public("job", claim.job_id), claim.fence, claim.type.value)
         self.next_beat = time.monotonic() + self._settings.beat.total_seconds()
 
     def close(self) -> None:
         """Burn nothing any more."""
+        # Who waits for the job need not wait for our threads.
+        self._supervisor.ring(self._claim.job_id)
         self._alarm.put_out()
         self._fuse.put_out()
-        self._supervisor.ring(self._claim.job_id)
 
     def hear(self, message: Message) -> None:
         """Take what the runner says of this attempt."""

@@ -134,9 +134,8 @@ def _api(wiring: Wiring) -> Command:
 def _worker(wiring: Wiring, name: str, kind: str) -> Command:
     return Command(
         name=name,
-        argv=[*_celery(), "worker", "-Q", f"{kind},ingest", "-n", f"{name}@%h"],
-        # Celery then gives its job back within a bound instead of running it to its end.
-        env=wiring.env() | _threads(wiring) | {"REMAP_SIGTERM": "SIGQUIT"},
+        argv=[sys.executable, "-m", "worker", "-Q", f"{kind},ingest", "-n", f"{name}@%h"],
+        env=wiring.env() | _threads(wiring),
         answers=lambda: _answers_ping(wiring, f"{name}@{socket.gethostname()}"),
         grace=timedelta(seconds=45),
     )
@@ -148,17 +147,14 @@ def _threads(wiring: Wiring) -> dict[str, str]:
 
 def _flower(wiring: Wiring, port: int) -> Command:
     sign_in = basic_auth(FLOWER_USER, wiring.flower_password)
+    options = ["--address=127.0.0.1", f"--port={port}", "--read-only"]
     return Command(
         name="flower",
-        argv=[*_celery(), "flower", "--address=127.0.0.1", f"--port={port}", "--read-only"],
+        argv=[sys.executable, "-m", "celery", "-A", "worker.app", "flower", *options],
         env=wiring.env() | {"FLOWER_BASIC_AUTH": f"{FLOWER_USER}:{wiring.flower_password}"},
         answers=lambda: http_get(port, "/workers", sign_in)[0] == 200,
         grace=timedelta(seconds=10),
     )
-
-
-def _celery() -> list[str]:
-    return [sys.executable, "-m", "celery", "-A", "worker.app"]
 
 
 def _answers_ping(wiring: Wiring, node: str) -> bool:

@@ -39,7 +39,7 @@ def move_by_case(
     *conditions: ColumnElement[bool],
     outcome: AttemptOutcome | dict[JobState, AttemptOutcome] | None = None,
     error: JobError | None = None,
-    seconds: float | None = None,
+    seconds: float | ColumnElement[Any] | None = None,
     **values: Any,
 ) -> Select[Any]:
     """``move``, where the target is the first case that holds; a job for which none holds stays.
@@ -124,14 +124,17 @@ def _event(moved: CTE) -> CTE:
 
 
 def _end_attempt(
-    moved: CTE, outcomes: dict[JobState, AttemptOutcome], error: JobError | None, seconds: float | None
+    moved: CTE,
+    outcomes: dict[JobState, AttemptOutcome],
+    error: JobError | None,
+    seconds: float | ColumnElement[Any] | None,
 ) -> CTE:
     outcome = case(*((moved.c.state == to, literal(how.value, Text)) for to, how in outcomes.items()))
     why = {} if error is None else {"error_code": error.code, "error_message": str(error)}
     # The database's own clock may have been put back meanwhile, which gives nobody anything back.
     passed = func.greatest(func.extract("epoch", col(Attempt.ended_at) - col(Attempt.started_at)), 0)
-    # No worker's clock makes anybody pay for more than the database saw pass.
-    spent = passed if seconds is None else func.least(passed, literal(seconds))
+    # No worker's clock makes anybody pay for more than the database saw pass. (``least`` takes no notice of a NULL.)
+    spent = passed if seconds is None else func.least(passed, seconds)
     return (
         update(Attempt)
         .where(col(Attempt.job_id) == moved.c.id, col(Attempt.fence) == moved.c.fence, col(Attempt.ended_at).is_(None))

@@ -5,7 +5,7 @@ turns a finished job's result into rows, inside the transaction that makes it su
 """
 
 from collections.abc import Mapping
-from typing import Any, Final, get_args
+from typing import Any, Final
 from uuid import UUID
 
 from sqlalchemy import select, update
@@ -18,7 +18,6 @@ from shared.ids import parse, public
 from shared.jobs.rows import Artifact, Dataset, DatasetState, Model, ModelVersion
 from shared.jobs.state import JobType
 from shared.reproduction import Original, compare
-from shared.specs.tasks import PictureField
 
 _IN_ROWS: Final[Mapping[JobType, tuple[str, ...]]] = {
     JobType.TRAIN: ("weights", "info"),
@@ -81,11 +80,12 @@ def _task_inputs(session: Session, inputs: Mapping[str, Any]) -> dict[str, Any]:
         "dataset": _dataset_input(session, inputs),
     }
     resolved["images"] = [_artifact(session, one) for one in inputs.get("artifact_ids", [])]
-    for field in get_args(PictureField):
-        if f"{field}_dataset_id" in inputs:
-            resolved[f"{field}_dataset"] = _dataset_input(session, {"dataset_id": inputs[f"{field}_dataset_id"]})
-        if f"{field}_artifact_id" in inputs:
-            resolved[f"{field}_image"] = _artifact(session, inputs[f"{field}_artifact_id"])
+    # Further pictures, each named by the field of the spec: a mask, a style.
+    for name, reference in inputs.items():
+        if name.endswith("_dataset_id"):
+            resolved[name.removesuffix("_id")] = _dataset_input(session, {"dataset_id": reference})
+        elif name.endswith("_artifact_id"):
+            resolved[name.removesuffix("_artifact_id") + "_image"] = _artifact(session, reference)
     return resolved
 
 
@@ -127,10 +127,15 @@ def _checkpoints(session: Session, job_id: UUID, inputs: Mapping[str, Any]) -> l
 
 
 def _model_input(session: Session, version_id: str) -> dict[str, Any]:
-    version = session.get(ModelVersion, UUID(version_id))
-    model = None if version is None else session.get(Model, version.model_id)
-    if version is None or model is None:
+    asked = (
+        select(ModelVersion, Model)
+        .join(Model, col(ModelVersion.model_id) == Model.id)
+        .where(col(ModelVersion.id) == UUID(version_id))
+    )
+    row = session.execute(asked).one_or_none()
+    if row is None:
         raise NotFound("the version of the model is gone")
+    version, model = row
     return {
         "id": public("mdl", model.id),
         "name": model.name,
@@ -140,6 +145,11 @@ def _model_input(session: Session, version_id: str) -> dict[str, Any]:
         "info": version.info,
         "weights": version.weights,
     }
+
+
+def shows_as_it_is(kind: JobType, inputs: Mapping[str, Any]) -> bool:
+    """Whether the result of such a job stands for no rows and is compared with nothing: ``publish`` changes nothing."""
+    return "reproduces" not in inputs and kind not in _IN_ROWS
 
 
 def publish(

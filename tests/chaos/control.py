@@ -20,7 +20,7 @@ _GOALS: Final = Goals(
     kinds=frozenset({"stop_supervisor"}),
 )  # fmt: skip
 _LIMIT: Final = 300.0
-_APPS: Final = {"fenced": "worker.app", "unfenced": "tests.chaos.unfenced"}
+_APPS: Final = {"fenced": "worker", "unfenced": "tests.chaos.unfenced"}
 
 
 @dataclass(frozen=True, kw_only=True)

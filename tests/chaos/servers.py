@@ -51,8 +51,8 @@ class Setup:
     workers: int = 4
     lease: float = 15.0
     seed: int = 0
-    app: str = "worker.app"
-    """Celery app that the workers run; the control run names one without fences."""
+    app: str = "worker"
+    """Module that is run as a worker; the control run names one without fences."""
     disk_bytes: int = 512 * 1024 * 1024
     mount_disk: bool = False
     database_proxied: bool = True
@@ -67,6 +67,16 @@ class WorkerProcesses:
     parent: psutil.Process
     child: psutil.Process
     runner: psutil.Process
+
+
+def worker_processes(name: str, parent: psutil.Process) -> WorkerProcesses | None:
+    """Those of the worker whose first process is ``parent``, if all of them are up."""
+    tree = parent.children(recursive=True)
+    runners = [process for process in tree if process.name() == "runner"]
+    children = [process for process in tree if "billiard.spawn" in " ".join(process.cmdline())]
+    if not runners or not children:
+        return None
+    return WorkerProcesses(name=name, parent=parent, child=children[0], runner=runners[0])
 
 
 @dataclass
@@ -189,11 +199,7 @@ class Installation:
         pid = self.pid(name)
         with suppress(psutil.Error):
             if pid is not None:
-                parent = psutil.Process(pid)
-                for child in parent.children():
-                    for runner in child.children():
-                        if "worker.runner" in " ".join(runner.cmdline()):
-                            return WorkerProcesses(name=name, parent=parent, child=child, runner=runner)
+                return worker_processes(name, psutil.Process(pid))
         return None
 
     def forget_downloads(self) -> None:
@@ -221,7 +227,7 @@ class Installation:
     def _adjusted(self, command: Command) -> Command:
         """The same command, for every queue and with the app of this run."""
         argv = [_QUEUES if word == "generate,ingest" else word for word in command.argv]
-        return replace(command, argv=[self.setup.app if word == "worker.app" else word for word in argv])
+        return replace(command, argv=[self.setup.app if word == "worker" else word for word in argv])
 
     def _env(self, name: str) -> dict[str, str]:
         own = {key: value for key, value in _base_env(os.environ).items() if not key.startswith("NOISEMILL_")}

@@ -1,6 +1,6 @@
 """The control: Noisemill's own workers with the fence taken out of their SQL, and nothing else changed.
 
-``celery -A tests.chaos.unfenced worker``. A write of an attempt then asks whether somebody holds the job, as queues do
+``python -m tests.chaos.unfenced``. A write of an attempt then asks whether somebody holds the job, as queues do
 that only ask whether a job runs. Leases, the fuse that kills a runner for silence, and the order of reports stay.
 """
 
@@ -14,9 +14,7 @@ from sqlmodel import col
 from shared.jobs import attempts
 from shared.jobs.rows import Job
 from shared.jobs.state import HELD
-from worker.app import app
-
-__all__ = ["app"]
+from worker.__main__ import main
 
 _FENCE: Final = "AND fence = :fence"
 
@@ -33,8 +31,14 @@ def _unfenced(statement: str) -> str:
     return statement.replace(_FENCE, "")
 
 
-attempts._current = _running
-attempts._REPORT = text(_unfenced(attempts._REPORT.text)).bindparams(
-    bindparam("reports", type_=JSONB), bindparam("figures", type_=JSONB(none_as_null=True))
-)
-app.conf.imports = (*app.conf.imports, "tests.chaos.unfenced")  # the spawned child takes the fence out, too
+if __name__ == "__main__":
+    main("tests.chaos.unfenced")
+elif __name__ != "__mp_main__":  # under that name Celery's pool imports it once more
+    from worker.app import app
+
+    attempts._current = _running
+    attempts._REPORT = text(_unfenced(attempts._REPORT.text)).bindparams(
+        bindparam("reports", type_=JSONB), bindparam("figures", type_=JSONB(none_as_null=True))
+    )
+    app.conf.imports = (*app.conf.imports, "tests.chaos.unfenced")  # the spawned child takes the fence out, too
+    __all__ = ["app"]

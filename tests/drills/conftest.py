@@ -23,7 +23,7 @@ from sqlmodel import col
 from shared.jobs.rows import Job
 from shared.jobs.state import HELD
 from shared.settings import BrokerSettings, DatabaseSettings, JobSettings, S3Settings, Settings, WorkerSettings
-from tests.chaos.servers import Installation, Setup, WorkerProcesses
+from tests.chaos.servers import Installation, Setup, WorkerProcesses, worker_processes
 from tests.worker.conftest import Workplace
 
 LEASE_SECONDS = 15.0
@@ -51,10 +51,8 @@ class Site(Workplace):
         """The processes of a worker, if all of them are up."""
         pid = self.installation.pid(name)
         with suppress(psutil.Error):
-            for child in psutil.Process(pid).children() if pid else ():
-                for runner in child.children():
-                    if "--fd" in runner.cmdline():
-                        return WorkerProcesses(name=name, parent=psutil.Process(pid), child=child, runner=runner)
+            if pid is not None:
+                return worker_processes(name, psutil.Process(pid))
         return None
 
     def busy(self) -> bool:

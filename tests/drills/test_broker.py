@@ -69,7 +69,7 @@ def test_a_blackholed_broker_connection_is_replaced_within_45_seconds(
 
 
 def test_submissions_go_on_while_redis_is_down_for_a_minute(start_site: StartSite, tmp_path, report: Report) -> None:
-    site = start_site(workers=2, app="worker.app", database_proxied=False)
+    site = start_site(workers=2, app="worker", database_proxied=False)
     wiring = site.installation.wiring
     with Client(wiring.api_url, wiring.api_key) as client, ProcessPoolExecutor(1, get_context("spawn")) as elsewhere:
         np.savez(tmp_path / "d.npz", images=np.random.default_rng(0).integers(0, 255, (64, 12, 12), np.uint8))

@@ -1,4 +1,4 @@
-"""What tests let another process do: ``python -m tests.engine.elsewhere resume|draw FOLDER``, or ``confined``."""
+"""What tests let another process do: ``python -m tests.engine.elsewhere resume|draw FOLDER|confined|lightly``."""
 
 import resource
 import sys
@@ -9,6 +9,7 @@ import torch
 from shared.specs.tasks import Generate
 from tests.engine.conftest import CPU, DATA, batch_at, small_spec
 from worker.engine.checkpoint import Checkpoint, load_weights
+from worker.engine.estimate import require_sample
 from worker.engine.numerics import exact
 from worker.engine.sampling import Tile, sample
 from worker.engine.training import Trainer, build
@@ -55,11 +56,22 @@ def confined() -> None:
         print(trainer.micro_batch)
 
 
+def lightly() -> None:
+    """Draw a sample as a job of a small model does; print which of torch's compilers were imported for that."""
+    family, spec = FAMILIES["vae"], small_spec()
+    net, sampler = build(family, spec, DATA).eval(), family.tasks["generate"](spec, DATA)
+    draws = [Draw(request=Generate(task="generate", model="bars", seed=9), index=0)]
+    require_sample(net, sampler, draws[0], DATA.shape, CPU)
+    list(sample(Tile(net, sampler, draws[0], CPU), draws))
+    print(sorted({"torch._dynamo", "torch._inductor"} & sys.modules.keys()))
+
+
 def address_space() -> int:
     """Bytes that this process has mapped."""
     return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 
 
 if __name__ == "__main__":
+    acts = {"resume": resume, "draw": draw, "confined": confined, "lightly": lightly}
     with exact(1):
-        {"resume": resume, "draw": draw, "confined": confined}[sys.argv[1]](*map(Path, sys.argv[2:]))
+        acts[sys.argv[1]](*map(Path, sys.argv[2:]))

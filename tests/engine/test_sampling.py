@@ -99,6 +99,14 @@ def test_another_process_draws_the_same_bytes(tmp_path: Path) -> None:
             assert (tmp_path / f"{draw.index}.bytes").read_bytes() == image.numpy().tobytes()
 
 
+def test_to_draw_a_sample_no_compiler_of_torch_is_imported() -> None:
+    """It takes as long as importing all the rest of torch, and the first job of a runner would wait for it."""
+    command = [sys.executable, "-m", "tests.engine.elsewhere", "lightly"]
+    done = subprocess.run(command, check=True, timeout=60, capture_output=True, text=True)
+
+    assert done.stdout.strip() == "[]"
+
+
 def walks(*lengths: int) -> list[Draw[Walk]]:
     return [Draw(request=Walk(seed=index, steps=steps), index=0) for index, steps in enumerate(lengths)]
 

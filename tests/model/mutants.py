@@ -48,6 +48,8 @@ class Mutant:
     @contextmanager
     def planted(self) -> Iterator[None]:
         with pytest.MonkeyPatch.context() as patch:
+            # Bugs are planted into what builds statements: none must be left over from before.
+            patch.setattr(attempts, "_success", attempts._success.__wrapped__)
             self.plant(patch)
             yield
 

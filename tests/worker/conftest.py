@@ -24,6 +24,7 @@ from shared.jobs.state import QUEUES, JobState, JobType
 from shared.settings import BrokerSettings, DatabaseSettings, JobSettings, S3Settings, Settings, WorkerSettings
 from tests.worker.house import House
 from tests.worker.scripted import SCRIPTED
+from worker import nursery
 from worker.device import Device
 from worker.supervisor import Supervisor
 from worker.ticker import Ticker
@@ -70,8 +71,8 @@ class Workplace:
         about = self.settings.worker.model_copy(update={"name": name, "queues": "generate,train"} | worker)
         settings = self.settings.model_copy(update={"worker": about})
         lock_file = self.folder / f"{name}.lock"
-        supervisor = Supervisor(settings, engine or self.engine, Device(SCRIPTED), lock_file=lock_file)
-        self._stack.callback(supervisor.device.kill)
+        supervisor = Supervisor(settings, engine or self.engine, Device(), lock_file=lock_file)
+        self._stack.callback(supervisor.device.close)
         return supervisor
 
     def background(self, work: Callable[[], Any]) -> Thread:
@@ -142,6 +143,7 @@ def workplace(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     for name, value in environment(settings).items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
+    monkeypatch.setattr(nursery, "COMMAND", SCRIPTED)
     with ExitStack() as stack:
         yield Workplace(settings, tmp_path, stack)
 

@@ -1,4 +1,4 @@
-"""How the scripted runner is started."""
+"""How the nursery of scripted runners is started."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""``worker.app``, with a runner that plays scripts, and a start that dwells where ``DWELL_IN`` says.
+"""``worker``, with a runner that plays scripts, and a start that dwells where ``DWELL_IN`` says.
 
 ``DWELL_IN``: names of what the pool's child calls while it starts, each of which then takes ``DWELL`` seconds more.
 ``DWELL_BEFORE_TASKS``: seconds for which the child has started and does not look at what its parent has for it.
@@ -8,18 +8,11 @@ import os
 import time
 from typing import Any
 
-import worker.device
+import worker.nursery
 from tests.worker.scripted import SCRIPTED
+from worker.__main__ import main
 
-worker.device.Device.__init__.__defaults__ = (SCRIPTED,)
-
-from celery import signals  # noqa: E402
-
-from worker import lifecycle  # noqa: E402
-from worker.app import app  # noqa: E402
-
-# The spawned child does not import the module named on the command line, only these.
-app.conf.imports = ("tests.worker.scripted_app", "worker.tasks")
+worker.nursery.COMMAND = SCRIPTED
 
 
 def _dwelling(act: Any) -> Any:
@@ -30,14 +23,22 @@ def _dwelling(act: Any) -> Any:
     return dwelling
 
 
-for _name in os.environ.get("DWELL_IN", "").split():
-    setattr(lifecycle, _name, _dwelling(getattr(lifecycle, _name)))
-
-
 def _dwell_before_tasks(**_: Any) -> None:
     time.sleep(float(os.environ.get("DWELL_BEFORE_TASKS", "0")))
 
 
-signals.worker_process_init.connect(_dwell_before_tasks)
+if __name__ == "__main__":
+    main("tests.worker.scripted_app")
+elif __name__ != "__mp_main__":  # under that name Celery's pool imports it once more
+    from celery import signals
 
-__all__ = ["app"]
+    from worker import lifecycle
+    from worker.app import app
+
+    # The spawned child does not import the module named on the command line, only these.
+    app.conf.imports = ("tests.worker.scripted_app", "worker.tasks")
+    for _name in os.environ.get("DWELL_IN", "").split():
+        setattr(lifecycle, _name, _dwelling(getattr(lifecycle, _name)))
+    signals.worker_process_init.connect(_dwell_before_tasks)
+
+    __all__ = ["app"]

@@ -13,7 +13,9 @@ from uuid import UUID
 import psutil
 import pytest
 from kombu import Connection
+from sqlalchemy import delete
 
+from shared.jobs.rows import Bell
 from shared.jobs.state import AttemptOutcome, JobState
 from shared.queue import make_celery
 from shared.relay import Bells, Relay
@@ -34,16 +36,13 @@ def start_worker(workplace: Workplace, tmp_path: Path) -> Iterator[StartWorker]:
                 [
                     sys.executable,
                     "-m",
-                    "celery",
-                    "-A",
                     "tests.worker.scripted_app",
-                    "worker",
                     "-Q",
                     queues,
                     "-n",
                     f"{name}@%h",
                 ],
-                env=os.environ | environment(workplace.settings) | variables | {"REMAP_SIGTERM": "SIGQUIT"},
+                env=os.environ | environment(workplace.settings) | variables,
                 cwd=REPOSITORY,
                 stdout=log,
                 stderr=log,
@@ -72,6 +71,12 @@ def family(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
         return []
 
 
+def supervisor(worker: subprocess.Popen[bytes]) -> psutil.Process:
+    """The pool's child of a worker."""
+    [found] = [member for member in family(worker) if "billiard.spawn" in " ".join(member.cmdline())]
+    return found
+
+
 def test_a_rung_bell_runs_the_job(workplace: Workplace, start_worker: StartWorker, wait_until) -> None:
     job_id = workplace.job(["steps", 3, 0.01])
 
@@ -90,6 +95,18 @@ def test_a_job_runs_although_every_bell_was_lost(
         connection.default_channel.client.flushall()  # pyright: ignore
 
     start_worker()
+
+    wait_until(lambda: workplace.state(job_id) == JobState.SUCCEEDED, timeout=30)
+
+
+def test_a_worker_that_starts_takes_what_waits_without_a_bell(
+    workplace: Workplace, start_worker: StartWorker, wait_until
+) -> None:
+    job_id = workplace.job(["steps", 3, 0.01])
+    with workplace.engine.begin() as connection:
+        connection.execute(delete(Bell))
+
+    start_worker(NOISEMILL_WORKER_POLL="3600", NOISEMILL_JOBS_REDISPATCH_AFTER="3600")
 
     wait_until(lambda: workplace.state(job_id) == JobState.SUCCEEDED, timeout=30)
 
@@ -131,13 +148,13 @@ def test_a_runner_and_its_group_end_with_their_supervisor_whatever_they_do(
     workplace: Workplace, start_worker: StartWorker, wait_until, does: str
 ) -> None:
     job_id = workplace.job(["fork"], [does, 600], max_attempts=1)
-    start_worker()
+    worker = start_worker()
     said = wait_until(lambda: [e.data["message"] for e in workplace.events(job_id) if e.type == "job.log"], timeout=60)
     runner, forked = (psutil.Process(int(pid)) for pid in said[0].split()[1:])
     group = [runner, *runner.children(recursive=True)]
     assert forked in group
 
-    runner.parent().kill()
+    supervisor(worker).kill()
 
     _, left = psutil.wait_procs(group, timeout=3)
     assert not left
@@ -194,7 +211,7 @@ def test_what_a_killed_runner_wrote_in_passing_is_gone_when_the_next_one_starts(
     assert spilt.is_relative_to(workplace.settings.worker.cache_dir / "scratch")
     assert spilt.exists()
 
-    [runner] = [member for member in family(worker) if "scripted_runner" in " ".join(member.cmdline())]
+    [runner] = [member for member in family(worker) if member.name() == "runner"]
     runner.kill()
 
     wait_until(lambda: not spilt.parent.exists(), timeout=30)

@@ -30,6 +30,7 @@ from shared.jobs.state import AttemptOutcome, JobState, JobType
 from shared.settings import BrokerSettings, JobSettings, Settings
 from shared.storage import Storage
 from tests.worker.conftest import Workplace
+from worker import nursery
 from worker.cache import ObjectCache
 from worker.device import GONE, Device
 from worker.fuse import Fuse
@@ -219,14 +220,17 @@ def test_a_cached_file_may_vanish_while_room_is_made(
     assert path.read_bytes() == b"good"
 
 
-def test_a_runner_that_talks_nonsense_is_gone() -> None:
-    nonsense = "import os, sys, time; os.write(int(sys.argv[2]), b'nonsense\\n'); time.sleep(60)"
-    device = Device((sys.executable, "-c", nonsense))
+def test_a_runner_that_talks_nonsense_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    birth = "birth = Births(listener=int(sys.argv[2]), opener=int(sys.argv[4])).next()"
+    nonsense = "os.write(birth.channel, b'nonsense\\n'); time.sleep(60)"
+    program = f"import os, sys, time; from worker.births import Births; {birth}; {nonsense}"
+    monkeypatch.setattr(nursery, "COMMAND", (sys.executable, "-c", program))
+    device = Device()
     device.start()
     try:
-        assert device.receive(5) is GONE
+        assert device.receive(20) is GONE
     finally:
-        device.kill()
+        device.close()
 
 
 def test_a_fuse_that_is_left_burns_nothing_any_more() -> None:
@@ -263,16 +267,6 @@ def test_a_claim_that_was_answered_too_late_is_not_worked_on(workplace: Workplac
     job = workplace.get(job_id)
     assert not workplace.artifacts(job_id)
     assert (job.state, job.interruptions, job.losses) == (JobState.QUEUED, 1, 0)
-
-
-def test_a_dead_runner_is_killed_only_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    device = Device((sys.executable, "-c", "import time; time.sleep(60)"))
-    device.start()
-    status = device.kill()
-    killed: list[int] = []
-    monkeypatch.setattr(os, "killpg", lambda group, _: killed.append(group))
-
-    assert (device.kill(), killed) == (status, [])
 
 
 def test_a_cancel_is_not_lost_between_a_claim_and_its_return(workplace: Workplace) -> None:

@@ -24,8 +24,8 @@ def cancel(workplace: Workplace, job_id) -> None:
 
 def runners() -> list[psutil.Process]:
     """Living runners of this test."""
-    children = [child for child in psutil.Process().children() if child.status() != psutil.STATUS_ZOMBIE]
-    return [child for child in children if "scripted_runner" in " ".join(child.cmdline())]
+    below = psutil.Process().children(recursive=True)
+    return [one for one in below if one.name() == "runner" and one.status() != psutil.STATUS_ZOMBIE]
 
 
 def expire_lease(workplace: Workplace, job_id) -> None:

@@ -16,11 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from shared.errors import OutOfMemory
 from shared.specs.training import TrainSpec
+from worker.engine.dispatch import Onlooker
 from worker.engine.memory import release, room
 from worker.engine.models import MODELS, size_bytes
 from worker.engine.sampling import started
@@ -49,7 +49,7 @@ class _Fused(TorchFunctionMode):
         return args[0] if func is F.silu else func(*args, **(kwargs or {}))
 
 
-class _Weightless(TorchDispatchMode):
+class _Weightless(Onlooker):
     """Computes with tensors of ``meta`` as far as these reach, and counts the bytes that are alive.
 
     ``builds``: what is made without content, as weights are before they are drawn, is one of these.

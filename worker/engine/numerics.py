@@ -156,19 +156,22 @@ def multiplies_bf16(device: torch.device) -> bool:
 @contextmanager
 def exact(num_threads: int | None = None) -> Iterator[None]:
     """Choose kernels that give the same bits each time, and a number of threads (it orders the sums)."""
-    before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    before = torch.get_num_threads(), torch.get_deterministic_debug_mode()
     benchmark, fill = torch.backends.cudnn.benchmark, MEMORY.fill_uninitialized_memory
     # cuBLAS reads this when it makes its first handle; without it torch refuses to be deterministic.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    # And Inductor this, when it is imported. ``use_deterministic_algorithms`` would import it here and now, which takes
+    # as long as all of torch; what follows says the same but for that.
+    os.environ.setdefault("TORCHINDUCTOR_DETERMINISTIC", "1")
     torch.set_num_threads(num_threads or before[0])
-    torch.use_deterministic_algorithms(True)
+    torch.set_deterministic_debug_mode("error")
     torch.backends.cudnn.benchmark = False
     MEMORY.fill_uninitialized_memory = False
     try:
         yield
     finally:
         torch.set_num_threads(before[0])
-        torch.use_deterministic_algorithms(before[1])
+        torch.set_deterministic_debug_mode(before[1])
         torch.backends.cudnn.benchmark = benchmark
         MEMORY.fill_uninitialized_memory = fill
 

@@ -12,8 +12,8 @@ from typing import Any, Final
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from worker.engine.dispatch import Onlooker
 from worker.engine.memory import is_out_of_memory, release
 
 WIDEST: Final[Mapping[str, int]] = {"cpu": 8, "cuda": 64}
@@ -30,7 +30,7 @@ CORRECTLY_ROUNDED: Final = frozenset(
 """Pointwise operations for which IEEE 754 leaves no choice."""
 
 
-class _TailWatch(TorchDispatchMode):
+class _TailWatch(Onlooker):
     """Notices pointwise operations whose tensors do not divide into whole vectors."""
 
     def __init__(self, num_slots: int) -> None:
