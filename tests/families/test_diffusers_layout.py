@@ -3,7 +3,7 @@
 import inspect
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 import torch
@@ -18,6 +18,8 @@ from shared.specs.unet import UNETS, UNetLayout
 from worker.families.nets.diffusers_layout import config_of, fill_from_folder, write_folder
 from worker.families.nets.unet import UNet
 from worker.kernels.noise import Domain, Noise
+
+NetT = TypeVar("NetT", bound=nn.Module)
 
 CPU = torch.device("cpu")
 SMALL = UNetLayout(block_out_channels=(16, 32, 32, 32), layers_per_block=2, attention_level=1, norm_num_groups=8)
@@ -36,7 +38,7 @@ DDPM_CIFAR10: dict[str, Any] = {
 """The configuration of google/ddpm-cifar10-32."""
 
 
-def filled(net: nn.Module) -> nn.Module:
+def filled(net: NetT) -> NetT:
     """The network with weights none of which is zero."""
     for number, parameter in enumerate(net.eval().requires_grad_(requires_grad=False).parameters()):
         drawn = Noise.of_step(Domain.TRAINING, 1, number, range(1), CPU).normal(*parameter.shape)[0]

@@ -44,7 +44,7 @@ def succeed(desk: Desk) -> dict[str, Any]:
     claim = desk.claim(queues=["generate"])
     result = {"metrics": {}, "weights": WEIGHTS, "info": claim.inputs["model"]["info"], "num_parameters": 3}
     desk.work(lambda session: attempts.succeed(session, claim, result=result, artifacts=[], timings={}, steps=1))
-    return claim.inputs
+    return dict(claim.inputs)
 
 
 def test_a_worker_is_handed_the_files_and_what_they_are_of(desk: Desk) -> None:

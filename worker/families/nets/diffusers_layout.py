@@ -51,7 +51,7 @@ def write_folder(folder: Path, net: UNet, shape: tuple[int, ...], told: Mapping[
     """Write what ``UNet2DModel.from_pretrained`` reads, and ``told`` into its configuration; the last class of
     ``num_class_embeds`` stands for none."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / CONFIG, config_of(net, shape) | told)
+    write_json(folder / CONFIG, {**config_of(net, shape), **told})
     # What it was told of augmented images says nothing about others, and ``UNet2DModel`` has no word for it.
     state = {name: tensor for name, tensor in net.state_dict().items() if not name.startswith("augmentation_embedding")}
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
