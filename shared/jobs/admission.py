@@ -11,16 +11,15 @@ from datetime import datetime, timedelta
 from typing import Any, Final
 from uuid import UUID
 
-from sqlalchemy import bindparam, func, select, text
+from sqlalchemy import bindparam, select, text
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.ext.asyncio import AsyncSession
-from sqlmodel import col
 
 from shared.errors import QueueFull
 from shared.ids import uuid7
 from shared.jobs import fairness
 from shared.jobs.rows import Job, JsonObject
-from shared.jobs.state import JobState, JobType
+from shared.jobs.state import JobType
 from shared.settings import JobSettings
 
 MARGIN: Final = 400
@@ -70,12 +69,9 @@ WITH adding AS MATERIALIZED (
 )
 SELECT {", ".join(column.name for column in _COLUMNS)} FROM recorded WHERE EXISTS (SELECT FROM adding)
 """).bindparams(bindparam("jobs", type_=JSONB))  # noqa: S608  (constants of ours)
-_COUNT: Final = select(func.count()).select_from(
-    select(col(Job.id))
-    .where(col(Job.tenant_id) == bindparam("tenant_id"), col(Job.state) == JobState.QUEUED)
-    .limit(bindparam("most"))
-    .subquery()
-)
+_COUNT: Final = text("""
+SELECT count(*) FROM (SELECT FROM jobs WHERE tenant_id = :tenant_id AND state = 'queued' LIMIT :most) AS waiting
+""")
 _RECORDED: Final = select(Job).from_statement(_RECORD.columns(*_COLUMNS))
 
 

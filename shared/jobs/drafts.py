@@ -51,6 +51,22 @@ PICTURES = "image/png"
 """The media type of artifacts that a task can read."""
 
 
+@dataclass(frozen=True)
+class _Pinned:
+    """One version of a model."""
+
+    ref: str
+    """Its name and number."""
+    id: UUID
+    family: str
+    trained: Trained
+
+
+_KNOWN: Final[dict[tuple[UUID, str], _Pinned]] = {}
+"""Versions that were asked for by their number, which are never changed or deleted."""
+_MOST_KNOWN: Final = 1000
+
+
 @dataclass(frozen=True, kw_only=True)
 class Draft:
     """A job to be."""
@@ -130,12 +146,17 @@ async def _origin(session: AsyncSession, spec: TrainSpec, field: str, *, beside:
     return model, version
 
 
-def _spec_of(session: AsyncSession, version: ModelVersion) -> TrainSpec:
-    """What the model was trained by; read once as long as the session lives."""
-    known: dict[UUID, TrainSpec] = session.info.setdefault("specs", {})
-    if version.id not in known:
-        known[version.id] = FAMILIES[version.family].model_validate(version.spec)
-    return known[version.id]
+async def _pinned(session: AsyncSession, tenant_id: UUID, ref: str) -> _Pinned:
+    """The version that ``ref`` stands for. By its number it stands for the same for ever: SQL is asked for it once."""
+    if (tenant_id, ref) in _KNOWN:
+        return _KNOWN[tenant_id, ref]
+    model, version = await find_version(session, tenant_id, ref, pointer="/spec/model")
+    found = _Pinned(f"{model.name}@{version.version}", version.id, version.family, _trained(version))
+    if ref == found.ref:
+        if len(_KNOWN) >= _MOST_KNOWN:
+            _KNOWN.clear()
+        _KNOWN[tenant_id, ref] = found
+    return found
 
 
 def _trained(version: ModelVersion) -> Trained:
@@ -143,23 +164,21 @@ def _trained(version: ModelVersion) -> Trained:
 
 
 async def _generate(session: AsyncSession, tenant_id: UUID, spec: Request) -> Draft:
-    model, version = await find_version(session, tenant_id, spec.model, pointer="/spec/model")
-    family = FAMILIES[version.family]
-    if spec.task not in family.tasks:
-        known = ", ".join(sorted(family.tasks))
+    version = await _pinned(session, tenant_id, spec.model)
+    trained = version.trained
+    if spec.task not in trained.spec.tasks:
+        known = ", ".join(sorted(trained.spec.tasks))
         raise InvalidSpec(f"a {version.family} model cannot {spec.task}; it can {known}", pointer="/spec/task")
     inputs = {"version_id": str(version.id)}
-    trained = _spec_of(session, version)
     with _pointing_at_its_field():
-        trained.check_task(spec, version.info)
+        trained.spec.check_task(spec, trained.info)
         if isinstance(spec, WithInputs):
-            inputs |= await _inputs(session, tenant_id, spec, version)
-    ref = f"{model.name}@{version.version}"
+            inputs |= await _inputs(session, tenant_id, spec, tuple(trained.info["shape"]))
     # The spec names the version that was the newest at submission, so that it means the same for ever.
     return Draft(
         type=JobType.GENERATE,
-        spec=spec.model_dump(mode="json") | {"model": ref},
-        summary=f"{spec.task} {ref}",
+        spec=spec.model_dump(mode="json") | {"model": version.ref},
+        summary=f"{spec.task} {version.ref}",
         inputs=inputs,
     )
 
@@ -273,10 +292,9 @@ def _require_shape(dataset: Dataset, allowed: Sequence[tuple[int, ...]], *, poin
         raise InvalidSpec(f"the dataset's samples are {list(shape)}, and {needed} is needed", pointer=pointer)
 
 
-async def _inputs(session: AsyncSession, tenant_id: UUID, spec: WithInputs, version: ModelVersion) -> dict[str, Any]:
-    """The ids of what the task reads."""
+async def _inputs(session: AsyncSession, tenant_id: UUID, spec: WithInputs, shape: tuple[int, ...]) -> dict[str, Any]:
+    """The ids of what the task reads, for a model of samples of this shape."""
     inputs: dict[str, Any] = {}
-    shape = tuple(version.info["shape"])
     if spec.dataset is not None:
         dataset = await _dataset(session, tenant_id, spec.dataset, "image")
         _require_shape(dataset, spec.input_shapes(shape), pointer="/spec/dataset")

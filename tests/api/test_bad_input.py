@@ -5,8 +5,10 @@ from typing import Any
 
 import httpx
 import pytest
+from sqlalchemy import text
 
 from shared.jobs.rows import DatasetState
+from tests.api.conftest import MakeOwner
 from tests.api.support import Owner, claim, succeed, train_request
 
 CountRows = Callable[[], dict[str, int]]
@@ -272,3 +274,16 @@ def test_a_request_id_is_taken_over_when_it_is_harmless(stranger: httpx.Client) 
 
     assert given.json()["request_id"] == given.headers["X-Request-Id"] == "abc-1"
     assert evil.json()["request_id"].startswith("req_")
+
+
+def test_a_version_that_its_tenant_has_used_is_not_there_for_another(make_owner: MakeOwner) -> None:
+    victim, thief = make_owner(), make_owner()
+    ref = victim.add_model(job_id=victim.train()["id"])
+    with victim.engine.begin() as connection:
+        connection.execute(text("UPDATE model_versions SET spec = jobs.spec FROM jobs WHERE jobs.id = job_id"))
+    body = {"type": "generate", "spec": {"model": ref, "task": "generate"}}
+
+    answers = [each.client.post("/v1/jobs", json=body) for each in (victim, victim, thief)]
+
+    assert [answer.status_code for answer in answers] == [202, 202, 422]
+    assert answers[0].json()["summary"] == f"generate {ref}"
