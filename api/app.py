@@ -7,12 +7,11 @@ Light by promise: importing this loads neither torch nor the worker, nor what is
 import asyncio
 import gc
 import signal
-import sys
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from types import FrameType
-from typing import Any, Final
+from typing import Any
 
 from fastapi import FastAPI
 
@@ -35,9 +34,6 @@ ROUTERS = (
     *(jobs.router, actions.router, events.router, artifacts.router, datasets.router, models.router, aliases.router),
     *(workers.router, meta.router, health.router, pages.router),
 )
-
-
-_TURN_SECONDS: Final = 0.001
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
@@ -112,14 +108,11 @@ def _build(settings: Settings) -> Parts:
 
 
 def _settle() -> None:
-    """Settings of the interpreter for many requests. In a process of our own alone, not where tests start apps."""
+    """Take what is there by now, and stays, out of the search for garbage: among it the search stops every request for
+    a quarter of a second, once in some 800 submissions. In a process of our own alone, not where tests start apps."""
     if threading.current_thread() is threading.main_thread():
-        # What is there by now, and stays, is left out of the search for garbage: among it the search stops every
-        # request for a quarter of a second, once in some 800 submissions.
         gc.collect()
         gc.freeze()
-        # A thread that SQL has answered goes on soon, however many requests the loop is busy with.
-        sys.setswitchinterval(_TURN_SECONDS)
 
 
 @contextmanager
