@@ -73,6 +73,14 @@ def test_the_supervisor_s_process_does_not_load_torch():
     assert not loaded & MODEL_LIBRARIES
 
 
+def test_celery_s_parent_loads_neither_sql_nor_storage():
+    """Its child, which does, cannot start before it is up."""
+    loaded = loaded_by("import worker.__main__, worker.app, worker.tasks")
+
+    assert "celery" in loaded
+    assert not loaded & {"alembic", "boto3", "botocore", "psycopg", "sqlalchemy", "sqlmodel"}
+
+
 def test_model_code_loads_no_server_library():
     packages = ["worker/engine", "worker/families", "worker/kernels", "worker/metrics"]
     names = [path.with_suffix("").as_posix().replace("/", ".") for path in map(relative, sources(*packages))]
