@@ -129,7 +129,7 @@ def compared(
     tuned = min((name for name in medians if name not in (OURS, DEFAULT)), key=medians.__getitem__)
     ratios = {"default": medians[DEFAULT] / medians[OURS], "tuned": medians[tuned] / medians[OURS]}
     return {
-        "seconds": {name: _summary(times) for name, times in sorted(seconds.items(), key=lambda one: medians[one[0]])},
+        "seconds": {name: summary(times) for name, times in sorted(seconds.items(), key=lambda one: medians[one[0]])},
         "failed": failed,
         "best_tuned": tuned,
         "ratios": {name: round(ratio, 2) for name, ratio in ratios.items()},
@@ -138,7 +138,7 @@ def compared(
     }
 
 
-def _summary(times: list[float]) -> dict[str, float]:
+def summary(times: list[float]) -> dict[str, float]:
     return {"median": round(statistics.median(times), 4), "least": round(min(times), 4), "most": round(max(times), 4)}
 
 

@@ -161,6 +161,8 @@ class WorkerSettings(Section):
     """Downloaded inputs, by digest."""
     cache_bytes: int = 20 * 1024 * _MEGABYTE
     """Size the cache is kept under."""
+    code_bytes: int = 1024 * _MEGABYTE
+    """Size the code is kept under that this machine has compiled for networks, in a folder of the cache."""
     model_bytes: int | None = Field(default=None, ge=0)
     """Weights of models that stay on the device between jobs, those used last; a model in use always may. A quarter of
     the memory that is free when the first one is loaded, when left out."""

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final, Literal, Protocol
 
 from shared.errors import InputUnreadable
+from worker.code_cache import CodeCache
 
 StopReason = Literal["cancel", "interrupt", "pause", "preempt"]
 
@@ -101,6 +102,11 @@ class Run(Protocol):
     @property
     def feature_networks(self) -> Path | None:
         """The operator's folder of feature networks."""
+        ...
+
+    @property
+    def code_cache(self) -> CodeCache:
+        """Where this machine keeps code that it compiled for networks."""
         ...
 
     def found_model(self, *, was_loaded: bool) -> None:

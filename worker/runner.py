@@ -40,6 +40,7 @@ from shared.storage import DigestMismatch, ObjectMissing, Storage
 from worker.births import Births
 from worker.cache import ObjectCache
 from worker.channel import Channel, Message
+from worker.code_cache import CodeCache
 from worker.failures import disk_failed, told
 from worker.jobs import executor, server
 from worker.lifeline import ending_with
@@ -93,6 +94,10 @@ class RunnerRun:
     @property
     def feature_networks(self) -> Path | None:
         return self._runner.feature_networks
+
+    @property
+    def code_cache(self) -> CodeCache:
+        return self._runner.code_cache
 
     def found_model(self, *, was_loaded: bool) -> None:
         self._runner.channel.send({"type": "model", "was_loaded": was_loaded})
@@ -206,6 +211,7 @@ class Runner:
         self.channel = channel
         self.storage = Storage(settings.s3)
         self.cache = ObjectCache(settings.worker.cache_dir, self.storage, limit_bytes=settings.worker.cache_bytes)
+        self.code_cache = CodeCache(settings.worker.cache_dir / "code", limit_bytes=settings.worker.code_bytes)
         self.device = choose_device(settings.worker)
         self.devices = devices_from(self.device, settings.worker.train_devices)
         self.feature_networks = settings.worker.feature_networks

@@ -46,6 +46,10 @@ class ConsistencySpec(TrainSpec):
         return True
 
     @property
+    def repeats_blocks(self) -> bool:
+        return True
+
+    @property
     def computes_in_type_of_weights(self) -> bool:
         """The UNet does; which network it is, ``init_from`` says."""
         return True

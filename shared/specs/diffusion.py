@@ -115,6 +115,10 @@ class DiffusionSpec(TrainSpec):
         return True
 
     @property
+    def repeats_blocks(self) -> bool:
+        return True
+
+    @property
     def computes_in_type_of_weights(self) -> bool:
         """The UNet does."""
         return self.network == "unet"

@@ -66,6 +66,15 @@ class _Task(Spec):
     determinism: Literal["exact", "relaxed"] = "exact"
     """``exact``: the bytes do not depend on what else is drawn at the same time. ``relaxed``: they may, in their last
     bits, and no time is spent on slots that nobody uses."""
+    compiled: bool = Field(default=False, exclude_if=lambda compiled: not compiled)
+    """Compute the network's repeated blocks by code that is compiled meanwhile, once it is ready (``relaxed`` only: it
+    has other last bits, from a step on that is chance)."""
+
+    @model_validator(mode="after")
+    def _compiled_is_relaxed(self) -> Self:
+        if self.compiled and self.determinism == "exact":
+            raise wrong("compiled", "compiled code has other last bits: it needs determinism relaxed")
+        return self
 
     def options(self) -> dict[str, Any]:
         """Those of its fields that not every family understands."""

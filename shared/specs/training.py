@@ -91,6 +91,10 @@ class TrainSpec(Spec):
     channels_last: bool | None = None
     """Lay images out as NHWC; when left out, on GPUs, and for diffusion, conv VAEs and DCGANs on CPUs where a C++
     compiler is at hand (torch's own group norm is slow in NHWC there)."""
+    compiled_from: Annotated[int, Field(ge=1, le=10_000_000)] | Literal["auto"] | None = None
+    """The step from which the network's repeated blocks are computed by code that is compiled meanwhile: faster where
+    the device is, and other last bits. ``auto`` is whenever it is ready, which no other training will do at the same
+    step. At a number the training waits for it, and can be reproduced. Where nothing can be compiled, never."""
     seed: Seed = 0
     """Key of initial weights, batch order and noise."""
     checkpoint_every: int = Field(default=500, ge=1, le=1_000_000)
@@ -147,6 +151,14 @@ class TrainSpec(Spec):
         return self
 
     @model_validator(mode="after")
+    def _blocks_can_be_compiled(self) -> "TrainSpec":
+        if self.compiled_from is not None and not self.repeats_blocks:
+            raise wrong("compiled_from", "the network of this model has no repeated blocks that could be compiled")
+        if isinstance(self.compiled_from, int) and self.compiled_from >= self.steps:
+            raise wrong("compiled_from", "compiled_from must be below steps")
+        return self
+
+    @model_validator(mode="after")
     def _best_is_known(self) -> "TrainSpec":
         known = self.compared_by()
         if self.best_by is not None and self.best_by not in known:
@@ -169,6 +181,11 @@ class TrainSpec(Spec):
     @property
     def has_blocks(self) -> bool:
         """Whether its network is made of blocks that can be computed again (``recompute``)."""
+        return False
+
+    @property
+    def repeats_blocks(self) -> bool:
+        """Whether its network is made of blocks that can be compiled one by one (``compiled_from``)."""
         return False
 
     @property
@@ -290,6 +307,8 @@ class TrainSpec(Spec):
         Raises:
             PydanticCustomError: as ``wrong`` makes it, naming the field.
         """
+        if request.compiled and not self.repeats_blocks:
+            raise wrong("compiled", "the network of this model has no repeated blocks that could be compiled")
         understood = self.tasks[request.task]
         defaults = type(request).model_fields
         for name, value in request.options().items():

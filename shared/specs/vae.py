@@ -76,6 +76,10 @@ class VaeSpec(TrainSpec):
     def nhwc_on_cpu(self) -> bool:
         return self.network == "conv"
 
+    @property
+    def repeats_blocks(self) -> bool:
+        return self.network != "mlp"
+
     def compared_by(self) -> Mapping[str, Direction]:
         """The loss and what it is made of; bits per dimension where the likelihood is one of bytes."""
         figures: dict[str, Direction] = {"loss": "lower", "reconstruction": "lower"}

@@ -75,6 +75,10 @@ class VqSpec(TrainSpec):
     """Tell the prior the classes of the data, if it has some."""
 
     @property
+    def repeats_blocks(self) -> bool:
+        return True
+
+    @property
     def couples_samples(self) -> bool:
         """A learned codebook follows all latents of a batch."""
         return self.quantizer == "ema"

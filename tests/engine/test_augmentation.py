@@ -12,7 +12,8 @@ from shared.specs.augmentation import Augmentation
 from tests.engine.conftest import CPU, DATA, bars, batch_at, small_spec
 from worker.engine.augmentation import NUM_DRAWS, altered, augmented, moved
 from worker.engine.checkpoint import Checkpoint
-from worker.engine.training import Trainer, evaluate
+from worker.engine.evaluation import evaluate
+from worker.engine.training import Trainer
 from worker.families import FAMILIES
 from worker.kernels.noise import Domain, Noise
 

@@ -17,10 +17,11 @@ from shared.specs import FAMILIES as SPECS
 from shared.specs.tasks import Generate
 from tests.engine.conftest import CPU, DATA, bars, batch_at, small_spec
 from tests.engine.toy import TOY, ToySpec
+from worker.engine.evaluation import evaluate
 from worker.engine.memory import is_out_of_memory
 from worker.engine.sampling import Tile, sample
 from worker.engine.tile_width import widest
-from worker.engine.training import Trainer, build, evaluate
+from worker.engine.training import Trainer, build
 from worker.families import FAMILIES
 from worker.families.family import Draw, Family, Measured
 from worker.kernels.noise import Domain, Noise

@@ -8,8 +8,9 @@ from pydantic import ValidationError
 
 from shared.specs import DiffusionSpec
 from tests.engine.conftest import CPU, bars, small_spec
+from worker.engine.evaluation import evaluate
 from worker.engine.numerics import Numerics
-from worker.engine.training import Trainer, evaluate
+from worker.engine.training import Trainer
 from worker.families import FAMILIES
 from worker.families.family import Batch, DataInfo
 

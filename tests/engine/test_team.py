@@ -142,7 +142,7 @@ def test_a_checkpoint_of_two_is_taken_up_by_one(folder: Path, alone: Callable[[s
     teamwork.advanced(trainer, 4)
 
     assert (trainer.numerics.num_processes, trainer.numerics.regrouped_at) == (1, (2,))
-    assert not trainer.numerics.is_repeatable()
+    assert not trainer.numerics.is_repeatable(trainer.spec)
     net = {f"net.{name}": tensor for name, tensor in trainer.net.state_dict().items()}
     assert distance(net, alone("fp32").under("net.")) < LOOSE
 

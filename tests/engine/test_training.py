@@ -13,8 +13,9 @@ from shared.errors import ModelLoadFailed, NanLoss
 from tests.engine.conftest import CPU, DATA, bars, batch_at, small_spec
 from tests.engine.toy import TOY, ToySpec
 from worker.engine.checkpoint import Checkpoint
+from worker.engine.evaluation import evaluate
 from worker.engine.numerics import Numerics
-from worker.engine.training import Trainer, build, evaluate
+from worker.engine.training import Trainer, build
 from worker.families import FAMILIES
 from worker.families.family import DataInfo
 from worker.kernels import native

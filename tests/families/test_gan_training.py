@@ -11,9 +11,10 @@ from torch.func import functional_call
 
 from tests.families.test_gan import CPU, NETWORKS, OBJECTIVES, SMALL, batch_of, net_of, spec_of
 from worker.engine.checkpoint import detached_copy
+from worker.engine.evaluation import evaluate
 from worker.engine.numerics import Numerics
 from worker.engine.share import Share
-from worker.engine.training import Trainer, evaluate
+from worker.engine.training import Trainer
 from worker.families.family import DataInfo
 from worker.families.gan import FAMILY, squared_slope
 from worker.families.nets.diffaugment import NUM_DRAWS, augment

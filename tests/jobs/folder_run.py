@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from shared.errors import InputGone
+from worker.code_cache import CodeCache
 from worker.run import Assignment, InputDamaged, Stopped, StopReason, StoredObject
 
 
@@ -57,6 +58,10 @@ class FolderRun:
     @property
     def devices(self) -> list[str]:
         return [self.device] * self.num_devices
+
+    @property
+    def code_cache(self) -> CodeCache:
+        return CodeCache(self.folder / "code", limit_bytes=2**30)
 
     def found_model(self, *, was_loaded: bool) -> None:
         self.found.append(was_loaded)

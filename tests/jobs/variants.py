@@ -32,6 +32,8 @@ def variants() -> Iterator[tuple[str, dict[str, Any]]]:
                 continue  # refused without a figure's name
             if "recompute" in choice and not plain.has_blocks:
                 continue  # refused
+            if "compiled_from" in choice:
+                continue  # by chance; what is compiled has tests of its own (test_switching.py)
             for precision in PRECISIONS:
                 name = "-".join([family, *(f"{field}={value}" for field, value in choice.items()), precision])
                 yield name, small(family, kind, choice | {"precision": precision})

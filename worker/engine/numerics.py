@@ -20,6 +20,8 @@ ConcretePrecision = Literal["fp32", "tf32", "bf16", "fp16", "pure_bf16"]
 
 NetT = TypeVar("NetT", bound=nn.Module)
 
+_STEPS: Final = ("halved_at", "regrouped_at", "switched_at")
+"""Fields of ``Numerics`` that are steps."""
 MEMORY: Any = torch.utils.deterministic
 """Untyped: torch assembles this module at run time."""
 AUTOCAST: Final[Mapping[ConcretePrecision, torch.dtype]] = {
@@ -45,11 +47,13 @@ class Numerics:
     """How many processes train together; their sums are added up."""
     regrouped_at: tuple[int, ...] = ()
     """The steps from which on there were more or fewer of them."""
+    switched_at: tuple[int, ...] = ()
+    """The steps from which on blocks were computed by compiled code, and from which on they were not, by turns."""
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> Self:
         """Read ``as_json``; TypeError if it is something else."""
-        return cls(**{**fields, **{name: tuple(fields.get(name, ())) for name in ("halved_at", "regrouped_at")}})
+        return cls(**{**fields, **{name: tuple(fields.get(name, ())) for name in _STEPS}})
 
     @classmethod
     def choose(cls, spec: TrainSpec, device: torch.device, num_processes: int = 1) -> "Numerics":
@@ -118,13 +122,27 @@ class Numerics:
             return self
         return replace(self, num_processes=num_processes, regrouped_at=(*self.regrouped_at, step))
 
-    def is_repeatable(self) -> bool:
+    def switched(self, step: int) -> Self:
+        """With compiled code for plain, or the other way round, from ``step`` on."""
+        return replace(self, switched_at=(*self.switched_at, step))
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether blocks are computed by compiled code."""
+        return len(self.switched_at) % 2 == 1
+
+    def is_repeatable(self, spec: TrainSpec) -> bool:
         """Whether the same training, on the same hardware, would compute the same: nothing happened on the way."""
+        planned = (spec.compiled_from,) if isinstance(spec.compiled_from, int) else ()
+        if spec.compiled_from == "auto" or self.switched_at != planned:
+            return False
         # Memory that runs out at the first step does so again; later it was an accident.
         return not self.regrouped_at and not any(self.halved_at)
 
     def as_json(self) -> dict[str, Any]:
-        return asdict(self) | {"halved_at": list(self.halved_at), "regrouped_at": list(self.regrouped_at)}
+        fields = asdict(self) | {name: list(getattr(self, name)) for name in _STEPS}
+        # Told of where there is something to tell: the fingerprints of all others stay as they are.
+        return fields if self.switched_at else {name: value for name, value in fields.items() if name != "switched_at"}
 
 
 def for_sampling(net: NetT, numerics: Numerics) -> NetT:

@@ -171,12 +171,27 @@ class LooseTile(Tile[RequestT]):
     def _widest(self, below: int | None = None) -> int:
         return WIDEST.get(self.device.type, 1) if below is None else below // 2
 
+    @property
+    def num_stepped(self) -> int:
+        """Rows of the next step."""
+        return self.width - self.num_free
+
     def _advance(self) -> None:
         taken = torch.tensor([slot for slot, occupant in enumerate(self._slots) if occupant], device=self.device)
-        rows = self._stepped({name: tensor[taken] for name, tensor in self._state.items()})
+        # The last slot stands for rows that nobody needs.
+        padded = torch.cat((taken, taken[-1:].expand(self.num_stepped - len(taken))))
+        rows = self._stepped({name: tensor[padded] for name, tensor in self._state.items()})
         for name, tensor in rows.items():
             whole = self._state.setdefault(name, tensor.new_zeros(self.width, *tensor.shape[1:]))
-            whole[taken] = tensor
+            whole[taken] = tensor[: len(taken)]
+
+
+class EvenTile(LooseTile[RequestT]):
+    """A loose tile that steps one, two, four, eight ... rows, so that code is compiled for few shapes."""
+
+    @property
+    def num_stepped(self) -> int:
+        return min(self.width, 1 << max(0, super().num_stepped - 1).bit_length())
 
 
 def _noise(state: SlotState) -> Noise:

@@ -4,7 +4,7 @@ State is weights, their averages and copies of these, optimizer moments, loss sc
 everything else (batch, noise, learning rate) derives from the spec and that number.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import replace
@@ -19,6 +19,7 @@ from shared.errors import ModelLoadFailed, NanLoss, OutOfMemory, TrainingIndivis
 from shared.specs.training import TrainSpec
 from worker.engine.augmentation import augmented
 from worker.engine.averages import LENGTHS, PowerAverages, power_decay
+from worker.engine.blocks import settled
 from worker.engine.checkpoint import Checkpoint, detached_copy, fill, load_weights, tensors_of
 from worker.engine.fitting import largest
 from worker.engine.memory import is_out_of_memory, recompute, release
@@ -26,7 +27,7 @@ from worker.engine.numerics import Numerics
 from worker.engine.part import Part
 from worker.engine.rounding import rounded
 from worker.engine.schedule import ema_decay, learning_rate, warmup_steps
-from worker.engine.share import Share, num_rows, pieces
+from worker.engine.share import Share, num_rows
 from worker.engine.team import ALONE, Team
 from worker.families.family import Batch, DataInfo, Family, NetT, SpecT
 from worker.kernels.noise import Domain, Noise
@@ -40,6 +41,17 @@ def build(family: Family[SpecT, NetT], spec: SpecT, data: DataInfo) -> NetT:
     for part in _frozen(net, spec, data):
         part.requires_grad_(requires_grad=False)
     return net
+
+
+def networks(
+    family: Family[SpecT, NetT], spec: SpecT, data: DataInfo, numerics: Numerics, device: torch.device
+) -> tuple[NetT, NetT]:
+    """The network that is learned, with its initial weights, and the one that steps compute with: the same, or one
+    whose weights are rounded and which shares all else with it."""
+    net = numerics.place_network(build(family, spec, data), device)
+    if spec.recompute:
+        recompute(net)
+    return net, rounded(net) if numerics.precision == "pure_bf16" else net
 
 
 def _frozen(net: nn.Module, spec: TrainSpec, data: DataInfo) -> list[nn.Module]:
@@ -69,15 +81,12 @@ class Trainer(Generic[SpecT, NetT]):
         self.numerics = numerics or Numerics.choose(spec, device, team.size)
         self.step = 0
         """Steps done, which is also the number of the step that comes next."""
-        self.net: NetT = self.numerics.place_network(build(family, spec, data), device)
+        self.net, self.computing = networks(family, spec, data, self.numerics, device)
+        """What is learned, and what steps compute with (``networks``)."""
         self.average: NetT = deepcopy(self.net).requires_grad_(requires_grad=False).eval()
         """Moving average of the weights: what is evaluated, sampled and published."""
         self.averages = self._averages()
         """What lets the length of the average be chosen afterwards, where the spec asks for that."""
-        if spec.recompute:
-            recompute(self.net)
-        self.computing: NetT = rounded(self.net) if self.numerics.precision == "pure_bf16" else self.net
-        """What steps compute with: the network, or one whose weights are rounded and which shares all else with it."""
         self.parts = {name: self._part(name) for name in family.losses}
 
     def _part(self, name: str) -> Part:
@@ -174,7 +183,7 @@ class Trainer(Generic[SpecT, NetT]):
         while values is None:
             part.forget()
             try:
-                with self.numerics.products():
+                with self.numerics.products(), settled(is_compiled=self.numerics.is_compiled):
                     values = self._accumulate(name, part, share)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
@@ -360,35 +369,3 @@ class Trainer(Generic[SpecT, NetT]):
 def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     start = f"{prefix}."
     return {name.removeprefix(start): tensor for name, tensor in tensors.items() if name.startswith(start)}
-
-
-@torch.no_grad()
-def evaluate(trainer: Trainer[Any, Any], batches: Iterable[Batch]) -> dict[str, float]:
-    """Means of the losses and their figures over ``batches``, for the averaged weights; named as in training.
-
-    The noise depends on a sample's position alone, so figures of different steps are comparable.
-
-    Raises:
-        OutOfMemory: not even one sample fits.
-    """
-    totals: dict[str, float] = {}
-    done = 0
-    for batch in batches:
-        for name, total in _summed(trainer, batch, done).items():
-            totals[name] = totals.get(name, 0.0) + total
-        done += num_rows(batch)
-    return {name: total / done for name, total in totals.items()}
-
-
-def _summed(trainer: Trainer[Any, Any], batch: Batch, first: int) -> dict[str, float]:
-    """Sums of the figures over the batch whose first sample has the position ``first``; in halves if need be."""
-    try:
-        return trainer.measure(batch, range(first, first + num_rows(batch)))
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-    release(trainer.device)
-    if num_rows(batch) == 1:
-        raise OutOfMemory("not even one sample fits into memory beside the network and its optimizer")
-    halves = [_summed(trainer, half, first + rows.start) for rows, half in pieces(batch, -(-num_rows(batch) // 2))]
-    return {name: sum(half[name] for half in halves) for name in halves[0]}

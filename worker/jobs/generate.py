@@ -19,11 +19,12 @@ from shared.errors import OutOfMemory
 from worker.engine.estimate import require_sample
 from worker.engine.memory import is_out_of_memory
 from worker.engine.numerics import exact
-from worker.engine.sampling import Line, LooseTile, Tile, signature
+from worker.engine.sampling import EvenTile, Line, LooseTile, Tile, signature
 from worker.families.family import Draw
 from worker.jobs.inputs import fetch_ahead
 from worker.jobs.loaded import LoadedModel
 from worker.jobs.order import MOST_UNSTORED, Order
+from worker.jobs.quickening import quickened, quickening_of, trouble_with
 from worker.run import Desk, Parted, Run
 
 logger = logging.getLogger(__name__)
@@ -160,10 +161,12 @@ class _Service:
         net, example = order.model.net, order.draws[0]
         self._require_memory(order, example)
         shapes = order.request.task, order.is_exact, signature(order.sampler, example, self._device)
+        if order.request.compiled:
+            quickening_of(order.model, self._device, order.run.code_cache)
         line = self._lines.pop((id(net), shapes), None)
         if line is None:
             widths = WIDTHS.setdefault(net, {})
-            kind = Tile if order.is_exact else LooseTile
+            kind = Tile if order.is_exact else EvenTile if order.request.compiled else LooseTile
             line = Line(kind(net, order.sampler, example, self._device, widths.get(shapes)))
             widths[shapes] = line.tile.width
         # Those that nobody uses any more take memory.
@@ -184,7 +187,8 @@ class _Service:
         if line.is_empty or sum(order.num_unstored for order in self._orders) > MOST_UNSTORED:
             return False
         try:
-            done = line.step()
+            with quickened(line.tile):
+                done = line.step()
         except Exception as error:  # noqa: BLE001  (it ends those whose step this was)
             self._break_up(line, error)
             return True
@@ -224,6 +228,7 @@ class _Service:
         return steps
 
     def _look_after(self, order: Order, underway: int) -> None:
+        order.tell(trouble_with(order.model.net))
         if self._guarded(order, partial(order.report, underway)) and order.is_done:
             self._end(order, order.result)
 

@@ -43,9 +43,15 @@ class LoadedModel:
 
     @classmethod
     def load(
-        cls, run: Run, fields: Mapping[str, Any], device: torch.device, precision: Precision = "fp32"
+        cls,
+        run: Run,
+        fields: Mapping[str, Any],
+        device: torch.device,
+        precision: Precision = "fp32",
+        *,
+        is_compiled: bool = False,
     ) -> "LoadedModel":
-        """Load it unless it is there.
+        """Load it unless it is there. What is compiled is a network of its own: others are to have their bytes.
 
         Raises:
             ModelLoadFailed: the weights do not fit their description.
@@ -65,7 +71,7 @@ class LoadedModel:
             return for_sampling(net.to(device), numerics)
 
         # The same weights may be described in another way, which makes another network of them.
-        described = spec.model_dump_json(), json.dumps(data.as_json()), numerics
+        described = spec.model_dump_json(), json.dumps(data.as_json()), numerics, is_compiled
         model._key = fields["weights"]["sha256"], str(device), *described
         run.found_model(was_loaded=model._key in MODELS)
         model.net = MODELS.take(model._key, load)
@@ -81,7 +87,8 @@ class LoadedModel:
     def recipe(self, request: Request) -> dict[str, Any]:
         """What the bytes of a sample depend on, and how to ask for it again; nothing of the job."""
         meaningless = OPTIONS - self.spec.tasks[request.task]
-        elsewhere = {"model", "task", "seed", "num_samples", "num_pairs", "precision", "determinism", "preview_every"}
+        how_many, how = {"num_samples", "num_pairs"}, {"precision", "determinism", "compiled", "preview_every"}
+        elsewhere = {"model", "task", "seed"} | how_many | how
         parameters = request.model_dump(mode="json", exclude=elsewhere | meaningless)
         return {
             "model": self.name,

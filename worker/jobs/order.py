@@ -47,7 +47,8 @@ class Order:
     def __init__(self, run: Run, device: torch.device) -> None:
         self.run, self.device = run, device
         self.request = REQUEST.validate_python(dict(run.assignment.spec))
-        self.model = LoadedModel.load(run, run.assignment.inputs["model"], device, self.request.precision)
+        given = run, run.assignment.inputs["model"], device, self.request.precision
+        self.model = LoadedModel.load(*given, is_compiled=self.request.compiled)
         try:
             self._prepare()
         except BaseException:
@@ -63,6 +64,7 @@ class Order:
         self._num_steps = sum(self._steps.values())
         self._steps_behind = 0
         self._width: int | None = None
+        self._is_told = False
         self._reproducibility: Reproducibility = REPRODUCIBILITY
         self._images: dict[int, Tensor] = {}
         self._stored: dict[int, Future[StoredObject]] = {}
@@ -136,6 +138,12 @@ class Order:
             about = {"index": first.index, "step": steps}
             publish = partial(self.run.publish, "preview", name, picture, media_type="image/png", metadata=about)
             self._shown.append(self._storing.submit(publish))
+
+    def tell(self, trouble: str | None) -> None:
+        """Say once why it is not computed by compiled code, which was asked for."""
+        if trouble is not None and self.request.compiled and not self._is_told:
+            self._is_told = True
+            self.run.log(f"Nothing is compiled, and plain code computes all: {trouble}.")
 
     def report(self, underway: int) -> None:
         """Say how far it is; ``underway`` are the steps that its draws in the tile have behind them.

@@ -1,6 +1,7 @@
 """Executes ``train`` jobs: fetch, step, report, publish. How a step is done is the engine's affair."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from copy import copy
 from dataclasses import asdict, dataclass, field, replace
 from math import ceil, isfinite
@@ -17,11 +18,12 @@ from shared.specs.training import TrainSpec
 from worker.data.dataset import open_images
 from worker.engine.checkpoint import Checkpoint, weights_of
 from worker.engine.estimate import require, training_bytes
+from worker.engine.evaluation import evaluate
 from worker.engine.models import MODELS
 from worker.engine.numerics import Numerics, exact, fingerprint
 from worker.engine.sampling import BY_CHANCE, REPRODUCIBILITY, Tile, sample
 from worker.engine.team import Team
-from worker.engine.training import Trainer, evaluate
+from worker.engine.training import Trainer
 from worker.families import FAMILIES
 from worker.families.family import Batch, DataInfo, Draw, Origin
 from worker.jobs.batches import Batches, Split
@@ -30,6 +32,7 @@ from worker.jobs.checkpoints import Checkpoints
 from worker.jobs.crew import crew, order
 from worker.jobs.inputs import fetch_files, stored
 from worker.jobs.pictures import encode_png, sheet
+from worker.jobs.switching import Switch
 from worker.jobs.weights import publish_averages, publish_weights
 from worker.metrics.networks import fill_from, find_network
 from worker.run import Run, Stopped
@@ -63,8 +66,13 @@ def train(run: Run) -> dict[str, Any]:
     batches = Batches({name: open_images(paths) for name, paths in files.items()}, spec)
     # A training has the device for itself: what fits must not depend on what was sampled before.
     MODELS.drop_unused()
-    with exact(), crew(devices_for(run, spec), spec.model_dump(mode="json"), files) as team:
-        return _Training(run, spec, batches, team).execute()
+    devices = devices_for(run, spec)
+    with (
+        exact(),
+        crew(devices, spec.model_dump(mode="json"), files) as team,
+        closing(Switch(run, spec, len(devices))) as switch,
+    ):
+        return _Training(run, spec, batches, team, switch).execute()
 
 
 def devices_for(run: Run, spec: TrainSpec) -> Sequence[str]:
@@ -89,13 +97,15 @@ class Notes:
     """How often the training went back because its loss was no number."""
     feature_networks: dict[str, str] = field(default_factory=dict[str, str])
     """SHA-256 of the files of the feature networks that are a part of the model, by part."""
+    calls: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    """How the network's repeated blocks are called, where they are to be compiled."""
 
 
 class _Training:
     """One attempt at one training."""
 
-    def __init__(self, run: Run, spec: TrainSpec, batches: Batches, team: Team) -> None:
-        self.run, self.spec, self.batches, self.team = run, spec, batches, team
+    def __init__(self, run: Run, spec: TrainSpec, batches: Batches, team: Team, switch: Switch) -> None:
+        self.run, self.spec, self.batches, self.team, self.switch = run, spec, batches, team, switch
         self.models: Mapping[str, Mapping[str, Any]] = run.assignment.inputs.get("models", {})
         origins = {field: Origin.from_json(model) for field, model in self.models.items()}
         self.data = DataInfo(shape=batches.shape, num_classes=batches.num_classes, models=origins)
@@ -113,6 +123,7 @@ class _Training:
         """Begin at the best checkpoint, or afresh; returns what was noted there."""
         resumed = self.checkpoints.restore(self._resumed)
         self.trainer, notes = resumed or self._afresh()
+        self.switch.resume(self.trainer, notes.calls)
         order(self.team, "join", data=self.data.as_json())
         self.trainer.share()
         self.previewer = Previewer(self.trainer)
@@ -170,10 +181,12 @@ class _Training:
 
     def _loop(self) -> None:
         self._milestone()  # that the attempt before was stopped in
+        self._switch_if_due()
         while self.trainer.step < self.spec.steps:
             if values := self._advance():
                 self.run.step(self.trainer.step, self.spec.steps, **values)
                 self._milestone()
+                self._switch_if_due()
                 self._checkpoint_if_due()
 
     def _advance(self) -> dict[str, float] | None:
@@ -182,11 +195,13 @@ class _Training:
         before = self.trainer.numerics
         order(self.team, "step")
         try:
-            values = self.trainer.advance(batch)
+            with self.switch.observed(self.trainer):
+                values = self.trainer.advance(batch)
         except NanLoss as error:
             trouble = str(error)
         else:
             self._tell_of_memory(before)
+            self.notes.calls = [call.as_json() for call in self.switch.calls]
             return values
         # Not in the handler: the error holds the frames of the broken training, and they its memory.
         self._go_back(trouble)
@@ -224,6 +239,13 @@ class _Training:
         if self.notes.measured < step < steps:
             self._measure()
 
+    def _switch_if_due(self) -> None:
+        is_last = self.trainer.step == self.spec.steps
+        if not is_last and self.switch.is_made(self.trainer) and self.spec.compiled_from == "auto":
+            # Waited for: an attempt after this one, which cannot know when it would be due, switches at the same step.
+            self._store()
+            self.checkpoints.join()
+
     def _checkpoint_if_due(self) -> None:
         step = self.trainer.step
         if step - self.checkpointed < self.spec.checkpoint_every or step == self.spec.steps:
@@ -231,8 +253,11 @@ class _Training:
         self.run.boundary()
         # While the last one is still being stored training goes on, and the next step asks again.
         if not self.checkpoints.is_busy:
-            self.checkpoints.begin(self._checkpoint())
-            self.checkpointed = step
+            self._store()
+
+    def _store(self) -> None:
+        self.checkpoints.begin(self._checkpoint())
+        self.checkpointed = self.trainer.step
 
     def _checkpoint(self) -> Checkpoint:
         return self.best.put_into(self.trainer.checkpoint(asdict(self.notes)))
@@ -286,7 +311,7 @@ class _Training:
             "weights": published.as_json(),
             "info": info,
             "num_parameters": trainer.num_parameters,
-            "reproducibility": REPRODUCIBILITY if trainer.numerics.is_repeatable() else BY_CHANCE,
+            "reproducibility": REPRODUCIBILITY if trainer.numerics.is_repeatable(self.spec) else BY_CHANCE,
             "fingerprint": fingerprint(trainer.device) | trainer.numerics.as_json() | seen_with,
         }
 

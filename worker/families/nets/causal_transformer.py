@@ -110,6 +110,8 @@ class SwiGLU(nn.Module):
 class Block(nn.Module):
     """Attention, then SwiGLU, each normalised and around a skip."""
 
+    is_repeated_block: Final = True
+
     def __init__(self, layout: TransformerLayout) -> None:
         super().__init__()
         self.norm1, self.norm2 = RmsNorm(layout.width), RmsNorm(layout.width)

@@ -120,6 +120,8 @@ def modulated(x_BND: Tensor, shift_B1D: Tensor, scale_B1D: Tensor) -> Tensor:
 class Block(Recomputed):
     """Attention and SwiGLU, each behind adaLN-Zero: the identity before training."""
 
+    is_repeated_block: Final = True
+
     def __init__(self, layout: DiTLayout, dropout: Dropout) -> None:
         super().__init__()
         self.modulation = nn.Linear(layout.width, 6 * layout.width)

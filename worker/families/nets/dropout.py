@@ -17,6 +17,8 @@ class Dropout(nn.Module):
     def __init__(self, probability: float) -> None:
         super().__init__()
         self.probability = probability
+        self.is_never_compiled = probability > 0
+        """Its masks are counted, which a compiler would take for constants."""
         self._noise: Noise | None = None
         self._num_drawn = 0
 
@@ -46,7 +48,7 @@ class Dropout(nn.Module):
 
     def forward(self, x_BX: Tensor) -> Tensor:
         """Zero each element with the probability, and scale up the others; batch axis first."""
-        if self._noise is None or self.probability == 0:
+        if self.probability == 0 or self._noise is None:
             return x_BX
         uniform_BX = self._noise.uniform(*x_BX.shape[1:], stream=FIRST_STREAM + self._num_drawn)
         self._num_drawn += 1

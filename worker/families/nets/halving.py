@@ -4,6 +4,7 @@ Shape suffixes: B = batch, C = channels, H, W = height and width of an image, h,
 """
 
 from math import gcd
+from typing import Final
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -32,6 +33,8 @@ def norm_silu(channels: int) -> nn.Module:
 
 class ResidualBlock(nn.Module):
     """Two normalised 3x3 convolutions around a skip; the identity before training."""
+
+    is_repeated_block: Final = True
 
     def __init__(self, channels: int) -> None:
         super().__init__()

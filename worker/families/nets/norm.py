@@ -26,15 +26,20 @@ def normalised(norm: nn.GroupNorm, x_BCHW: Tensor, shift_BC: Tensor | None = Non
 
 def softmax(scores_XN: Tensor, scale: float) -> Tensor:
     """``softmax(scale scores)`` over the last axis, computed in float32."""
-    if scores_XN.device.type == "cpu" and scores_XN.dtype in native.KINDS and native.is_available():
+    if _suits(scores_XN):
         weights_XN: Any = _Softmax.apply(scores_XN.contiguous(), scale)
         return weights_XN
     return (scores_XN.float() * scale).softmax(-1).to(scores_XN.dtype)
 
 
 def _is_native(x_BCHW: Tensor) -> bool:
-    is_fit = x_BCHW.device.type == "cpu" and x_BCHW.dtype in native.KINDS and x_BCHW.ndim == 4
-    return is_fit and x_BCHW.is_contiguous(memory_format=torch.channels_last) and native.is_available()
+    return x_BCHW.ndim == 4 and x_BCHW.is_contiguous(memory_format=torch.channels_last) and _suits(x_BCHW)
+
+
+def _suits(x: Tensor) -> bool:
+    """Whether the kernels for CPUs take it; torch's compiler joins plain operations with what is around them."""
+    is_fit = x.device.type == "cpu" and x.dtype in native.KINDS
+    return is_fit and not torch.compiler.is_compiling() and native.is_available()
 
 
 class _Manner(NamedTuple):

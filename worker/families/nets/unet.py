@@ -22,6 +22,8 @@ from worker.families.nets.recompute import Recomputed
 class ResidualBlock(Recomputed):
     """Two normalised 3x3 convolutions around a skip, the condition added in between."""
 
+    is_repeated_block: Final = True
+
     def __init__(self, channels_in: int, channels: int, embedding_dim: int, num_groups: int, dropout: Dropout) -> None:
         super().__init__()
         self.norm1 = nn.GroupNorm(num_groups, channels_in, eps=NORM_EPS)
@@ -43,6 +45,8 @@ class ResidualBlock(Recomputed):
 
 class Attention(Recomputed):
     """One head of attention over all pixels, around a skip."""
+
+    is_repeated_block: Final = True
 
     def __init__(self, channels: int, num_groups: int) -> None:
         super().__init__()

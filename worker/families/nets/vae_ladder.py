@@ -77,6 +77,8 @@ def cell_norm_silu(channels: int) -> nn.Module:
 class CellBlock(nn.Module):
     """``ResidualBlock`` for maps of one cell."""
 
+    is_repeated_block: Final = True
+
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.body = nn.Sequential(
