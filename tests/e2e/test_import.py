@@ -25,7 +25,7 @@ from shared.wire import DatasetView, JobView
 from tests.e2e.conftest import LEASE_SECONDS
 from tests.families.test_diffusers_layout import filled
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(600)
 
 FIELDS = {**fields_of(UNETS["s"]), "sample_size": 12, "in_channels": 1, "out_channels": 1}
 
