@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from bench.digits import Digits, Split
 from shared.specs.tasks import Generate, GenerateSpec
 from shared.specs.training import TrainSpec
+from worker.engine.evaluation import evaluate
 from worker.engine.order import BatchOrder
 from worker.engine.sampling import Tile, sample
-from worker.engine.training import Trainer, evaluate
+from worker.engine.training import Trainer
 from worker.families import FAMILIES
 from worker.families.family import Batch, DataInfo, Draw, Origin
 from worker.metrics import features

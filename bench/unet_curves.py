@@ -19,8 +19,9 @@ from torch import Tensor
 
 from bench.unet import CPU, machine
 from shared.specs import DiffusionSpec
+from worker.engine.evaluation import evaluate
 from worker.engine.numerics import exact
-from worker.engine.training import Trainer, evaluate
+from worker.engine.training import Trainer
 from worker.families import FAMILIES
 from worker.families.family import DataInfo
 from worker.kernels.noise import Domain, Noise
