@@ -11,21 +11,7 @@ from functools import cache
 from typing import Any, Final, NamedTuple
 from uuid import UUID
 
-from sqlalchemy import UUID as SQL_UUID
-from sqlalchemy import (
-    BigInteger,
-    ColumnElement,
-    Float,
-    Select,
-    bindparam,
-    case,
-    exists,
-    func,
-    literal,
-    select,
-    text,
-    update,
-)
+from sqlalchemy import ColumnElement, Select, bindparam, case, exists, func, literal, select, text, update
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Session
 from sqlmodel import col
@@ -272,12 +258,12 @@ def succeed(
 @cache
 def _success() -> Select[Any]:
     """The move of ``succeed``, made once: to put it together takes longer than all else that a worker does for it."""
-    steps, json = bindparam("of_steps", type_=BigInteger), JSONB(none_as_null=True)
+    steps, json = bindparam("of_steps", 0), JSONB(none_as_null=True)
     return move(
         JobState.SUCCEEDED,
-        *_current(bindparam("of_job", type_=SQL_UUID), bindparam("of_fence", type_=BigInteger)),
+        *_current(bindparam("of_job"), bindparam("of_fence")),
         outcome=AttemptOutcome.SUCCEEDED,
-        seconds=bindparam("of_seconds", type_=Float),
+        seconds=bindparam("of_seconds", 0.0),
         step=steps,
         steps=steps,
         timings=col(Job.timings).op("||")(bindparam("of_timings", type_=JSONB)),

@@ -7,6 +7,7 @@ servers, API, Celery workers with their supervisors.
 import json
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import timedelta
@@ -54,6 +55,12 @@ class Site(Workplace):
             if pid is not None:
                 return worker_processes(name, psutil.Process(pid))
         return None
+
+    def rest(self) -> None:
+        """Wait until nothing runs, and no worker looks for more, as each does after a job, without any bell."""
+        while self.busy():
+            time.sleep(0.1)
+        time.sleep(2)
 
     def busy(self) -> bool:
         """Whether some attempt runs."""
