@@ -258,7 +258,8 @@ def succeed(
 @cache
 def _success() -> Select[Any]:
     """The move of ``succeed``, made once: to put it together takes longer than all else that a worker does for it."""
-    steps, json = bindparam("of_steps", 0), JSONB(none_as_null=True)
+    steps: Any = bindparam("of_steps", 0)
+    json = JSONB(none_as_null=True)
     return move(
         JobState.SUCCEEDED,
         *_current(bindparam("of_job"), bindparam("of_fence")),
