@@ -115,8 +115,8 @@ def grey_levels(images: Tensor, others: Tensor) -> float:
 
 DATASETS: Final = ("ds_" + "0" * 32, "ds_" + "1" * 32)
 TRANSLATION: Final = TranslationSpec(
-    family="translation", model="translation", dataset=DATASETS[0], target_dataset=DATASETS[1], steps=300
+    family="translation", model="translation", dataset=DATASETS[0], target_dataset=DATASETS[1], steps=150
 )
-STYLE: Final = StyleSpec(family="style", model="style", dataset=DATASETS[0], style_dataset=DATASETS[1], steps=2400)
+STYLE: Final = StyleSpec(family="style", model="style", dataset=DATASETS[0], style_dataset=DATASETS[1], steps=600)
 TO_NEGATIVES: Final = Second("target_dataset", negative)
 OF_STYLES: Final = Second("style_dataset", styles, with_encoder)

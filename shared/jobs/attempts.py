@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import cache
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, cast
 from uuid import UUID
 
 from sqlalchemy import ColumnElement, Select, bindparam, case, exists, func, literal, select, text, update
@@ -258,7 +258,7 @@ def succeed(
 @cache
 def _success() -> Select[Any]:
     """The move of ``succeed``, made once: to put it together takes longer than all else that a worker does for it."""
-    steps: Any = bindparam("of_steps", 0)
+    steps = cast(Any, bindparam("of_steps", 0))
     json = JSONB(none_as_null=True)
     return move(
         JobState.SUCCEEDED,
