@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from pydantic_core import PydanticCustomError
 from torch import Tensor, nn
 
+from bench.quality_transfer import faded, restored, thickened
 from shared.errors import DatasetInvalid
 from shared.specs import StyleSpec
 from shared.specs.tasks import MatchStyle, Reconstruct, Stylise
@@ -384,19 +385,6 @@ def test_a_training_goes_on_with_the_encoder_that_it_began_with() -> None:
     spec_of(init_from="base@1").check_references({"init_from": digits}, info)
     with pytest.raises(PydanticCustomError, match="vgg19"):
         spec_of(init_from="base@1").check_references({"init_from": vgg}, info)
-
-
-def thickened(image: Tensor) -> Tensor:
-    return nn.functional.max_pool2d(image.float(), 3, stride=1, padding=1).byte()
-
-
-def faded(image: Tensor) -> Tensor:
-    return (image.float() * 0.4 + 80).byte()
-
-
-def restored(image: Tensor) -> Tensor:
-    """Not faded any more, for a judge that knows white on black."""
-    return ((image.float() - 80) / 0.4).clamp(0, 255).byte()
 
 
 @pytest.mark.slow
