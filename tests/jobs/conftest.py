@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 
 from tests.jobs.folder_run import FolderRun, store_array
@@ -36,6 +37,19 @@ DIFFUSION = {
 }
 """Samples of this one take many steps."""
 _serial = itertools.count(1)
+LeftBehind = Callable[[], list[psutil.Process]]
+
+
+@pytest.fixture
+def left_behind() -> LeftBehind:
+    """Finds processes that were started since, those of the servers of other tests aside."""
+    before = psutil.Process().children(recursive=True)
+
+    def find() -> list[psutil.Process]:
+        found = psutil.Process().children(recursive=True)
+        return [one for one in found if one not in before and one.name() != "postgres"]
+
+    return find
 
 
 def bars(num_images: int) -> np.ndarray:

@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
-import psutil
 import pytest
 from pydantic import ValidationError
 from pydantic_core import PydanticCustomError
@@ -12,7 +11,7 @@ from pydantic_core import PydanticCustomError
 from shared.specs import VaeSpec
 from shared.specs.tasks import Generate
 from tests.conftest import WaitUntil
-from tests.jobs.conftest import SPEC
+from tests.jobs.conftest import SPEC, LeftBehind
 from tests.jobs.folder_run import FolderRun
 from worker.engine.models import MODELS
 from worker.jobs import compiler
@@ -102,7 +101,7 @@ def test_a_network_without_blocks_is_refused() -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_samples_by_compiled_code_are_those_of_plain_code_up_to_rounding(
-    drawing: Drawing, wait_until: WaitUntil
+    drawing: Drawing, wait_until: WaitUntil, left_behind: LeftBehind
 ) -> None:
     plain = drawing(**RELAXED)
     generate(plain)
@@ -116,4 +115,4 @@ def test_samples_by_compiled_code_are_those_of_plain_code_up_to_rounding(
     assert quickening.trouble is None
     assert quickening.num_taken > 0
     assert np.abs(samples(plain) - samples(quickened)).max() <= 1
-    assert psutil.Process().children(recursive=True) == []
+    assert left_behind() == []

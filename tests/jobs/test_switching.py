@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from tests.conftest import WaitUntil
-from tests.jobs.conftest import SPEC
+from tests.jobs.conftest import SPEC, LeftBehind
 from tests.jobs.folder_run import FolderRun
 from worker.code_cache import CodeCache
 from worker.engine.checkpoint import read_tensors
@@ -90,7 +90,7 @@ def is_running(pid: int) -> bool:
 
 
 def test_a_training_ends_while_its_blocks_are_still_being_compiled(
-    conv_run: Runs, plain: str, monkeypatch: pytest.MonkeyPatch
+    conv_run: Runs, plain: str, monkeypatch: pytest.MonkeyPatch, left_behind: LeftBehind
 ) -> None:
     monkeypatch.setattr(compiler, "COMMAND", ENDLESS)
     run = conv_run(compiled_from="auto")
@@ -99,7 +99,7 @@ def test_a_training_ends_while_its_blocks_are_still_being_compiled(
 
     assert weights(run, result) == plain
     assert result["reproducibility"] == "none"
-    assert psutil.Process().children(recursive=True) == []
+    assert left_behind() == []
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,7 @@ def test_a_compilation_that_takes_too_long_is_ended(
 
 @pytest.mark.parametrize("reason", ["cancel", "pause"])
 def test_a_training_that_waits_for_its_code_can_be_stopped(
-    conv_run: Runs, monkeypatch: pytest.MonkeyPatch, reason: Any
+    conv_run: Runs, monkeypatch: pytest.MonkeyPatch, left_behind: LeftBehind, reason: Any
 ) -> None:
     monkeypatch.setattr(compiler, "COMMAND", ENDLESS)
     run = conv_run(compiled_from=2)
@@ -155,7 +155,7 @@ def test_a_training_that_waits_for_its_code_can_be_stopped(
         execute(run)
 
     assert [one.metadata["step"] for one in run.artifacts("checkpoint")] == ([2] if reason == "pause" else [])
-    assert psutil.Process().children(recursive=True) == []
+    assert left_behind() == []
 
 
 def test_several_devices_share_a_training_that_is_not_compiled(conv_run: Runs) -> None:
