@@ -89,6 +89,10 @@ TENSOR = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
 REFUSED: dict[str, tuple[dict[str, bytes], str]] = {
     "a pickle beside": ({**FOLDER, "diffusion_pytorch_model.bin": b""}, r"model.bin': a pickle can run code"),
     "a pickle alone": ({"config.json": b"{}", "pytorch_model.bin": b""}, r"pytorch_model.bin': a pickle can run code"),
+    "a pickle in an archive, as torch saves it": (
+        {**FOLDER, "model.pt": b"PK\x03\x04" + bytes(600)},
+        r"model.pt': a pickle can run code",
+    ),
     "a checkpoint": ({**FOLDER, "last.CKPT": b""}, r"last.CKPT': a pickle can run code"),
     "no weights": ({"config.json": b"{}"}, "0 were found: there is none"),
     "nothing of a model": ({"a.csv": b""}, "0 were found"),

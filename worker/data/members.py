@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from shared.errors import DatasetInvalid
+from shared.media import is_pickle
 
 CHUNK_BYTES: Final = 1 << 18
 HEAD_BYTES: Final = 512
@@ -148,7 +149,9 @@ class Member:
         self.head = self._read_head()
         """The first bytes of the content."""
         if is_archive(self.head):
-            raise refuse(name, "archives inside archives are not read")
+            # What torch saves is an archive, too.
+            pickled = "a pickle can run code, and is not read"
+            raise refuse(name, pickled if is_pickle(name) else "archives inside archives are not read")
 
     def chunks(self) -> Iterator[bytes]:
         """Stream the content, head included."""
