@@ -116,6 +116,7 @@ def test_what_was_asked_before_the_end_is_answered_and_ends_the_thread(wait_unti
         first = asyncio.create_task(together.ask(0))
         await oracle.heard()
         later = asyncio.create_task(ask_all(together, range(1, 4)))
+        await asyncio.to_thread(wait_until, lambda: together._asked.qsize() == 3)
         ended = asyncio.create_task(asyncio.to_thread(together.stop))
         await asyncio.to_thread(wait_until, lambda: together._asked.qsize() == 4)  # the end is one of them
         oracle.may_answer.set()
