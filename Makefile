@@ -18,8 +18,11 @@ help: ## print this list
 demo: .venv/demo-installed ## train a model on handwritten digits and draw new ones, through every real part
 	$(BIN)/noisemill demo
 
+# A process for each core, each with servers of its own; the tests of a file stay together, for what they share.
+SIDE_BY_SIDE := -n logical --maxprocesses 4 --dist loadfile
+
 test: .venv/dev-installed ## run the test suite against real servers
-	$(BIN)/python -m pytest -m "not long"
+	$(BIN)/python -m pytest -m "not long" $(SIDE_BY_SIDE)
 
 check: lint types imports test-fast ## lint, types, import rules and the fast tests: before every commit
 
@@ -34,7 +37,7 @@ imports: .venv/dev-installed ## who may import whom (import-linter)
 	$(BIN)/lint-imports
 
 test-fast: .venv/dev-installed ## the tests that take seconds at most
-	$(BIN)/python -m pytest -q -m "not slow and not long"
+	$(BIN)/python -m pytest -q -m "not slow and not long" $(SIDE_BY_SIDE)
 
 MOST_FAILED := 5
 FAILED := import json, sys; failed = json.load(open(".pytest_cache/v/cache/lastfailed")); \

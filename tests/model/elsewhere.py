@@ -1,4 +1,4 @@
-"""The long searches in two processes of their own, beside whatever this one does; each on a database of its own."""
+"""The long searches in two processes of their own; each on a database of its own."""
 
 import multiprocessing
 import random

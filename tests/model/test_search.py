@@ -1,21 +1,25 @@
 """Every world that the adversary can reach, and from each the way to an end."""
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 
 import pytest
 from sqlalchemy import Connection
 
+from noisemill.local.servers import Postgres
+from tests.conftest import _fresh_database as fresh_database
 from tests.model import replay
-from tests.model.elsewhere import Elsewhere
+from tests.model.elsewhere import LANES, Elsewhere
 from tests.model.search import searching
 from tests.model.sizes import WIDE
 
 
 @pytest.fixture(scope="module")
-def searches(elsewhere: Elsewhere) -> Iterator[Elsewhere]:
-    """Their processes end with this module: nobody else waits for them."""
-    yield elsewhere
-    elsewhere.end()
+def searches(postgres: Postgres, migrated_template: str) -> Iterator[Elsewhere]:
+    with ExitStack() as stack:
+        searches = Elsewhere([stack.enter_context(fresh_database(postgres, migrated_template)) for _ in LANES])
+        stack.callback(searches.end)
+        yield searches
 
 
 def test_no_promise_is_broken_in_any_world(searches: Elsewhere) -> None:
