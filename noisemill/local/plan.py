@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from noisemill.local.folder import DataFolder
-from noisemill.local.ports import free_port, is_free
+from noisemill.local.ports import free_port
 from noisemill.local.processes import LocalError, Part
 from noisemill.local.servers import ObjectStore, Postgres, Valkey
 from noisemill.local.services import S3Access, Services, Wiring
@@ -56,15 +56,18 @@ def make_plan(
     environ: Mapping[str, str],
     *,
     running: Collection[str],
+    reserve: Callable[[int], bool],
     services: Callable[[Wiring], Services],
 ) -> Plan:
     """Choose ports and credentials, keep them, and lay out every part.
+
+    ``reserve``: says whether a port is free, and keeps it so (``ports.reserving``).
 
     Raises:
         LocalError: the wanted port is taken, or the environment names an external part incompletely.
     """
     choices = folder.choices()
-    ports = _Ports(choices.ports, running)
+    ports = _Ports(choices.ports, running, reserve)
     postgres = Postgres(folder=folder.path / "postgres", port=ports.of("postgres"), password=choices.postgres_password)
     valkey = Valkey(folder=folder.path / "valkey", port=ports.of("valkey"), password=choices.valkey_password)
     store = ObjectStore(
@@ -109,9 +112,10 @@ def _fair_share(wish: Wish) -> int:
 class _Ports:
     """Keeps each part's port where it can."""
 
-    def __init__(self, kept: dict[str, int], running: Collection[str]) -> None:
+    def __init__(self, kept: dict[str, int], running: Collection[str], reserve: Callable[[int], bool]) -> None:
         self._kept = kept
         self._running = running
+        self._reserve = reserve
 
     def of(self, name: str, *, wanted: int | None = None, usual: int | None = None) -> int:
         kept = self._kept.get(name)
@@ -124,7 +128,7 @@ class _Ports:
     def _usable(self, name: str, port: int | None) -> int | None:
         """``port``, if the part itself listens there or could."""
         holds_it = port == self._kept.get(name) and name in self._running
-        return port if port is not None and (holds_it or is_free(port)) else None
+        return port if port is not None and (holds_it or self._reserve(port)) else None
 
 
 def _s3_of(store: ObjectStore, environ: Mapping[str, str]) -> S3Access:

@@ -2,6 +2,8 @@
 
 import random
 import socket
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 
 # Below the range from which Linux takes ports for outgoing connections: one that is free now
 # would otherwise be taken by somebody's client a moment later.
@@ -26,3 +28,23 @@ def free_port() -> int:
         port = random.SystemRandom().choice(_RANGE)
         if is_free(port):
             return port
+
+
+@contextmanager
+def reserving() -> Iterator[Callable[[int], bool]]:
+    """Says of a port whether it is free, and then keeps it from others who ask so, until the end.
+
+    Who starts a server listens only seconds later; two that start at once would both find the port free. It is
+    reserved by binding its number for UDP, which nobody here uses, and which ends with the process.
+    """
+    with ExitStack() as held:
+
+        def reserve(port: int) -> bool:
+            mark = held.enter_context(socket.socket(type=socket.SOCK_DGRAM))
+            try:
+                mark.bind(("127.0.0.1", port))
+            except OSError:
+                return False
+            return is_free(port)
+
+        yield reserve

@@ -19,6 +19,7 @@ from typing import Any
 
 from noisemill.local.folder import DataFolder, Entry
 from noisemill.local.plan import Plan, Wish, make_plan
+from noisemill.local.ports import reserving
 from noisemill.local.processes import (
     MARK,
     LocalError,
@@ -121,9 +122,11 @@ class Stack:
             LocalError: something on this machine is missing or in the way; nothing was left running.
         """
         wish = Wish(port=port, train_workers=train_workers, generate_workers=generate_workers, flower=flower)
-        with self._folder.locked(self._say):
+        with self._folder.locked(self._say), reserving() as reserve:
             entries = self._folder.entries()
-            plan = make_plan(self._folder, wish, self._environ, running=entries.keys(), services=self._services)
+            plan = make_plan(
+                self._folder, wish, self._environ, running=entries.keys(), reserve=reserve, services=self._services
+            )
             self._plan = plan
             before = dict(entries)
             try:

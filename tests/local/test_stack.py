@@ -208,6 +208,15 @@ def test_two_ups_at_once_start_one_stack(make_stack: StackFactory, said: list[st
     assert sorted(line.split()[0] for line in said if "started" in line) == sorted(PARTS)
 
 
+def test_two_stacks_that_start_at_once_have_ports_of_their_own(make_small_stack: StackFactory, tmp_path: Path) -> None:
+    """Each would like the usual one, and finds it free until the other listens."""
+    with ThreadPoolExecutor(2) as threads:
+        stacks = [make_small_stack(tmp_path / name) for name in ("one", "other")]
+        one, other = threads.map(lambda stack: stack.up(), stacks)
+
+    assert one["api_url"] != other["api_url"]
+
+
 def test_a_very_long_path_of_the_data_folder_is_no_obstacle(make_stack: StackFactory, tmp_path: Path) -> None:
     """Unix sockets in it would not be: their paths are limited to 107 bytes."""
     stack = make_stack(tmp_path / ('"deep" ' * 10) / ("er" * 30))
