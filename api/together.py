@@ -8,7 +8,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from queue import Empty, SimpleQueue
-from threading import Thread
+from threading import Lock, Thread
 from typing import Generic, TypeVar
 
 QuestionT = TypeVar("QuestionT")
@@ -16,6 +16,10 @@ AnswerT = TypeVar("AnswerT")
 
 AnswerAll = Callable[[Sequence[QuestionT]], Sequence[AnswerT | Exception]]
 """Answers all of them in order; an exception in the place of an answer is raised for who asked that question."""
+
+
+class Ended(RuntimeError):
+    """Nobody is left to answer."""
 
 
 class Together(Generic[QuestionT, AnswerT]):
@@ -30,6 +34,8 @@ class Together(Generic[QuestionT, AnswerT]):
         """At most ``most`` questions are answered at once, by at most ``lanes`` threads side by side."""
         self._answer_all, self._most = answer_all, most
         self._asked: SimpleQueue[tuple[QuestionT, asyncio.Future[AnswerT]] | None] = SimpleQueue()
+        # What is asked must come before the end or be refused: behind it nobody would take it up.
+        self._has_ended, self._putting = False, Lock()
         self._threads = [Thread(target=self._work, name=name, daemon=True) for _ in range(lanes)]
 
     def start(self) -> None:
@@ -38,15 +44,25 @@ class Together(Generic[QuestionT, AnswerT]):
 
     def stop(self) -> None:
         """End the threads once what was asked is answered, soon."""
-        for _ in self._threads:
-            self._asked.put(None)
+        with self._putting:
+            self._has_ended = True
+            for _ in self._threads:
+                self._asked.put(None)
         for thread in self._threads:
             thread.join(timeout=2)
 
     async def ask(self, question: QuestionT) -> AnswerT:
-        """The answer to ``question``; raises what it is answered with, or what kept all of them from being answered."""
+        """The answer to ``question``.
+
+        Raises:
+            Ended: it was asked after ``stop``.
+            Exception: what it is answered with, or what kept all of them from being answered.
+        """
         future: asyncio.Future[AnswerT] = asyncio.get_running_loop().create_future()
-        self._asked.put((question, future))
+        with self._putting:
+            if self._has_ended:
+                raise Ended
+            self._asked.put((question, future))
         return await future
 
     def _work(self) -> None:

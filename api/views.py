@@ -12,6 +12,7 @@ from fastapi import Request
 
 from api.parts import Parts
 from api.waiting import JobFacts
+from shared.errors import retryable_codes
 from shared.ids import public
 from shared.jobs.alias_rows import AliasMove, ModelAlias
 from shared.jobs.rows import ApiKey, Artifact, Attempt, Dataset, Event, Job, Model, ModelVersion, Worker
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
 
 _PRIORITIES: tuple[Literal["low"], Literal["normal"], Literal["high"]] = ("low", "normal", "high")
 _TIMINGS = ("queue_ms", "load_ms", "execution_ms", "upload_ms")
-_RETRYABLE = frozenset({"worker_lost", "upload_failed", "storage_unavailable", "input_unreadable", "disk_failed"})
+_RETRYABLE = retryable_codes()
 
 
 @dataclass(frozen=True)

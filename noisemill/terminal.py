@@ -126,7 +126,22 @@ def size(count: int) -> str:
     return f"{amount:.1f} TB"
 
 
-class JobProgress:
+class _Shown:
+    """A bar that is there for the length of a ``with``."""
+
+    _bar: Progress
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+
+class JobProgress(_Shown):
     """Shows a job's events: a bar on a terminal, a line now and then elsewhere, nothing if ``quiet``."""
 
     def __init__(self, job: JobView, *, quiet: bool = False) -> None:
@@ -140,15 +155,6 @@ class JobProgress:
         columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[figures]}"))
         self._bar = Progress(*columns, console=console, transient=True, disable=not self._live)
         self._task = self._bar.add_task(self._description(), total=None, figures="")
-
-    def __enter__(self) -> Self:
-        self._bar.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._bar.stop()
 
     def on_event(self, event: EventView) -> None:
         """Show what an event tells."""
@@ -221,7 +227,7 @@ def _metrics(data: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {value:.4g}" for name, value in numbers.items())
 
 
-class TransferProgress:
+class TransferProgress(_Shown):
     """Shows bytes going through, on a terminal only."""
 
     def __init__(self, title: str, total: int, *, quiet: bool = False) -> None:
@@ -229,15 +235,6 @@ class TransferProgress:
         columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
         self._bar = Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal)
         self._task = self._bar.add_task(escape(title), total=total or None)
-
-    def __enter__(self) -> Self:
-        self._bar.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._bar.stop()
 
     def on_bytes(self, count: int) -> None:
         self._bar.advance(self._task, count)

@@ -236,6 +236,11 @@ class WorkerLost(JobError):
     retryable = True
 
 
+def retryable_codes() -> frozenset[str]:
+    """Codes of errors after which another attempt may go well. Not of one that stalled: it has the code of its base."""
+    return frozenset(error.code for error in JobError.__subclasses__() if error.retryable)
+
+
 class FamilyRefused(NoisemillError):
     """An installed package offers a family that cannot be used: nothing starts, so that the operator sees it."""
 

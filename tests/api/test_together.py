@@ -8,7 +8,7 @@ from threading import Event
 
 import pytest
 
-from api.together import Together
+from api.together import Ended, Together
 
 
 class Oracle:
@@ -130,3 +130,12 @@ def test_what_was_asked_before_the_end_is_answered_and_ends_the_thread(wait_unti
     asyncio.run(scene())
 
     assert "the last oracle" not in {thread.name for thread in threading.enumerate()}
+
+
+def test_what_is_asked_after_the_end_is_refused() -> None:
+    together = Together[int, int](Oracle(), most=8)
+    together.start()
+    together.stop()
+
+    with pytest.raises(Ended):
+        asyncio.run(asyncio.wait_for(together.ask(1), timeout=10))

@@ -1,25 +1,28 @@
 """What an operation's code does next depends on what PostgreSQL has answered it so far, and on nothing else.
 
 So its *courses* are kept: the statements that it sent, by what was answered to each. Where a course is known its
-statements are sent again without the Python that built them; PostgreSQL executes them all the same. Two answers count
-as one if they differ only in what no code decides by: times, and of a whole job its versions and how long things took.
-That this leaves out nothing that matters is not assumed: ``replay.py`` runs without it and would see a difference.
+statements are sent again without the Python that built them, all at once, in the hope that they are answered as the
+last time; PostgreSQL executes them all the same. Two answers count as one if they differ only in what no code decides
+by: times, and of a whole job its versions and how long things took. That this leaves out nothing that matters is not
+assumed: ``replay.py`` runs without it and would see a difference.
 """
 
 import re
-from collections.abc import Callable, Hashable
-from contextlib import suppress
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
 import psycopg
 from sqlalchemy import Engine, event
 
+from tests.model.line import Call
+
 _SERIAL: Final = re.compile(r"sa_savepoint_\d+")
 """SQLAlchemy numbers its savepoints; of two with one name the latest is meant."""
 _TIME: Final = psycopg.adapters.types["timestamptz"].oid
 _ASIDE: Final = frozenset({b"timings", b"state_version", b"event_seq"})
 """What nobody reads where it comes as a part of a whole job."""
+_WRITES: Final = re.compile(rb"\b(?:INSERT\s+INTO|UPDATE|DELETE\s+FROM)\s+(\w+)", re.IGNORECASE)
 
 
 class Ended(NamedTuple):
@@ -32,14 +35,33 @@ class Ended(NamedTuple):
 class Sent:
     """A statement, and what came next by what was answered."""
 
-    statement: str
-    parameters: Any
+    call: Call
     then: dict[Hashable, "Sent | Ended"] = field(default_factory=dict)
+    latest: Hashable = None
+    """What was answered the last time."""
+
+    @property
+    def writes(self) -> frozenset[str]:
+        """Names of which some are the tables that it may write to."""
+        return frozenset(name.decode().lower() for name in _WRITES.findall(self.call.statement))
+
+
+class Course(NamedTuple):
+    """A way that an operation goes from its begin to its end."""
+
+    sent: Sequence[Sent]
+    answers: Sequence[Hashable]
+    """To each."""
+    ended: Ended
+
+    def taken(self) -> None:
+        """It went so again."""
+        for step, answer in zip(self.sent, self.answers, strict=True):
+            step.latest = answer
 
 
 class _Heard(NamedTuple):
-    statement: str
-    parameters: Any
+    call: Call
     answer: Hashable
 
 
@@ -49,30 +71,33 @@ class Courses:
     def __init__(self, engine: Engine) -> None:
         """``engine``: of the connections that operations are given."""
         self._engine = engine
-        self._first: dict[Hashable, dict[Hashable, Sent | Ended]] = {}
+        self._first: dict[Hashable, Sent | Ended] = {}
 
-    def follow(self, raw: Any, operation: Hashable) -> Ended | None:
-        """Execute the operation on a psycopg connection.
+    def likely(self, operation: Hashable, heard: Sequence[Hashable]) -> Course | None:
+        """The course that the operation takes if its first statements are answered so, and the others as the last time.
 
         Returns:
-            None: this course is not known to its end, and the transaction may have failed.
+            None: none is known with these answers.
         """
-        then: dict[Hashable, Sent | Ended] = self._first.get(operation, {})
-        key: Hashable = None
-        with suppress(psycopg.Error):
-            while (step := then.get(key)) is not None:
-                if isinstance(step, Ended):
-                    return step
-                key, then = _answer(raw.execute(step.statement, step.parameters)), step.then
-        return None
+        sent: list[Sent] = []
+        answers: list[Hashable] = []
+        step = self._first.get(operation)
+        while isinstance(step, Sent):
+            sent.append(step)
+            answers.append(heard[len(answers)] if len(answers) < len(heard) else step.latest)
+            step = step.then.get(answers[-1])
+        return None if step is None else Course(sent, answers, step)
 
     def record(self, operation: Hashable, run: Callable[[], Hashable]) -> Hashable:
         """What ``run`` answers, which is this operation; whatever it sends is remembered."""
         heard: list[_Heard] = []
 
         def hear(cursor: Any, statement: str, parameters: Any, context: object) -> bool:
+            statement = _SERIAL.sub("sa_savepoint", statement)
             cursor.execute(statement, parameters)
-            heard.append(_Heard(_SERIAL.sub("sa_savepoint", statement), parameters, _answer(cursor)))
+            sent = cursor._convert_query(statement, parameters)
+            call = Call(sent.query, sent.params or (), sent.types, sent.formats or ())
+            heard.append(_Heard(call, answer_of(cursor.pgresult)))
             return True
 
         event.listen(self._engine, "do_execute", hear)
@@ -84,26 +109,26 @@ class Courses:
         return answer
 
     def _add(self, operation: Hashable, heard: list[_Heard], answer: Hashable) -> None:
-        then, key = self._first.setdefault(operation, {}), None
-        for statement, parameters, answered in heard:
-            step = then.setdefault(key, Sent(statement, parameters))
-            if not isinstance(step, Sent) or step.statement != statement:
-                raise AssertionError(f"{operation}: after the same answers it sent another statement: {statement}")
+        then, key = self._first, operation
+        for call, answered in heard:
+            step = then.setdefault(key, Sent(call))
+            if not isinstance(step, Sent) or step.call.statement != call.statement:
+                raise AssertionError(f"{operation}: after the same answers it sent another statement: {call.statement}")
+            step.latest = answered
             then, key = step.then, answered
         then[key] = Ended(answer)
 
     def without(self, touched: Callable[[Hashable], bool]) -> "Courses":
         """A copy that knows nothing of some operations."""
         copy = Courses(self._engine)
-        copy._first = {operation: then for operation, then in self._first.items() if not touched(operation)}
+        copy._first = {operation: step for operation, step in self._first.items() if not touched(operation)}
         return copy
 
 
-def _answer(cursor: Any) -> Hashable:
+def answer_of(found: Any) -> Hashable:
     """As PostgreSQL sent it: reading it costs more than all else here."""
-    found = cursor.pgresult
     if not found.nfields:
-        return cursor.rowcount
+        return found.command_tuples
     names = [found.fname(column) for column in range(found.nfields)]
     aside = _ASIDE if _ASIDE.issubset(names) else frozenset[bytes]()
     times = [column for column in range(found.nfields) if found.ftype(column) == _TIME]

@@ -79,7 +79,7 @@ class Healing:
     def _work(self, state: int) -> int:
         """One attempt that goes well."""
         fence = self._database.rows(state)["jobs"][0]["fence"] + 1
-        claimed, state = self._database.apply(state, self._operations.claim(token=fence))
+        claimed, state = self._database.apply(state, self._operations.claim(fence))
         return self._after(state, self._operations.finish(fence)) if claimed else state
 
     def _after(self, state: int, operation: Operation) -> int:

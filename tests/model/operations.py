@@ -6,6 +6,7 @@ Everything is looked up in its module at the moment of the call, so that a seede
 from collections.abc import Callable, Coroutine, Hashable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import wraps
 from hashlib import sha256
 from typing import Any, Final, Literal, TypeVar, cast
 from uuid import UUID
@@ -146,26 +147,44 @@ def submit(bounds: Bounds) -> Operation:
     return Operation("submit", (), asking(lambda s: requests.submit(s, TENANT, request, settings=SETTINGS)))
 
 
+def once(make: Callable[..., Operation]) -> Callable[..., Operation]:
+    """Make each operation once: they are asked for at every step, and what is known is looked up by them."""
+
+    @wraps(make)
+    def made(self: "Operations", *arguments: Any) -> Operation:
+        key = make.__name__, arguments
+        if (known := self.made.get(key)) is None:
+            known = self.made[key] = make(self, *arguments)
+        return known
+
+    return made
+
+
 class Operations:
     """All operations on one job. Each answers something that can be compared."""
 
     def __init__(self, job_id: UUID, bounds: Bounds) -> None:
         self.job_id = job_id
+        self.made: dict[Hashable, Operation] = {}
         self._backoff = BACKOFF if bounds.backoff else 0 * BACKOFF
 
     # What a client asks for.
 
+    @once
     def cancel(self) -> Operation:
         return Operation("cancel", (), asking(lambda s: requests.cancel(s, TENANT, self.job_id)))
 
+    @once
     def pause(self) -> Operation:
         return Operation("pause", (), asking(lambda s: requests.pause(s, TENANT, self.job_id)))
 
+    @once
     def resume(self) -> Operation:
         return Operation("resume", (), asking(lambda s: requests.resume(s, TENANT, self.job_id, settings=SETTINGS)))
 
     # What a worker does.
 
+    @once
     def claim(self, token: int) -> Operation:
         """Answers (fence, fences of the checkpoints it may go on from) or None."""
 
@@ -174,10 +193,12 @@ class Operations:
 
         return Operation("claim", (token,), run)
 
+    @once
     def reclaim(self, token: int) -> Operation:
         """Like ``claim``."""
         return Operation("reclaim", (token,), lambda session: _claimed(claims.reclaim(session, UUID(int=token))))
 
+    @once
     def heartbeat(self, fence: int) -> Operation:
         """Answers the job's state."""
 
@@ -186,6 +207,7 @@ class Operations:
 
         return Operation("heartbeat", (fence,), run)
 
+    @once
     def record(self, fence: int) -> Operation:
         """By an attempt that knows the job's latest event; answers whether the checkpoint is visible."""
 
@@ -195,6 +217,7 @@ class Operations:
 
         return Operation("record", (fence,), run)
 
+    @once
     def record_twice(self, fence: int) -> Operation:
         """``record``, as the supervisor does it when the answer to its first try is lost."""
 
@@ -208,6 +231,7 @@ class Operations:
 
         return Operation("record_twice", (fence,), run)
 
+    @once
     def finish(self, fence: int) -> Operation:
         """Succeed, or hand back if a cancel came first: one transaction, as in ``worker/watch.py``."""
 
@@ -220,12 +244,14 @@ class Operations:
 
         return Operation("finish", (fence,), run)
 
+    @once
     def fail(self, fence: int, error: type[JobError]) -> Operation:
         def run(session: Session) -> Hashable:
             return attempts.fail(session, self.job_id, fence, error("it went wrong"), backoff=self._backoff)
 
         return Operation("fail", (fence, error), run)
 
+    @once
     def postpone(self, fence: int) -> Operation:
         """Storage was away for longer than the attempt waits."""
 
@@ -235,9 +261,11 @@ class Operations:
 
         return Operation("postpone", (fence,), run)
 
+    @once
     def hand_back(self, fence: int) -> Operation:
         return Operation("hand_back", (fence,), lambda session: _hand_back(session, self.job_id, fence))
 
+    @once
     def outcome_of(self, fence: int) -> Operation:
         """Answers whether the attempt has ended: more does not matter to its worker."""
 
@@ -248,6 +276,7 @@ class Operations:
 
     # What keeps jobs moving.
 
+    @once
     def relay(self, crash: Crash | None = None) -> Operation:
         """Answers whether a message reached the broker."""
 
@@ -260,12 +289,15 @@ class Operations:
 
         return Operation("relay", () if crash is None else (crash,), run)
 
+    @once
     def reap(self) -> Operation:
         return Operation("reap", (), lambda session: len(upkeep.reap(session)))
 
+    @once
     def expire(self) -> Operation:
         return Operation("expire", (), lambda session: len(upkeep.expire(session)))
 
+    @once
     def redispatch(self) -> Operation:
         """Answers nothing: two at once may both ring, which is harmless."""
 

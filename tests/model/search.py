@@ -57,13 +57,14 @@ class Search:
         frontier = [self.first]
         while frontier:
             found: list[World] = []
-            for world in frontier:
+            for world in _by_database(frontier):
                 for name, after in self._moves(world):
                     transitions += 1
                     if after not in self._came_from:
                         self._came_from[after] = world, name
-                        self._visit(after)
                         found.append(after)
+            for world in _by_database(found):
+                self._visit(world)
             frontier, depth = found, depth + bool(found)
         return Explored(
             worlds=len(self._came_from),
@@ -97,6 +98,11 @@ class Search:
             world, name = step
             moves.append(name)
         return moves[::-1]
+
+
+def _by_database(worlds: list[World]) -> list[World]:
+    """One after the other what happens in one state of the database: it need not be put into the tables so often."""
+    return sorted(worlds, key=lambda world: world.database)
 
 
 @contextmanager

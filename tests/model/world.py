@@ -72,6 +72,24 @@ class World(NamedTuple):
     reaper_read: bool = False
     """Whether a reaper has read that the lease ran out, and will act on that. The product's does both at once."""
 
+    # Written out, because ``_replace`` takes several times as long, and there are so many.
+
+    def at(self, database: int) -> "World":
+        """This world with another state of the database."""
+        return self if database == self.database else World(database, *self[1:])
+
+    def of(self, workers: tuple[Worker, ...]) -> "World":
+        """This world with other workers."""
+        return World(self.database, self.message, workers, *self[3:])
+
+    def holding(self, objects: tuple[tuple[str, str], ...]) -> "World":
+        """This world with other objects in storage."""
+        return World(*self[:3], objects, *self[4:])
+
+    def differs(self, before: "World") -> bool:
+        """Whether it is another one, but for how often the adversary may still do what."""
+        return self[:4] != before[:4] or self[5:] != before[5:]
+
 
 Move = tuple[str, World]
 
@@ -85,16 +103,17 @@ class Adversary:
         self.rules = rules
         self._named_in: dict[int, frozenset[str]] = {}
         self._keys_of: dict[int, frozenset[str]] = {}
+        self._referred_in: dict[Hashable, tuple[tuple[str, str], ...]] = {}
 
     def moves(self, world: World) -> Iterator[Move]:
         """Every move that changes the world, with the world afterwards."""
         for name, after in self._moves(world):
-            if after.database != world.database or after._replace(left=world.left) != world:
+            if after.differs(world):
                 yield name, self._essence(after)
 
     def _moves(self, world: World) -> Iterator[Move]:
         for index, worker in enumerate(world.workers):
-            others = world._replace(workers=world.workers[:index] + world.workers[index + 1 :])
+            others = world.of(world.workers[:index] + world.workers[index + 1 :])
             for name, after in self._works(others, worker):
                 yield f"attempt {worker.fence} {name}", after
         if not self._job(world)["completed_at"]:
@@ -109,8 +128,7 @@ class Adversary:
         What others than its workers can do to a job that has ended is checked for each state of the database.
         """
         if world.objects:
-            named = self._named(world.database).union(*(self._keys(worker) for worker in world.workers))
-            world = world._replace(objects=tuple(item for item in world.objects if item[0] in named))
+            world = world.holding(self._referred(world))
         if self._job(world)["completed_at"]:
             return world._replace(message=False, left=Left(0, 0, 0, 0, 0, 0))
         return world
@@ -137,6 +155,14 @@ class Adversary:
     def _job(self, world: World) -> Mapping[str, Any]:
         return self.database.rows(world.database)["jobs"][0]
 
+    def _referred(self, world: World) -> tuple[tuple[str, str], ...]:
+        """What lies in storage and is referred to, or may be."""
+        where = world.database, world.workers, world.objects
+        if where not in self._referred_in:
+            named = self._named(world.database).union(*(self._keys(worker) for worker in world.workers))
+            self._referred_in[where] = tuple(item for item in world.objects if item[0] in named)
+        return self._referred_in[where]
+
     def _named(self, state: int) -> frozenset[str]:
         """Keys of the objects that rows name; asked so often that they are kept, like those below."""
         if state not in self._named_in:
@@ -153,7 +179,7 @@ class Adversary:
 
     def _apply(self, world: World, operation: Operation) -> tuple[Hashable, World]:
         answer, after = self.database.apply(world.database, operation)
-        return answer, world._replace(database=after)
+        return answer, world.at(after)
 
     # The relay. It is one transaction and locks the bells it has read; whatever others do between its reading and
     # its mark could as well happen after it, because nobody else changes a bell that is not sent.
@@ -185,7 +211,7 @@ class Adversary:
 
     def _claim(self, why: str, world: World) -> Move:
         # Tokens are numbered like the claims that they are made for.
-        claimed, after = self._apply(world, self.operations.claim(token=self._job(world)["fence"] + 1))
+        claimed, after = self._apply(world, self.operations.claim(self._job(world)["fence"] + 1))
         if not isinstance(claimed, tuple):
             return f"{why}: nothing to claim", after
         return f"{why}: claimed as attempt {claimed[0]}", self._with(after, Worker(claimed[0]))
@@ -205,10 +231,15 @@ class Adversary:
             found, after = self._apply(world, self.operations.reclaim(worker.fence))
             yield "looks for its claim, unacknowledged", self._with(after, worker) if found else after
             objects = dict(world.objects) | dict.fromkeys(self._keys(worker), content_of(worker.fence))
-            uploaded = world._replace(objects=tuple(sorted(objects.items())))
+            uploaded = world.holding(tuple(sorted(objects.items())))
             yield "uploads", self._with(uploaded, worker._replace(uploaded=True))
-        for name, operation in self._endings(world, worker):
-            yield from self._ends(name, world, worker, operation)
+        ended = [(name, self._ends(world, operation)) for name, operation in self._endings(world, worker)]
+        yield from ended
+        for name, after in ended:
+            # Not being told, it looks. When it does is all the same, since how an attempt ended never changes; and an
+            # end that did not commit leaves the world as it was.
+            over, seen = self._apply(after, self.operations.outcome_of(worker.fence))
+            yield f"{name}, unacknowledged: looks", seen if over else self._with(seen, worker)
 
     def _unless_over(self, name: str, world: World, worker: Worker, operation: Operation) -> Move:
         answer, after = self._apply(world, operation)
@@ -225,20 +256,16 @@ class Adversary:
         if world.left.outages:
             yield "finds storage away", self.operations.postpone(fence)
 
-    def _ends(self, name: str, world: World, worker: Worker, operation: Operation) -> Iterator[Move]:
+    def _ends(self, world: World, operation: Operation) -> World:
         answer, after = self._apply(world, operation)
         if operation.name == "hand_back" and answer == "queued":
             after = after._replace(left=after.left._replace(interruptions=after.left.interruptions - 1))
         if operation.name == "postpone":
             after = after._replace(left=after.left._replace(outages=after.left.outages - 1))
-        yield name, after
-        # Not being told, it looks. When it does is all the same, since how an attempt ended never changes; and an
-        # end that did not commit leaves the world as it was.
-        over, after = self._apply(after, self.operations.outcome_of(worker.fence))
-        yield f"{name}, unacknowledged: looks", after if over else self._with(after, worker)
+        return after
 
     def _with(self, world: World, worker: Worker) -> World:
-        return world._replace(workers=tuple(sorted((*world.workers, worker))))
+        return world.of(tuple(sorted((*world.workers, worker))))
 
     # The client.
 
@@ -265,5 +292,5 @@ class Adversary:
         if self.rules.redispatch:
             yield "redispatch", self._apply(world, self.operations.redispatch())[1]
         if world.left.jumps:
-            later = world._replace(database=self.database.jump(world.database, JUMP))
+            later = world.at(self.database.jump(world.database, JUMP))
             yield "the clock jumps", later._replace(left=later.left._replace(jumps=later.left.jumps - 1))
