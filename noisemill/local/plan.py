@@ -91,17 +91,22 @@ def make_plan(
         threads=None if "NOISEMILL_WORKER_THREADS" in environ else _fair_share(wish),
     )
     folder.keep(choices)
+    return Plan(
+        wiring=wiring,
+        servers=_not_replaced(environ, postgres, valkey, store),
+        services=services(wiring),
+        base_env=_base_env(environ),
+    )
+
+
+def _not_replaced(environ: Mapping[str, str], postgres: Postgres, valkey: Valkey, store: ObjectStore) -> list[Part]:
+    """Those for which the environment does not name another."""
     replaced_by = {
         "NOISEMILL_DATABASE_URL": postgres,
         "NOISEMILL_BROKER_URL": valkey,
         "NOISEMILL_S3_ENDPOINT": store,
     }
-    return Plan(
-        wiring=wiring,
-        servers=[server for variable, server in replaced_by.items() if variable not in environ],
-        services=services(wiring),
-        base_env=_base_env(environ),
-    )
+    return [server for variable, server in replaced_by.items() if variable not in environ]
 
 
 def _fair_share(wish: Wish) -> int:
