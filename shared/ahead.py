@@ -27,24 +27,30 @@ def after(*ahead: Ahead) -> dict[str, Any]:
 
 def support(engine: Engine) -> None:
     """Make the engine heed ``after``: all of ours do."""
-    event.listen(engine, "do_execute", _execute)
+    event.listen(engine, "do_execute", execute)
 
 
-def _execute(cursor: Any, statement: str, parameters: Any, context: Any) -> bool:
+def sent_before(context: Any) -> list[tuple[str, Mapping[str, Any]]] | None:
+    """What goes ahead of the statement of this context, as psycopg sends it; None if nothing was said about that."""
     ahead: tuple[Ahead, ...] | None = context.execution_options.get(_OPTION)
-    if ahead is None:
+    return None if ahead is None else [(_text(clause), values) for clause, values in ahead]
+
+
+def execute(cursor: Any, statement: str, parameters: Any, context: Any) -> bool:
+    """What heeds it. Returns whether there was something to heed, and so all is done."""
+    if (ahead := sent_before(context)) is None:
         return False
     if context.dialect.is_async:
-        for clause, values in ahead:
-            cursor.execute(_text(clause), values)
+        for one in ahead:
+            cursor.execute(*one)
         cursor.execute(statement, parameters)
         return True
     connection = cursor.connection
     with connection.pipeline():
         if connection.autocommit:
             connection.execute("BEGIN")
-        for clause, values in ahead:
-            connection.execute(_text(clause), values)
+        for one in ahead:
+            connection.execute(*one)
         cursor.execute(statement, parameters)
         if connection.autocommit:
             connection.execute("COMMIT")

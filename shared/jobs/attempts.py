@@ -19,7 +19,7 @@ from sqlmodel import col
 from shared.errors import JobError, LeaseLost
 from shared.ids import uuid7
 from shared.jobs import pauses, products
-from shared.jobs.moves import move, move_by_case
+from shared.jobs.moves import is_in, move, move_by_case
 from shared.jobs.rows import Attempt, Event, Job
 from shared.jobs.state import HELD, AttemptOutcome, JobState, JobType
 
@@ -54,7 +54,7 @@ class NewArtifact:
 
 
 def _current(job_id: Any, fence: Any) -> tuple[ColumnElement[bool], ...]:
-    return col(Job.id) == job_id, col(Job.fence) == fence, col(Job.state).in_(HELD)
+    return col(Job.id) == job_id, col(Job.fence) == fence, is_in(HELD)
 
 
 class Standing(NamedTuple):
@@ -245,7 +245,7 @@ def _success() -> Select[Any]:
     """What ``succeed`` does, made once: to put it together takes longer than all else that a worker does for it."""
     steps = cast(Any, bindparam("of_steps", 0))
     json = JSONB(none_as_null=True)
-    return move(
+    moved = move(
         JobState.SUCCEEDED,
         *_current(bindparam("of_job"), bindparam("of_fence")),
         outcome=AttemptOutcome.SUCCEEDED,
@@ -256,6 +256,7 @@ def _success() -> Select[Any]:
         result=bindparam("of_result", type_=json),
         artifacts=bindparam("of_artifacts", type_=JSONB),
     )
+    return moved.with_only_columns(moved.selected_columns["id"])
 
 
 def fail(

@@ -5,10 +5,12 @@ it is a single SQL statement, of two racing writers exactly one matches a row, a
 or bell can be missing or extra.
 """
 
+from collections.abc import Iterable
 from typing import Any, Final
 
 from sqlalchemy import (
     CTE,
+    Boolean,
     ColumnElement,
     Select,
     Table,
@@ -19,7 +21,9 @@ from sqlalchemy import (
     func,
     insert,
     literal,
+    literal_column,
     null,
+    or_,
     select,
     update,
 )
@@ -37,6 +41,12 @@ _JOB: Final[Table] = Job.metadata.tables["jobs"]
 Cases = list[tuple[JobState, ColumnElement[bool]]]
 
 
+def is_in(states: Iterable[JobState]) -> ColumnElement[bool]:
+    """Whether the job is in one of these, written out: an ``IN`` with parameters is put together for each execution."""
+    names = ", ".join(f"'{state.value}'" for state in sorted(states))
+    return literal_column(f"jobs.state IN ({names})", Boolean)
+
+
 def move(to: JobState, *conditions: ColumnElement[bool], **values: Any) -> Select[Any]:
     """Move every job that matches ``conditions`` and may legally move to ``to``.
 
@@ -46,7 +56,7 @@ def move(to: JobState, *conditions: ColumnElement[bool], **values: Any) -> Selec
     Returns:
         A statement that moves, and yields the moved rows as they are afterwards.
     """
-    return move_by_case([(to, col(Job.state).in_(states_before(to)))], *conditions, **values)
+    return move_by_case([(to, is_in(states_before(to)))], *conditions, **values)
 
 
 def move_by_case(
@@ -65,7 +75,7 @@ def move_by_case(
     part of the device's time, which is all of it when left out. ``artifacts``: JSON of the objects that it has stored.
     """
     targets = [to for to, _ in cases]
-    legal = [(condition & col(Job.state).in_(states_before(to)), literal(to.value, Text)) for to, condition in cases]
+    legal = [(condition & is_in(states_before(to)), literal(to.value, Text)) for to, condition in cases]
     target = case(*legal)
     moved = (
         update(Job)
@@ -112,7 +122,7 @@ def _values(target: ColumnElement[Any], targets: list[JobState]) -> dict[str, An
     if not set(targets) & HELD:
         changes |= {"lease_until": None, "worker": None, "phase": None}
     if set(targets) & set(FINAL):
-        final = target.in_([state.value for state in FINAL])
+        final = or_(*(target == literal(state.value, Text) for state in set(targets) & set(FINAL)))
         changes["completed_at"] = case((final, func.clock_timestamp()), else_=null())
     if JobState.QUEUED in targets:
         # Whoever was paused joins the line anew; whose attempt was lost, cut short or failed keeps the place.

@@ -15,6 +15,8 @@ from typing import Any, Final, NamedTuple
 import psycopg
 from sqlalchemy import Engine, event
 
+from shared.ahead import execute, sent_before, support
+
 _SERIAL: Final = re.compile(r"sa_savepoint_\d+")
 """SQLAlchemy numbers its savepoints; of two with one name the latest is meant."""
 _TIME: Final = psycopg.adapters.types["timestamptz"].oid
@@ -71,15 +73,18 @@ class Courses:
         heard: list[_Heard] = []
 
         def hear(cursor: Any, statement: str, parameters: Any, context: object) -> bool:
-            cursor.execute(statement, parameters)
-            heard.append(_Heard(_SERIAL.sub("sa_savepoint", statement), parameters, _answer(cursor)))
+            for one in [*(sent_before(context) or ()), (statement, parameters)]:
+                cursor.execute(*one)
+                heard.append(_Heard(_SERIAL.sub("sa_savepoint", one[0]), one[1], _answer(cursor)))
             return True
 
+        event.remove(self._engine, "do_execute", execute)  # else it would come first, and nothing be heard
         event.listen(self._engine, "do_execute", hear)
         try:
             answer = run()
         finally:
             event.remove(self._engine, "do_execute", hear)
+            support(self._engine)
         self._add(operation, heard, answer)
         return answer
 
