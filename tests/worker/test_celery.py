@@ -93,13 +93,14 @@ def test_monitors_are_told_of_a_task_from_its_arrival_to_its_end(
     """As Flower shows it (``worker/parent.py`` lets it wait for a moment)."""
     told: list[str] = []
     app: Any = make_celery(workplace.settings.broker)
+    give_up = time.monotonic() + 60
 
     def hear(event: Any) -> None:
         told.append(event["type"])
         if event["type"] == "worker-online":
             workplace.job(["steps", 3, 0.0])
             Relay(workplace.engine, Bells(workplace.settings.broker)).run_once()
-        receiver.should_stop = event["type"] == "task-succeeded"
+        receiver.should_stop = event["type"] == "task-succeeded" or time.monotonic() > give_up
 
     with app.connection() as connection:
         receiver = app.events.Receiver(connection, handlers={"*": hear})
