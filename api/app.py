@@ -18,6 +18,7 @@ from fastapi import FastAPI
 from api import errors, openapi
 from api.auth import Callers
 from api.crowd import Crowd
+from api.ends import Ends
 from api.frame import RequestFrame
 from api.metrics import JobCollector, Meters
 from api.news import News
@@ -65,9 +66,10 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     parts = await asyncio.to_thread(_build, app.state.settings)
     app.state.parts, app.state.callers, app.state.crowd = parts, Callers(parts), Crowd(parts)
+    app.state.ends = Ends(parts)
     collector = JobCollector(parts.metrics_engine)
     app.state.meters.registry.register(collector)
-    threads = (parts.relay, parts.upkeep, app.state.callers, app.state.crowd)
+    threads = (parts.relay, parts.upkeep, app.state.callers, app.state.crowd, app.state.ends)
     for each in threads:
         each.start()
     _settle()

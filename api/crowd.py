@@ -6,7 +6,7 @@ a queue that is nearly full) is decided one by one, as ``api/submission.py`` doe
 
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any, Final
 from uuid import UUID
@@ -23,6 +23,7 @@ from api.views import Links
 from api.waiting import facts
 from shared.database import AWAY
 from shared.errors import QueueFull, RequestRefused
+from shared.ids import uuid7
 from shared.jobs import admission, idempotency, requests
 from shared.jobs.admission import NewJob
 from shared.jobs.idempotency import Answer
@@ -38,6 +39,8 @@ MOST: Final = 32
 class Asked:
     """A client's request for a new job."""
 
+    job_id: UUID = field(default_factory=uuid7)
+    """Of the job that is made, if one is."""
     tenant_id: UUID
     request: AnyJobRequest
     body: Any
@@ -66,8 +69,10 @@ class Crowd(Together[Asked, Accepted]):
 
 
 def _alone(parts: Parts, new: Asked) -> Submission:
+    settings = parts.settings.jobs
+
     async def record(session: AsyncSession) -> tuple[Job, bool]:
-        return await requests.submit(session, new.tenant_id, new.request, settings=parts.settings.jobs), True
+        return await requests.submit(session, new.tenant_id, new.request, settings=settings, job_id=new.job_id), True
 
     return Submission(
         tenant_id=new.tenant_id, path=PATH, body=new.body, idempotency_key=new.idempotency_key, record=record
@@ -113,7 +118,8 @@ async def _record(session: AsyncSession, parts: Parts, crowd: Sequence[Asked]) -
 
 async def _prepare(session: AsyncSession, parts: Parts, new: Asked) -> NewJob | Exception:
     try:
-        return await requests.prepare(session, new.tenant_id, new.request, settings=parts.settings.jobs)
+        settings = parts.settings.jobs
+        return await requests.prepare(session, new.tenant_id, new.request, settings=settings, job_id=new.job_id)
     except RequestRefused as refusal:
         # A repetition is answered as the first request was, whatever has happened to what it names.
         return refusal if new.idempotency_key is None else Alone()

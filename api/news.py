@@ -25,8 +25,9 @@ _RETRY_SECONDS: Final = 1.0
 class Listener:
     """One waiting request."""
 
-    def __init__(self, news: "News") -> None:
+    def __init__(self, news: "News", *, only_ends: bool) -> None:
         self._news = news
+        self.only_ends = only_ends
         self._rung = asyncio.Event()
 
     def ring(self) -> None:
@@ -41,14 +42,11 @@ class Listener:
         self._rung.clear()
 
     async def chances(self, seconds: float) -> AsyncIterator[None]:
-        """Yield at once and whenever there may be news, until ``seconds`` have passed or the process ends."""
+        """Yield whenever there may be news, until ``seconds`` have passed or the process ends."""
         deadline = asyncio.get_running_loop().time() + seconds
-        while True:
-            yield
-            left = deadline - asyncio.get_running_loop().time()
-            if left <= 0 or self._news.closing:
-                return
+        while (left := deadline - asyncio.get_running_loop().time()) > 0 and not self._news.closing:
             await self.wait(left)
+            yield
 
 
 class News:
@@ -64,9 +62,11 @@ class News:
         """Whether the process is about to end: nobody should wait any more."""
 
     @contextmanager
-    def of(self, job_id: UUID) -> Iterator[Listener]:
-        """Listen to a job. Open before looking into SQL, so that nothing falls in between."""
-        listener = Listener(self)
+    def of(self, job_id: UUID, *, only_ends: bool = False) -> Iterator[Listener]:
+        """Listen to a job. Open before looking into SQL, so that nothing falls in between.
+
+        ``only_ends``: what may be news of its end alone."""
+        listener = Listener(self, only_ends=only_ends)
         self._listeners.setdefault(job_id, set()).add(listener)
         try:
             yield listener
@@ -106,6 +106,8 @@ class News:
             await asyncio.sleep(_RETRY_SECONDS)
 
     async def _hear(self) -> None:
+        from shared.events import BEGINNING  # noqa: PLC0415  (as above)
+
         async with self._redis.pubsub() as subscription:
             await subscription.psubscribe(f"{self._prefix}*")
             while True:
@@ -117,13 +119,14 @@ class News:
                     self.hears = True
                     self._ring_all()
                 elif message["type"] == "pmessage":
-                    self._ring(message["channel"])
+                    self._ring(message["channel"], is_beginning=message["data"] == BEGINNING)
 
-    def _ring(self, channel: bytes) -> None:
+    def _ring(self, channel: bytes, *, is_beginning: bool) -> None:
         with suppress(ValueError):
             job_id = UUID(hex=channel.decode().removeprefix(self._prefix))
             for listener in self._listeners.get(job_id, ()):
-                listener.ring()
+                if not (is_beginning and listener.only_ends):
+                    listener.ring()
 
     def _ring_all(self) -> None:
         for listeners in self._listeners.values():

@@ -96,14 +96,3 @@ async def show(parts: Parts, links: Links, tenant_id: UUID, job_id: UUID) -> Job
     """The job as it is now; raises ``NotFound``."""
     async with parts.transaction() as session:
         return await view(session, parts, links, await requests.get(session, tenant_id, job_id))
-
-
-async def wait_final(parts: Parts, links: Links, tenant_id: UUID, job_id: UUID, seconds: float) -> JobView | None:
-    """The job once it has ended; None if that takes longer. Holds no database session while it waits."""
-    with parts.news.of(job_id) as listener:
-        async for _ in listener.chances(seconds):
-            async with parts.transaction() as session:
-                job = await requests.get(session, tenant_id, job_id)
-                if job.state.is_final:
-                    return await view(session, parts, links, job)
-    return None

@@ -23,6 +23,13 @@ class ThreadParts(Parts):
         with Session(self.thread_engine, expire_on_commit=False) as session, session.begin():
             yield cast(AsyncSession, _Session(session))
 
+    @asynccontextmanager
+    async def statements(self) -> AsyncIterator[AsyncSession]:
+        """A session whose statements stand for themselves, and so are one round trip each."""
+        engine = self.thread_engine.execution_options(isolation_level="AUTOCOMMIT")
+        with Session(engine, expire_on_commit=False) as session:
+            yield cast(AsyncSession, _Session(session))
+
 
 class _Session:
     """What that code uses of an ``AsyncSession``: every answer is there at once."""

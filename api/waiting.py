@@ -145,6 +145,16 @@ SELECT clock_timestamp() AS now, (
 """).bindparams(bindparam("queues", type_=ARRAY(Text)), bindparam("ids", type_=ARRAY(SQL_UUID)))  # noqa: S608  (constants of ours)
 
 
+_IDS: Final = func.any(bindparam("ids", type_=ARRAY(SQL_UUID)))
+_UNTIL: Final = func.coalesce(Attempt.ended_at, func.clock_timestamp())
+_ATTEMPTS: Final = (
+    select(Attempt, func.extract("epoch", _UNTIL - col(Attempt.started_at)))
+    .where(col(Attempt.job_id) == _IDS)
+    .order_by(col(Attempt.fence))
+)
+_RETRIES: Final = select(col(Job.retry_of), col(Job.id)).where(col(Job.retry_of) == _IDS)
+
+
 async def facts(session: AsyncSession, jobs: Sequence[Job], settings: JobSettings) -> dict[UUID, JobFacts]:
     """The facts of each job, in at most four statements, of which one says how the place is planned."""
     attempts, seconds = await _attempts(session, [job.id for job in jobs if job.fence])
@@ -167,10 +177,7 @@ async def _attempts(
     found: defaultdict[UUID, list[Attempt]] = defaultdict(list)
     seconds: defaultdict[UUID, float] = defaultdict(float)
     if ids:
-        until = func.coalesce(Attempt.ended_at, func.clock_timestamp())
-        lasted = func.extract("epoch", until - col(Attempt.started_at))
-        statement = select(Attempt, lasted).where(col(Attempt.job_id).in_(ids)).order_by(col(Attempt.fence))
-        for row, duration in await session.execute(statement):
+        for row, duration in await session.execute(_ATTEMPTS, {"ids": ids}):
             found[row.job_id].append(row)
             seconds[row.job_id] += float(duration)
     return found, {job_id: round(total, 3) for job_id, total in seconds.items()}
@@ -179,8 +186,7 @@ async def _attempts(
 async def _retries(session: AsyncSession, ids: Sequence[UUID]) -> dict[UUID, UUID]:
     if not ids:
         return {}
-    statement = select(col(Job.retry_of), col(Job.id)).where(col(Job.retry_of).in_(ids))
-    return {row.retry_of: row.id for row in await session.execute(statement)}
+    return {row.retry_of: row.id for row in await session.execute(_RETRIES, {"ids": ids})}
 
 
 async def _places(session: AsyncSession, waiting: Sequence[Job], settings: JobSettings) -> dict[UUID, QueueView]:
@@ -188,8 +194,7 @@ async def _places(session: AsyncSession, waiting: Sequence[Job], settings: JobSe
         return {}
     wanted = {"queues": sorted({job.queue for job in waiting}), "ids": [job.id for job in waiting]}
     wanted |= {"gone_after": GONE_AFTER, "lately": _LATELY, "ageing": settings.ageing, "quantum": settings.quantum}
-    await session.execute(PLANNED_ONCE)
-    row = (await session.execute(_PLACES, wanted)).one()
+    row = (await session.execute(_PLACES, wanted, execution_options=PLANNED_ONCE)).one()
     forecasts = {name: Forecast(_queue_facts(known)) for name, known in row.queues.items()}
     return {job.id: _queue_view(job, row, forecasts[job.queue]) for job in waiting}
 

@@ -9,6 +9,7 @@ from sqlalchemy import URL, Engine, ExceptionContext, create_engine, event, make
 from sqlalchemy.exc import DBAPIError, InterfaceError, InvalidatePoolError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
+from shared.ahead import after, support
 from shared.settings import DatabaseSettings
 
 if TYPE_CHECKING:
@@ -23,9 +24,10 @@ _AWAY_STATES: Final = frozenset({"25006", "25P03", "25P04"})
 failover may lead to such a one), or it ended the session of a process that was stopped in the middle of a transaction.
 """
 
-PLANNED_ONCE: Final = text("SET LOCAL plan_cache_mode = force_generic_plan")
-"""For statements that take longer to plan than to run: until the end of the transaction, a connection plans what it has
-prepared once, whatever the parameters are. By its estimate of costs alone PostgreSQL would plan each time."""
+PLANNED_ONCE: Final = after((text("SET LOCAL plan_cache_mode = force_generic_plan"), {}))
+"""Execution options of statements that take longer to plan than to run: until the end of the transaction, a connection
+plans what it has prepared once, whatever the parameters are. By its estimate of costs alone PostgreSQL would plan each
+time."""
 
 
 def _url(settings: DatabaseSettings) -> URL:
@@ -77,6 +79,7 @@ def make_engine(
     engine = create_engine(_url(settings), **options)
     if ping == "rested":
         _ping_when_rested(engine)
+    support(engine)
     event.listen(engine, "handle_error", _as_away)
     return engine
 
@@ -87,6 +90,7 @@ def make_async_engine(settings: DatabaseSettings, application: str) -> "AsyncEng
 
     engine = create_async_engine(_url(settings), **_options(settings, application) | {"pool_pre_ping": False})
     _ping_when_rested(engine.sync_engine)
+    support(engine.sync_engine)
     event.listen(engine.sync_engine, "handle_error", _as_away)
     return engine
 

@@ -25,6 +25,10 @@ _OPTIONS: Final[dict[str, Any]] = {
 }
 
 
+BEGINNING: Final = b"begins"
+"""What a bell says when an attempt begins, which is no news for those who wait for the end."""
+
+
 def channel(settings: BrokerSettings, job_id: UUID) -> str:
     """Where the bell of a job rings."""
     return f"{settings.prefix}events:{job_id.hex}"
@@ -52,11 +56,11 @@ class EventBell:
         self._client = connect(settings)
         self._rests_until = 0.0
 
-    def ring(self, job_id: UUID) -> None:
+    def ring(self, job_id: UUID, *, begins: bool = False) -> None:
         if time.monotonic() < self._rests_until:
             return
         try:
-            self._client.publish(channel(self._settings, job_id), "1")  # pyright: ignore[reportUnknownMemberType]
+            self._client.publish(channel(self._settings, job_id), BEGINNING if begins else b"news")  # pyright: ignore[reportUnknownMemberType]
         except (redis.RedisError, OSError) as error:
             self._rests_until = time.monotonic() + _REST_SECONDS
             logger.debug("bell of job %s not rung: %s", job_id, error)

@@ -13,34 +13,25 @@ from typing import Any, Final
 from uuid import uuid4
 
 from redis import RedisError
-from sqlalchemy import BigInteger, Engine, bindparam, func, select, update
-from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy import Engine, text
 from sqlalchemy.orm import Session
-from sqlmodel import col
 
+from shared.database import PLANNED_ONCE
 from shared.events import connect
 from shared.ids import public
-from shared.jobs.rows import Bell, Job
+from shared.jobs.rows import Job
 from shared.jobs.state import JobState
 from shared.settings import BrokerSettings
 
-_UNSENT: Final = (
-    select(
-        Bell.metadata.tables["outbox"].c["id"].label("bell_id"),
-        *(Job.metadata.tables["jobs"].c[name] for name in ("id", "type", "queue", "summary", "state")),
-    )
-    .join(Job, col(Bell.job_id) == Job.id)
-    .where(col(Bell.sent_at).is_(None))
-    .order_by(col(Bell.id))
-    .with_for_update(skip_locked=True, of=Bell)
+_SEND: Final = text("""
+WITH unsent AS MATERIALIZED (
+    SELECT id FROM outbox WHERE sent_at IS NULL ORDER BY id LIMIT :most FOR UPDATE SKIP LOCKED
+), sent AS (
+    UPDATE outbox SET sent_at = clock_timestamp() FROM unsent WHERE outbox.id = unsent.id RETURNING outbox.id, job_id
 )
-"""Bells that no relay holds, each with what is told of its job."""
-_OUTBOX: Final = Bell.metadata.tables["outbox"]
-_SENT: Final = (
-    update(_OUTBOX)
-    .where(_OUTBOX.c["id"] == func.any(bindparam("sent", type_=ARRAY(BigInteger))))
-    .values(sent_at=func.clock_timestamp())
-)
+SELECT jobs.id, type, queue, summary, state FROM sent JOIN jobs ON jobs.id = sent.job_id ORDER BY sent.id
+""").columns(*(Job.metadata.tables["jobs"].c[name] for name in ("id", "type", "queue", "summary", "state")))
+"""Takes bells out of the outbox that no other relay holds; yields what is told of the job of each."""
 
 _ORIGIN: Final = f"relay@{socket.gethostname()}"
 _NO_CALLBACKS: Final = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
@@ -138,12 +129,10 @@ class Relay:
             RedisError, OSError: the broker is away; the outbox is as it was.
         """
         with Session(self._engine) as session, session.begin():
-            rows: Sequence[Any] = session.execute(_UNSENT.limit(self._batch)).all()
+            rows = session.execute(_SEND, {"most": self._batch}, execution_options=PLANNED_ONCE).all()
             waiting = [row for row in rows if row.state == JobState.QUEUED]
             if waiting:
                 self._bells.ring(waiting)
-            if rows:
-                session.execute(_SENT, {"sent": [row.bell_id for row in rows]})
             return len(rows)
 
 

@@ -78,7 +78,7 @@ class Company:
             watch = Watch(self._supervisor, claim, asked_at=asked_at, company=self)
             self._watches[_name(watch.attempt)] = watch
             watch.begin()
-            self._supervisor.ring(claim.job_id)
+            self._supervisor.ring(claim.job_id, begins=True)
 
     def _listen(self) -> None:
         """Wait for the runner, at most until something is due."""

@@ -16,7 +16,8 @@ import time
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from threading import Event
+from typing import Any, Final, cast
 
 from billiard.process import active_children
 from celery import Celery, bootsteps, signals
@@ -31,10 +32,14 @@ DRAIN = signal.SIGURG
 """Parent to child: hand your job back and claim no more. Billiard takes nearly all other signals of its
 children for itself, and this one harms nobody who has no handler yet."""
 
+_EVENTS_WAIT: Final = 0.05
+"""Seconds."""
+
 
 def connect(app: Celery) -> None:
     """Have Celery call what is below."""
     cast(Any, app).steps["worker"].add(HandBackFirst)
+    cast(Any, app).steps["consumer"].add(EventsLater)
     signals.celeryd_after_setup.connect(_parent_starts)
 
 
@@ -70,6 +75,35 @@ class HandBackFirst(bootsteps.StartStopStep):
         logger.warning("%s: handing the job back", signal.Signals(number).name)
         drain_child()
         state.should_stop = EX_OK
+
+
+class EventsLater(bootsteps.StartStopStep):
+    """Parent: what monitors are told of tasks goes out a moment later, and together: a message each time takes longer
+    than all else that is done for a task, and Celery would send it before the child has the task.
+    """
+
+    requires = ("celery.worker.consumer.events:Events",)
+
+    def start(self, parent: Any) -> None:
+        dispatcher, hub = parent.event_dispatcher, parent.hub
+        is_due = Event()
+
+        def flush() -> None:
+            is_due.clear()
+            if parent.event_dispatcher is dispatcher:
+                dispatcher.flush()
+
+        def soon() -> None:
+            if not is_due.is_set():
+                is_due.set()
+                hub.call_later(_EVENTS_WAIT, flush)
+
+        if hub is not None:
+            dispatcher.on_send_buffered = soon
+
+    def stop(self, parent: Any) -> None:
+        if parent.event_dispatcher is not None:
+            parent.event_dispatcher.flush()
 
 
 def drain_child() -> None:

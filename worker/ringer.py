@@ -12,13 +12,14 @@ class Ringer:
 
     def __init__(self, settings: BrokerSettings) -> None:
         self._bell = EventBell(settings)
-        self._ordered: dict[UUID, None] = {}
+        self._ordered: dict[UUID, bool] = {}
+        """By job, whether all there is to tell is that an attempt begins."""
         self._order = Condition()
         Thread(target=self._ring_forever, name="ringer", daemon=True).start()
 
-    def ring(self, job_id: UUID) -> None:
+    def ring(self, job_id: UUID, *, begins: bool = False) -> None:
         with self._order:
-            self._ordered[job_id] = None
+            self._ordered[job_id] = begins and self._ordered.get(job_id, True)
             self._order.notify()
 
     def _ring_forever(self) -> None:
@@ -26,5 +27,5 @@ class Ringer:
             with self._order:
                 self._order.wait_for(lambda: self._ordered)
                 job_id = next(iter(self._ordered))
-                del self._ordered[job_id]
-            self._bell.ring(job_id)
+                begins = self._ordered.pop(job_id)
+            self._bell.ring(job_id, begins=begins)

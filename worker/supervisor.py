@@ -116,7 +116,7 @@ class Supervisor:
     def _claimed(self, claim: Callable[[Session, UUID], list[attempts.Claim]]) -> list[Held]:
         token, asked_at = uuid7(), time.monotonic()
         self._doubtful[token] = asked_at
-        found = self.transact(lambda s: claim(s, token))
+        found = self.settle(lambda s: claim(s, token))
         del self._doubtful[token]
         return [Held(one, asked_at) for one in found]
 
@@ -153,9 +153,14 @@ class Supervisor:
         with Session(self._unwrapped) as session:
             return statement(session)
 
-    def ring(self, job_id: UUID) -> None:
-        """Tell listeners that the job has news, without waiting for the broker."""
-        self._ringer.ring(job_id)
+    def settle(self, statement: Callable[[Session], T]) -> T:
+        """``ask`` what decides who holds a job: a claim, or an end that is one statement."""
+        with Session(self._unwrapped) as session:
+            return statement(session)
+
+    def ring(self, job_id: UUID, *, begins: bool = False) -> None:
+        """Tell listeners that the job has news, without waiting for the broker; ``begins``: that an attempt does."""
+        self._ringer.ring(job_id, begins=begins)
 
     def drain(self) -> None:
         """Claim nothing more, and hand the running job back."""

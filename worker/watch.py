@@ -18,7 +18,7 @@ from shared import errors
 from shared.database import AWAY
 from shared.errors import InternalError, JobError, LeaseLost, Stalled, TimeLimitExceeded, WorkerLost
 from shared.ids import public
-from shared.jobs import attempts
+from shared.jobs import attempts, products
 from shared.jobs.state import JobState
 from worker.channel import Message
 from worker.device import GONE
@@ -283,11 +283,14 @@ class Watch:
         """Commit how the attempt ended, trying until that is known: without SQL there is nothing else to do."""
         self._enter("ended")
         give_up = time.monotonic() + self._lease.total_seconds()
+        claim = self._claim
+        is_one_statement = products.shows_as_it_is(claim.type, claim.inputs)
+        commit = self._supervisor.settle if is_one_statement else self._supervisor.transact
         while True:
             try:
                 while self._reports.any_left:
                     self._reports.beat()
-                self._supervisor.transact(lambda s: self._end(s, ending))
+                commit(lambda s: self._end(s, ending))
             except AWAY as error:
                 logger.warning("the end of the attempt could not be committed, looking: %s", str(error).splitlines()[0])
             else:

@@ -10,6 +10,7 @@ from sqlmodel import col
 from api import submission, views
 from api.body import JsonBody
 from api.crowd import Asked, Crowd
+from api.ends import Awaited, Ends
 from api.errors import FieldsRefused
 from api.paging import refuse_unknown_parameters
 from api.prefer import seconds_to_wait
@@ -64,15 +65,18 @@ async def submit_job(
         links=links,
     )
     crowd: Crowd = request.app.state.crowd
-    accepted = await crowd.submit(asked)
-    headers = {"Location": links.job(accepted.job_id)["self"]}
-    if accepted.is_replay:
-        headers["Idempotency-Replayed"] = "true"
-    elif wait := seconds_to_wait(prefer or []):
-        done = await submission.wait_final(parts, links, caller.tenant_id, accepted.job_id, wait)
-        headers["Preference-Applied"] = f"wait={wait}"
-        if done is not None:
-            return _json(done.model_dump_json(), status.HTTP_200_OK, headers | {"ETag": _etag(done)})
+    # Listens before there is the job: what has ended by then was not there before.
+    with parts.news.of(asked.job_id, only_ends=True) as listener:
+        accepted = await crowd.submit(asked)
+        headers = {"Location": links.job(accepted.job_id)["self"]}
+        if accepted.is_replay:
+            headers["Idempotency-Replayed"] = "true"
+        elif wait := seconds_to_wait(prefer or []):
+            ends: Ends = request.app.state.ends
+            done = await ends.wait(Awaited(job_id=accepted.job_id, links=links), listener, wait)
+            headers["Preference-Applied"] = f"wait={wait}"
+            if done is not None:
+                return _json(done.model_dump_json(), status.HTTP_200_OK, headers | {"ETag": _etag(done)})
     return _json(accepted.body, accepted.status, headers | {"Retry-After": POLL_SECONDS})
 
 

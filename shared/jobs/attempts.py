@@ -19,8 +19,8 @@ from sqlmodel import col
 from shared.errors import JobError, LeaseLost
 from shared.ids import uuid7
 from shared.jobs import pauses, products
-from shared.jobs.moves import move, move_by_case
-from shared.jobs.rows import Artifact, Attempt, Event, Job
+from shared.jobs.moves import is_in, move, move_by_case
+from shared.jobs.rows import Attempt, Event, Job
 from shared.jobs.state import HELD, AttemptOutcome, JobState, JobType
 
 
@@ -54,7 +54,7 @@ class NewArtifact:
 
 
 def _current(job_id: Any, fence: Any) -> tuple[ColumnElement[bool], ...]:
-    return col(Job.id) == job_id, col(Job.fence) == fence, col(Job.state).in_(HELD)
+    return col(Job.id) == job_id, col(Job.fence) == fence, is_in(HELD)
 
 
 class Standing(NamedTuple):
@@ -208,21 +208,6 @@ def is_reported(session: Session, claim: Claim, report: Report, *, after: int) -
     return bool(session.scalar(select(later)))
 
 
-def _artifact(claim: Claim, artifact: NewArtifact) -> Artifact:
-    return Artifact(
-        tenant_id=claim.tenant_id,
-        job_id=claim.job_id,
-        fence=claim.fence,
-        kind=artifact.kind,
-        name=artifact.name,
-        key=artifact.key,
-        size_bytes=artifact.size_bytes,
-        sha256=artifact.sha256,
-        media_type=artifact.media_type,
-        details=dict(artifact.details),
-    )
-
-
 def succeed(
     session: Session,
     claim: Claim,
@@ -243,24 +228,24 @@ def succeed(
     is_shown = products.shows_as_it_is(claim.type, claim.inputs)
     told = {"of_job": claim.job_id, "of_fence": claim.fence, "of_seconds": seconds, "of_steps": steps}
     told |= {"of_timings": dict(timings), "of_result": dict(result) if is_shown else None}
+    told |= {"of_artifacts": [vars(one) | {"id": str(uuid7())} for one in artifacts]}
     if session.execute(_success(), told).one_or_none() is None:
         return None
-    session.add_all(_artifact(claim, artifact) for artifact in artifacts)
     if not is_shown:
         complete = products.publish(
             session, claim.tenant_id, claim.job_id, claim.type, spec=claim.spec, inputs=claim.inputs, result=result
         )
         session.execute(update(Job).where(col(Job.id) == claim.job_id).values(result=complete))
-    session.flush()
+        session.flush()
     return JobState.SUCCEEDED
 
 
 @cache
 def _success() -> Select[Any]:
-    """The move of ``succeed``, made once: to put it together takes longer than all else that a worker does for it."""
+    """What ``succeed`` does, made once: to put it together takes longer than all else that a worker does for it."""
     steps = cast(Any, bindparam("of_steps", 0))
     json = JSONB(none_as_null=True)
-    return move(
+    moved = move(
         JobState.SUCCEEDED,
         *_current(bindparam("of_job"), bindparam("of_fence")),
         outcome=AttemptOutcome.SUCCEEDED,
@@ -269,7 +254,9 @@ def _success() -> Select[Any]:
         steps=steps,
         timings=col(Job.timings).op("||")(bindparam("of_timings", type_=JSONB)),
         result=bindparam("of_result", type_=json),
+        artifacts=bindparam("of_artifacts", type_=JSONB),
     )
+    return moved.with_only_columns(moved.selected_columns["id"])
 
 
 def fail(

@@ -121,8 +121,7 @@ def claim(
     """
     wanted = {"worker": worker, "queues": list(queues), "limit": limit, "token": token}
     wanted |= {"lease": terms.lease, "ageing": terms.ageing, "quantum": terms.quantum}
-    session.execute(PLANNED_ONCE)
-    while rows := session.execute(_CLAIM, wanted).mappings().all():
+    while rows := session.execute(_CLAIM, wanted, execution_options=PLANNED_ONCE).mappings().all():
         claims = [made for row in rows if (made := _claim(session, row)) is not None]
         if claims:
             return claims
@@ -149,8 +148,7 @@ def claim_company(
     """
     wanted = {"worker": worker, "queues": list(queues), "limit": limit, "token": token, "company": company}
     wanted |= {"lease": terms.lease, "ageing": terms.ageing, "quantum": terms.quantum, "others_wait": others_wait}
-    session.execute(PLANNED_ONCE)
-    rows = session.execute(_CLAIM_COMPANY, wanted).mappings().all()
+    rows = session.execute(_CLAIM_COMPANY, wanted, execution_options=PLANNED_ONCE).mappings().all()
     return [made for row in rows if (made := _claim(session, row)) is not None]
 
 

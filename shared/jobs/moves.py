@@ -1,25 +1,50 @@
-"""One statement moves jobs: the guarded UPDATE, its event, the end of its attempt, what that cost, and its bell.
+"""One statement moves jobs: the guarded UPDATE, its event, the end of its attempt, what that cost and made, its bell.
 
 Built here, executed by ``requests.py`` (async), ``attempts.py`` and ``upkeep.py`` (sync). Because all of
 it is a single SQL statement, of two racing writers exactly one matches a row, and no event, attempt
 or bell can be missing or extra.
 """
 
+from collections.abc import Iterable
 from typing import Any, Final
 
-from sqlalchemy import CTE, ColumnElement, Select, Table, Text, case, cast, func, insert, literal, null, select, update
+from sqlalchemy import (
+    CTE,
+    Boolean,
+    ColumnElement,
+    Select,
+    Table,
+    Text,
+    case,
+    cast,
+    column,
+    func,
+    insert,
+    literal,
+    literal_column,
+    null,
+    or_,
+    select,
+    update,
+)
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlmodel import col
 
 from shared.errors import JobError
 from shared.jobs.fairness import charge
-from shared.jobs.rows import Attempt, Bell, Event, Job
+from shared.jobs.rows import Artifact, Attempt, Bell, Event, Job
 from shared.jobs.state import HELD, AttemptOutcome, JobState, states_before
 
 FINAL: Final = tuple(state for state in JobState if state.is_final)
 _JOB: Final[Table] = Job.metadata.tables["jobs"]
 
 Cases = list[tuple[JobState, ColumnElement[bool]]]
+
+
+def is_in(states: Iterable[JobState]) -> ColumnElement[bool]:
+    """Whether the job is in one of these, written out: an ``IN`` with parameters is put together for each execution."""
+    names = ", ".join(f"'{state.value}'" for state in sorted(states))
+    return literal_column(f"jobs.state IN ({names})", Boolean)
 
 
 def move(to: JobState, *conditions: ColumnElement[bool], **values: Any) -> Select[Any]:
@@ -31,7 +56,7 @@ def move(to: JobState, *conditions: ColumnElement[bool], **values: Any) -> Selec
     Returns:
         A statement that moves, and yields the moved rows as they are afterwards.
     """
-    return move_by_case([(to, col(Job.state).in_(states_before(to)))], *conditions, **values)
+    return move_by_case([(to, is_in(states_before(to)))], *conditions, **values)
 
 
 def move_by_case(
@@ -40,16 +65,17 @@ def move_by_case(
     outcome: AttemptOutcome | dict[JobState, AttemptOutcome] | None = None,
     error: JobError | None = None,
     seconds: float | ColumnElement[Any] | None = None,
+    artifacts: ColumnElement[Any] | None = None,
     **values: Any,
 ) -> Select[Any]:
     """``move``, where the target is the first case that holds; a job for which none holds stays.
 
     A case whose condition does not imply a legal move never applies: the table of moves is
     added to each condition. ``error`` goes to the attempt, and to the job if that fails. ``seconds`` is the attempt's
-    part of the device's time, which is all of it when left out.
+    part of the device's time, which is all of it when left out. ``artifacts``: JSON of the objects that it has stored.
     """
     targets = [to for to, _ in cases]
-    legal = [(condition & col(Job.state).in_(states_before(to)), literal(to.value, Text)) for to, condition in cases]
+    legal = [(condition & is_in(states_before(to)), literal(to.value, Text)) for to, condition in cases]
     target = case(*legal)
     moved = (
         update(Job)
@@ -63,6 +89,8 @@ def move_by_case(
         by_state = outcome if isinstance(outcome, dict) else dict.fromkeys(targets, outcome)
         ended = _end_attempt(moved, by_state, error, seconds)
         statement = statement.add_cte(ended, *charge(moved, ended))
+    if artifacts is not None:
+        statement = statement.add_cte(_made(moved, artifacts))
     if JobState.QUEUED in targets:
         statement = statement.add_cte(_bell(moved))
     return statement
@@ -94,7 +122,7 @@ def _values(target: ColumnElement[Any], targets: list[JobState]) -> dict[str, An
     if not set(targets) & HELD:
         changes |= {"lease_until": None, "worker": None, "phase": None}
     if set(targets) & set(FINAL):
-        final = target.in_([state.value for state in FINAL])
+        final = or_(*(target == literal(state.value, Text) for state in set(targets) & set(FINAL)))
         changes["completed_at"] = case((final, func.clock_timestamp()), else_=null())
     if JobState.QUEUED in targets:
         # Whoever was paused joins the line anew; whose attempt was lost, cut short or failed keeps the place.
@@ -147,3 +175,13 @@ def _end_attempt(
 def _bell(moved: CTE) -> CTE:
     waiting = select(moved.c.id).where(moved.c.state == JobState.QUEUED)
     return insert(Bell).from_select(["job_id"], waiting).cte("bell")
+
+
+def _made(moved: CTE, artifacts: ColumnElement[Any]) -> CTE:
+    table = Artifact.metadata.tables["artifacts"]
+    own = [table.c[name] for name in ("id", "kind", "name", "key", "size_bytes", "sha256", "media_type", "details")]
+    columns = [column(one.name, one.type) for one in own]
+    made = func.jsonb_to_recordset(artifacts).table_valued(*columns, name="told", joins_implicitly=True)
+    told = made.render_derived(with_types=True)
+    rows = select(moved.c.tenant_id, moved.c.id, moved.c.fence, *told.c)
+    return insert(Artifact).from_select(["tenant_id", "job_id", "fence", *(one.name for one in own)], rows).cte("made")

@@ -27,6 +27,10 @@ _IN_ROWS: Final[Mapping[JobType, tuple[str, ...]]] = {
 }
 """What of a result is shown with the model version or the dataset that it became."""
 
+_KNOWN: Final[dict[str, dict[str, Any]]] = {}
+"""Versions of models that were read before, as inputs; they are never changed or deleted."""
+_MOST_KNOWN: Final = 100
+
 
 def resolve(session: Session, job_id: UUID, kind: JobType, inputs: Mapping[str, Any]) -> dict[str, Any]:
     """The ``inputs`` of an assignment, as ``worker/run.py`` describes them; ``reproduces`` is kept for ``publish``.
@@ -127,6 +131,14 @@ def _checkpoints(session: Session, job_id: UUID, inputs: Mapping[str, Any]) -> l
 
 
 def _model_input(session: Session, version_id: str) -> dict[str, Any]:
+    if (known := _KNOWN.get(version_id)) is None:
+        if len(_KNOWN) >= _MOST_KNOWN:
+            _KNOWN.clear()
+        known = _KNOWN[version_id] = _look_up_model(session, version_id)
+    return known
+
+
+def _look_up_model(session: Session, version_id: str) -> dict[str, Any]:
     asked = (
         select(ModelVersion, Model)
         .join(Model, col(ModelVersion.model_id) == Model.id)

@@ -26,17 +26,22 @@ from shared.specs.ingest import IngestSpec
 from shared.wire import AnyJobRequest
 
 
-async def submit(session: AsyncSession, tenant_id: UUID, request: AnyJobRequest, *, settings: JobSettings) -> Job:
-    """Record the job with its first event and its bell.
+async def submit(
+    session: AsyncSession, tenant_id: UUID, request: AnyJobRequest, *, settings: JobSettings, job_id: UUID | None = None
+) -> Job:
+    """Record the job with its first event and its bell; ``job_id`` is its own, if one was made before.
 
     Raises:
         InvalidSpec: a reference in the spec cannot be used; the error points at the field.
         QueueFull: the tenant has as many jobs waiting as it may.
     """
-    return await _add(session, await prepare(session, tenant_id, request, settings=settings), settings)
+    new = await prepare(session, tenant_id, request, settings=settings, job_id=job_id)
+    return await _add(session, new, settings)
 
 
-async def prepare(session: AsyncSession, tenant_id: UUID, request: AnyJobRequest, *, settings: JobSettings) -> NewJob:
+async def prepare(
+    session: AsyncSession, tenant_id: UUID, request: AnyJobRequest, *, settings: JobSettings, job_id: UUID | None = None
+) -> NewJob:
     """The job that ``request`` asks for, for ``admission.admit`` to record.
 
     Raises:
@@ -44,6 +49,7 @@ async def prepare(session: AsyncSession, tenant_id: UUID, request: AnyJobRequest
     """
     draft = await drafts.draft(session, tenant_id, request)
     job = _job(tenant_id, draft, max_attempts=request.max_attempts or settings.max_attempts)
+    job.id = job_id or job.id
     job.priority = Priority(request.priority).rank
     job.labels = dict(request.labels)
     job.timeout_seconds = request.timeout_seconds

@@ -1,10 +1,11 @@
 """Submitting, looking at, listing and canceling jobs."""
 
 import threading
+import time
 from collections.abc import Callable
 
 import pytest
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine, event, text
 from sqlalchemy.orm import Session
 
 from api.news import POLL_RINGING
@@ -69,6 +70,36 @@ def test_a_client_that_prefers_to_wait_gets_the_finished_job(owner: Owner, engin
     assert (answer.status_code, answer.json()["state"]) == (200, "succeeded")
     assert answer.headers["Preference-Applied"] == "wait=15"
     assert answer.elapsed.total_seconds() < POLL_RINGING
+
+
+def test_who_waits_for_the_end_looks_once_that_is_told(owner: Owner, engine: Engine, settings: Settings) -> None:
+    """Not when the job was submitted, and not when an attempt at it begins."""
+    dataset, bell, looks = owner.add_dataset(), EventBell(settings.broker), list[str]()
+
+    def work() -> None:
+        while not (found := owner.client.get("/v1/jobs").json()["data"]):
+            pass
+        job_id = parse("job", found[0]["id"])
+        claimed = claim(engine, found[0]["id"])
+        bell.ring(job_id, begins=True)
+        time.sleep(0.5)
+        succeed(engine, claimed)
+        bell.ring(job_id)
+
+    def look(_connection: object, _cursor: object, statement: str, *_: object) -> None:
+        if "jobs.completed_at IS NOT NULL" in statement:
+            looks.append(statement)
+
+    worker = threading.Thread(target=work)
+    event.listen(Engine, "before_cursor_execute", look)
+    try:
+        worker.start()
+        answer = owner.client.post("/v1/jobs", json=train_request(dataset), headers={"Prefer": "wait=4"})
+        worker.join()
+    finally:
+        event.remove(Engine, "before_cursor_execute", look)
+
+    assert (answer.status_code, answer.json()["state"], len(looks)) == (200, "succeeded", 1)
 
 
 def test_a_client_that_waits_in_vain_gets_the_job_as_accepted(owner: Owner) -> None:

@@ -15,6 +15,7 @@ from typing import Any, Final, NamedTuple
 import psycopg
 from sqlalchemy import Engine, event
 
+from shared.ahead import execute, sent_before, support
 from tests.model.line import Call
 
 _SERIAL: Final = re.compile(r"sa_savepoint_\d+")
@@ -93,18 +94,20 @@ class Courses:
         heard: list[_Heard] = []
 
         def hear(cursor: Any, statement: str, parameters: Any, context: object) -> bool:
-            statement = _SERIAL.sub("sa_savepoint", statement)
-            cursor.execute(statement, parameters)
-            sent = cursor._convert_query(statement, parameters)
-            call = Call(sent.query, sent.params or (), sent.types, sent.formats or ())
-            heard.append(_Heard(call, answer_of(cursor.pgresult)))
+            for one in [*(sent_before(context) or ()), (_SERIAL.sub("sa_savepoint", statement), parameters)]:
+                cursor.execute(*one)
+                sent = cursor._convert_query(*one)
+                call = Call(sent.query, sent.params or (), sent.types, sent.formats or ())
+                heard.append(_Heard(call, answer_of(cursor.pgresult)))
             return True
 
+        event.remove(self._engine, "do_execute", execute)  # else it would come first, and nothing be heard
         event.listen(self._engine, "do_execute", hear)
         try:
             answer = run()
         finally:
             event.remove(self._engine, "do_execute", hear)
+            support(self._engine)
         self._add(operation, heard, answer)
         return answer
 

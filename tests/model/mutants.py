@@ -170,7 +170,7 @@ MUTANTS: Final = (
     ),
     Mutant(
         name="finish what is held, by whomever",
-        breaks="a result is whole",
+        breaks="only the current attempt writes",
         touches=("finish",),
         plant=within(attempts, "succeed", planting.no_fence),
     ),

@@ -9,6 +9,7 @@ import pytest
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.orm import Session
 
+from shared.ahead import support
 from tests.model.database import INSTALL
 from tests.model.operations import prepare
 
@@ -29,6 +30,7 @@ def tuned(url: str, *, keeps_plans: bool = True, **how: Any) -> Engine:
         raw.commit()
 
     event.listen(engine, "connect", tune)
+    support(engine)
     return engine
 
 

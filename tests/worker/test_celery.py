@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
 import psutil
@@ -84,6 +85,30 @@ def test_a_rung_bell_runs_the_job(workplace: Workplace, start_worker: StartWorke
     Relay(workplace.engine, Bells(workplace.settings.broker)).run_once()
 
     wait_until(lambda: workplace.state(job_id) == JobState.SUCCEEDED, timeout=30)
+
+
+def test_monitors_are_told_of_a_task_from_its_arrival_to_its_end(
+    workplace: Workplace, start_worker: StartWorker
+) -> None:
+    """As Flower shows it (``worker/parent.py`` lets it wait for a moment)."""
+    told: list[str] = []
+    app: Any = make_celery(workplace.settings.broker)
+    give_up = time.monotonic() + 60
+
+    def hear(event: Any) -> None:
+        told.append(event["type"])
+        if event["type"] == "worker-online":
+            workplace.job(["steps", 3, 0.0])
+            Relay(workplace.engine, Bells(workplace.settings.broker)).run_once()
+        receiver.should_stop = event["type"] == "task-succeeded" or time.monotonic() > give_up
+
+    with app.connection() as connection:
+        receiver = app.events.Receiver(connection, handlers={"*": hear})
+        start_worker()
+        with suppress(TimeoutError):
+            receiver.capture(limit=None, timeout=20, wakeup=False)
+
+    assert [kind for kind in told if kind.startswith("task-")] == ["task-received", "task-started", "task-succeeded"]
 
 
 def test_a_job_runs_although_every_bell_was_lost(

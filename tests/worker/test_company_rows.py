@@ -56,15 +56,15 @@ def test_a_claim_that_is_found_again_and_cannot_join_is_handed_back(workplace: W
     version, other = models.version(), models.version("letters")
     job_id = models.job(version, ["steps", 1, 0.0])
     supervisor = workplace.supervisor()
-    transact = supervisor.transact
+    settle = supervisor.settle
 
     def unconfirmed(work: Any) -> Any:
-        transact(work)
+        settle(work)
         raise UNCONFIRMED
 
-    supervisor.transact = unconfirmed  # type: ignore[method-assign]
+    supervisor.settle = unconfirmed  # type: ignore[method-assign]
     assert not supervisor.run_next()
-    supervisor.transact = transact  # type: ignore[method-assign]
+    supervisor.settle = settle  # type: ignore[method-assign]
 
     assert supervisor.claim_company(other, room=4, others_wait=True) == []
 
@@ -80,15 +80,15 @@ def test_a_claim_that_is_found_again_joins_its_own_kind(workplace: Workplace) ->
     version = models.version()
     job_id = models.job(version, ["steps", 1, 0.0])
     supervisor = workplace.supervisor()
-    transact = supervisor.transact
+    settle = supervisor.settle
 
     def unconfirmed(work: Any) -> Any:
-        transact(work)
+        settle(work)
         raise UNCONFIRMED
 
-    supervisor.transact = unconfirmed  # type: ignore[method-assign]
+    supervisor.settle = unconfirmed  # type: ignore[method-assign]
     supervisor.run_next()
-    supervisor.transact = transact  # type: ignore[method-assign]
+    supervisor.settle = settle  # type: ignore[method-assign]
 
     [held] = supervisor.claim_company(version, room=0, others_wait=True)
 

@@ -89,17 +89,17 @@ def test_reports_are_written_once_and_in_order_although_every_third_statement_is
 def test_a_claim_whose_commit_was_not_confirmed_costs_nothing(workplace: Workplace, *, executed: bool) -> None:
     job_id = workplace.job(["steps", 1, 0.0], max_attempts=1)
     supervisor = workplace.supervisor()
-    transact, failed = supervisor.transact, Event()
+    settle, failed = supervisor.settle, Event()
 
     def answered_by_an_error(work: Any) -> Any:
         if failed.is_set():
-            return transact(work)
+            return settle(work)
         failed.set()
         if executed:
-            transact(work)
+            settle(work)
         raise UNCONFIRMED
 
-    supervisor.transact = answered_by_an_error  # type: ignore[method-assign]
+    supervisor.settle = answered_by_an_error  # type: ignore[method-assign]
 
     assert [supervisor.run_next() for _ in range(3)] == [False, True, False]
     assert (workplace.state(job_id), workplace.get(job_id).fence) == (JobState.SUCCEEDED, 1)
@@ -111,15 +111,15 @@ def test_a_claim_whose_commit_arrives_late_is_handed_back_while_another_job_runs
     workplace.settings = workplace.settings.model_copy(update={"jobs": JobSettings()})
     first = workplace.job(["steps", 1, 0.0], max_attempts=1)
     supervisor = workplace.supervisor()
-    transact = supervisor.transact
+    settle = supervisor.settle
     with Session(workplace.engine) as late:
 
         def on_its_way(work: Any) -> Any:
-            supervisor.transact = transact  # type: ignore[method-assign]
+            supervisor.settle = settle  # type: ignore[method-assign]
             work(late)
             raise UNCONFIRMED
 
-        supervisor.transact = on_its_way  # type: ignore[method-assign]
+        supervisor.settle = on_its_way  # type: ignore[method-assign]
         assert not supervisor.run_next()
         second = workplace.job(["steps", 1000, 0.05])
         running = workplace.background(supervisor.run_next)
@@ -136,15 +136,15 @@ def test_a_claim_whose_commit_arrives_late_is_handed_back_while_another_job_runs
 def test_a_claim_that_is_found_too_late_is_forgotten(workplace: Workplace) -> None:
     job_id = workplace.job(["steps", 1, 0.0])
     supervisor = workplace.supervisor()
-    transact = supervisor.transact
+    settle = supervisor.settle
 
     def answered_by_an_error(work: Any) -> Any:
-        transact(work)
+        settle(work)
         raise UNCONFIRMED
 
-    supervisor.transact = answered_by_an_error  # type: ignore[method-assign]
+    supervisor.settle = answered_by_an_error  # type: ignore[method-assign]
     supervisor.run_next()
-    supervisor.transact = transact  # type: ignore[method-assign]
+    supervisor.settle = settle  # type: ignore[method-assign]
     with Session(workplace.engine) as session, session.begin():
         session.execute(text("UPDATE jobs SET lease_until = clock_timestamp() - interval '1 s'"))
         upkeep.reap(session)
@@ -179,7 +179,7 @@ def test_news_ring_after_their_commit(workplace: Workplace) -> None:
     job_id = workplace.job(["steps", 20, 0.05])
     supervisor = workplace.supervisor()
     rings: list[int] = []
-    supervisor.ring = lambda _: rings.append(len(workplace.events(job_id)))  # type: ignore[method-assign]
+    supervisor.ring = lambda _, **__: rings.append(len(workplace.events(job_id)))  # type: ignore[method-assign]
 
     supervisor.run_next()
 
