@@ -164,7 +164,7 @@ def _json(body: str, status_code: int, headers: dict[str, str]) -> Response:
 
 def _etag(view: JobView) -> str:
     """Weak: it stands for what the view says, not for its bytes."""
-    place = f"-{view.queue.position}-{view.queue.reason}" if view.queue else ""
+    place = "-".join(["", str(view.queue.position), view.queue.reason, *view.queue.waits_for]) if view.queue else ""
     eta = f"-{view.queue.eta.p50}-{view.queue.eta.p90}" if view.queue and view.queue.eta else ""
     retry = "-retried" if view.retried_by else ""
     return f'W/"{view.state_version}{place}{eta}{retry}"'

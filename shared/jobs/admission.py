@@ -54,23 +54,28 @@ WITH adding AS MATERIALIZED (
     SELECT {_ADD} FROM (SELECT DISTINCT tenant_id FROM jsonb_to_recordset(:jobs) AS asked (tenant_id uuid)) AS tenants
 ), recorded AS (
     INSERT INTO jobs (id, tenant_id, type, queue, spec, inputs, summary, labels, priority, max_attempts,
-        timeout_seconds, start_deadline, retry_of, state, state_version, event_seq)
+        timeout_seconds, start_deadline, retry_of, state, state_version, event_seq, queued_at)
     SELECT id, tenant_id, type, queue, spec, inputs, summary, labels, priority, max_attempts,
-        timeout_seconds, start_deadline, retry_of, 'queued', 1, 1
+        timeout_seconds, start_deadline, retry_of, 'queued', 1, 1, CASE WHEN needs = '[]' THEN clock_timestamp() END
     FROM jsonb_to_recordset(:jobs) AS asked (id uuid, tenant_id uuid, type text, queue text, spec jsonb, inputs jsonb,
         summary text, labels jsonb, priority smallint, max_attempts integer, timeout_seconds integer,
-        start_deadline timestamptz, retry_of uuid)
+        start_deadline timestamptz, retry_of uuid, needs jsonb)
     RETURNING *
+), needed AS (
+    INSERT INTO needs (job_id, field, needs_job_id, told) SELECT id, field, needs_job_id, told
+    FROM jsonb_to_recordset(:jobs) AS asked (id uuid, needs jsonb),
+        jsonb_to_recordset(needs) AS need (field text, needs_job_id uuid, told jsonb)
 ), event AS (
     INSERT INTO events (job_id, seq, type, data)
     SELECT id, 1, 'job.state', jsonb_build_object('state', 'queued', 'state_version', 1, 'attempt', 0) FROM recorded
 ), bell AS (
-    INSERT INTO outbox (job_id) SELECT id FROM recorded
+    INSERT INTO outbox (job_id) SELECT id FROM recorded WHERE queued_at IS NOT NULL
 )
 SELECT {", ".join(column.name for column in _COLUMNS)} FROM recorded WHERE EXISTS (SELECT FROM adding)
 """).bindparams(bindparam("jobs", type_=JSONB))  # noqa: S608  (constants of ours)
 _COUNT: Final = text("""
-SELECT count(*) FROM (SELECT FROM jobs WHERE tenant_id = :tenant_id AND state = 'queued' LIMIT :most) AS waiting
+SELECT count(*) AS all, count(queued_at) AS in_line
+FROM (SELECT queued_at FROM jobs WHERE tenant_id = :tenant_id AND state = 'queued' LIMIT :most) AS waiting
 """)
 _RECORDED: Final = select(Job).from_statement(_RECORD.columns(*_COLUMNS))
 
@@ -92,6 +97,8 @@ class NewJob:
     timeout_seconds: int | None = None
     start_deadline: datetime | None = None
     retry_of: UUID | None = None
+    needs: Sequence[JsonObject] = ()
+    """Rows of ``Need``: while there are such, it has no place in line."""
 
 
 async def admit(session: AsyncSession, jobs: Sequence[NewJob], settings: JobSettings) -> list[Job]:
@@ -116,7 +123,7 @@ def _as_json(job: NewJob) -> JsonObject:
     ids = {"id": str(job.id), "tenant_id": str(job.tenant_id)}
     retry_of = None if job.retry_of is None else str(job.retry_of)
     deadline = None if job.start_deadline is None else job.start_deadline.isoformat()
-    return {**vars(job), **ids, "retry_of": retry_of, "start_deadline": deadline}
+    return {**vars(job), **ids, "retry_of": retry_of, "start_deadline": deadline, "needs": list(job.needs)}
 
 
 async def rejoin(session: AsyncSession, tenant_id: UUID, job_id: UUID, settings: JobSettings) -> None:
@@ -131,13 +138,13 @@ async def rejoin(session: AsyncSession, tenant_id: UUID, job_id: UUID, settings:
 
 async def _enter(session: AsyncSession, tenant_id: UUID, job_ids: Sequence[UUID], settings: JobSettings) -> None:
     asked = {"tenant_id": tenant_id, "most": settings.max_queued + 1}
-    num_waiting = await session.scalar(_COUNT, asked) or 0
-    if num_waiting > settings.max_queued - MARGIN:
+    waiting = (await session.execute(_COUNT, asked)).one()
+    if waiting.all > settings.max_queued - MARGIN:
         await _take_turn(session, tenant_id)
-        num_waiting = await session.scalar(_COUNT, asked) or 0
-        if num_waiting > settings.max_queued:
+        waiting = (await session.execute(_COUNT, asked)).one()
+        if waiting.all > settings.max_queued:
             raise QueueFull(f"{settings.max_queued} jobs are waiting already")
-    if num_waiting == len(job_ids):  # else the tenant has been in line before
+    if waiting.in_line <= len(job_ids):  # else the tenant has been in line before
         await session.execute(*fairness.enter(tenant_id, *job_ids, quantum=settings.quantum))
 
 
