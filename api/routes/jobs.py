@@ -53,6 +53,7 @@ async def submit_job(
 ) -> Response:
     """Accept a job and return at once; follow `urls.events`, or poll `urls.self`, for its state.
 
+    A job's id in the place of a model stands for the model that the job makes: the new one waits for that.
     With an `Idempotency-Key`, sending the same body again gives the stored answer and makes no second job.
     """
 
