@@ -29,15 +29,18 @@ def test_a_job_that_waits_says_for_whom_and_has_no_place(owner: Owner, engine: E
     assert (released["spec"]["model"], released["needs"]) == ("digits@1", {"model": first["id"]})
 
 
-def test_a_job_that_can_go_on_is_another_view(owner: Owner, engine: Engine) -> None:
+def test_a_job_that_waits_for_one_less_is_another_view(owner: Owner, engine: Engine) -> None:
     first = owner.train()
-    second = draw(owner, first["id"])["urls"]["self"]
-    before = owner.client.get(second).headers["ETag"]
-    assert owner.client.get(second, headers={"If-None-Match": before}).status_code == 304
+    fields = {"family": "diffusion", "dataset": first["spec"]["dataset"]}
+    second = submit(owner, "train", **fields, model="second", autoencoder=first["id"])
+    third = submit(owner, "train", **fields, model="third", init_from=second["id"])["urls"]["self"]
+    before = owner.client.get(third).headers["ETag"]
+    assert owner.client.get(third, headers={"If-None-Match": before}).status_code == 304
 
     do(engine, first, **trained())
 
-    assert owner.client.get(second, headers={"If-None-Match": before}).status_code == 200
+    after = owner.client.get(third, headers={"If-None-Match": before})
+    assert (after.status_code, after.json()["queue"]["waits_for"]) == (200, [second["id"]])
 
 
 def test_a_repetition_is_answered_as_the_first_request_was_whatever_became_of_the_other(owner: Owner) -> None:
