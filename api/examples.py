@@ -68,6 +68,7 @@ _JOB_VIEW: Final = {
     "cancel_requested_at": None,
     "retry_of": None,
     "retried_by": None,
+    "needs": {},
     "reproduces": None,
     "urls": {
         "self": f"{_URL}/v1/jobs/{_JOB}",
@@ -86,7 +87,7 @@ _QUEUED: Final = _JOB_VIEW | {
     "attempts": [],
     "phase": None,
     "progress": {"value": 0.0, "step": 0, "steps": 0, "figures": {}},
-    "queue": {"position": 4, "reason": "behind_others", "eta": {"p50": 61.5, "p90": 118.0}},
+    "queue": {"position": 4, "reason": "behind_others", "eta": {"p50": 61.5, "p90": 118.0}, "waits_for": []},
     "metrics": {"queue_ms": None, "load_ms": None, "execution_ms": None, "upload_ms": None, "device_seconds": None},
     "started_at": None,
 }
@@ -194,6 +195,10 @@ JOB_REQUESTS: Final[Mapping[str, Any]] = {
     "generate_by_alias": {
         "type": "generate",
         "spec": {"model": "digits@production", "task": "generate", "num_samples": 16, "seed": 0},
+    },
+    "train_on_what_a_job_will_make": {
+        "type": "train",
+        "spec": {"family": "diffusion", "dataset": _DATASET, "model": "drawn-digits", "autoencoder": _JOB},
     },
     "evaluate": {"type": "evaluate", "spec": {"model": "digits", "dataset": _DATASET, "num_samples": 1000}},
     "export": {"type": "export", "spec": {"model": "digits@1", "format": "diffusers"}},

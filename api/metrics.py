@@ -17,8 +17,9 @@ from shared.jobs.workers import GONE_AFTER
 CACHE_SECONDS: Final = 5.0
 
 _WAITING: Final = text("""
-SELECT queue, state, count(*), coalesce(extract(epoch FROM clock_timestamp() - min(queued_at)), 0)
-FROM jobs WHERE state IN ('queued', 'running', 'canceling', 'pausing', 'paused') GROUP BY queue, state
+SELECT queue, CASE WHEN state = 'queued' AND queued_at IS NULL THEN 'waiting' ELSE state END, count(*),
+    coalesce(extract(epoch FROM clock_timestamp() - min(queued_at)), 0)
+FROM jobs WHERE state IN ('queued', 'running', 'canceling', 'pausing', 'paused') GROUP BY 1, 2
 """)
 _FINISHED: Final = text("SELECT type, state, count(*) FROM jobs WHERE completed_at IS NOT NULL GROUP BY type, state")
 _ATTEMPTS: Final = text("SELECT outcome, count(*) FROM attempts WHERE outcome IS NOT NULL GROUP BY outcome")

@@ -81,7 +81,7 @@ class UpkeepThread:
             return
         if leases_mean_something:
             self._reap(engine)
-        for job_id in _ask(engine, upkeep.expire):
+        for job_id in [*_ask(engine, upkeep.expire), *_ask(engine, upkeep.settle_needs)]:
             self._tell(job_id)
         _ask(engine, upkeep.settle_datasets)
 

@@ -99,6 +99,7 @@ def job(row: Job, facts: JobFacts, links: Links) -> JobView:
         cancel_requested_at=row.cancel_requested_at,
         retry_of=_job_id(row.retry_of),
         retried_by=_job_id(facts.retried_by),
+        needs=row.inputs.get("needs", {}),
         reproduces=row.inputs.get("reproduces"),
         urls=links.job(row.id),
     )

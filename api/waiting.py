@@ -15,7 +15,9 @@ from sqlmodel import col
 
 from api.eta import FEWEST, Forecast, Place, QueueFacts, Rival, WorkerFacts
 from shared.database import PLANNED_ONCE
+from shared.ids import public
 from shared.jobs import fairness
+from shared.jobs.need_rows import Need
 from shared.jobs.rows import Attempt, Job
 from shared.jobs.state import JobState
 from shared.jobs.workers import GONE_AFTER
@@ -156,9 +158,11 @@ _RETRIES: Final = select(col(Job.retry_of), col(Job.id)).where(col(Job.retry_of)
 
 
 async def facts(session: AsyncSession, jobs: Sequence[Job], settings: JobSettings) -> dict[UUID, JobFacts]:
-    """The facts of each job, in at most four statements, of which one says how the place is planned."""
+    """The facts of each job, in at most five statements, of which one says how the place is planned."""
     attempts, seconds = await _attempts(session, [job.id for job in jobs if job.fence])
-    places = await _places(session, [job for job in jobs if job.state == JobState.QUEUED], settings)
+    queued = [job for job in jobs if job.state == JobState.QUEUED]
+    places = await _places(session, [job for job in queued if job.queued_at is not None], settings)
+    places |= await _held_up(session, [job.id for job in queued if job.queued_at is None])
     retries = await _retries(session, [job.id for job in jobs if job.state.is_final])
     return {
         job.id: JobFacts(
@@ -197,6 +201,18 @@ async def _places(session: AsyncSession, waiting: Sequence[Job], settings: JobSe
     row = (await session.execute(_PLACES, wanted, execution_options=PLANNED_ONCE)).one()
     forecasts = {name: Forecast(_queue_facts(known)) for name, known in row.queues.items()}
     return {job.id: _queue_view(job, row, forecasts[job.queue]) for job in waiting}
+
+
+async def _held_up(session: AsyncSession, ids: Sequence[UUID]) -> dict[UUID, QueueView]:
+    """Of jobs that are in no line, for they wait for others."""
+    if not ids:
+        return {}
+    unended = select(col(Need.job_id), col(Need.needs_job_id)).join(Job, col(Job.id) == col(Need.needs_job_id))
+    unended = unended.where(col(Need.job_id).in_(ids), col(Job.completed_at).is_(None)).distinct()
+    waits_for: defaultdict[UUID, list[str]] = defaultdict(list)
+    for row in await session.execute(unended.order_by(col(Need.needs_job_id))):
+        waits_for[row.job_id].append(public("job", row.needs_job_id))
+    return {one: QueueView(position=None, reason="waiting_for_jobs", waits_for=waits_for[one]) for one in ids}
 
 
 def _queue_facts(known: dict[str, Any]) -> QueueFacts:

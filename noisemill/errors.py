@@ -36,6 +36,7 @@ _HINTS = {
     "unauthorized": "Check the API key (NOISEMILL_API_KEY, or Client(api_key=...)).",
     "forbidden": "Use an API key that has the scope for it.",
     "quota_exceeded": "Wait for jobs to end, or ask for a larger quota.",
+    "dependency_failed": "Retry the job that was to make the model first.",
     "queue_full": "Try again later.",
     "rate_limited": "Send fewer requests, or try again later.",
 }

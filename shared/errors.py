@@ -7,6 +7,7 @@
     - IllegalMove            the job is not in a state that allows this
     - NotReproducible        what the job read is gone, or it left nothing to compare with
     - InvalidSpec            the request can never work (names the field)
+      - DependencyEnded      a job that it names ended without what it should have made
     - IdempotencyConflict    same key, other body, or still in flight
     - GateFailed             a version does not show what an alias asks for
     - PreconditionFailed     it is not any more what the client thinks it is
@@ -16,6 +17,7 @@
   - JobError                 ends an attempt, with a code that clients may match on
     - DatasetInvalid, InputGone, ModelLoadFailed, NanLoss, OutOfMemory, TimeLimitExceeded, InternalError
     - TrainingIndivisible
+    - DependencyFailed, DependencyUnfit    end a job that waits for others
     - Stalled, UploadFailed, InputUnreadable, DiskFailed, WorkerLost     retryable
     - StorageUnavailable     retryable, and counts against no limit
   - FamilyRefused            an installed package offers a family that cannot be used
@@ -74,6 +76,12 @@ class InvalidSpec(RequestRefused):
     """The request is well formed and can never work."""
 
     code = "validation_failed"
+
+
+class DependencyEnded(InvalidSpec):
+    """A job that the request names ended without making what it was named for."""
+
+    code = "dependency_failed"
 
 
 class IdempotencyMismatch(RequestRefused):
@@ -186,6 +194,18 @@ class TrainingIndivisible(JobError):
     """Several processes cannot share the batches of this training."""
 
     code = "training_indivisible"
+
+
+class DependencyFailed(JobError):
+    """A job whose model this one waits for ended without making it."""
+
+    code = "dependency_failed"
+
+
+class DependencyUnfit(JobError):
+    """The model that this job waited for is there, and is not what the job was accepted for."""
+
+    code = "dependency_unfit"
 
 
 class TimeLimitExceeded(JobError):

@@ -180,10 +180,13 @@ class EtaView(View):
 class QueueView(View):
     """Why a job waits."""
 
-    position: int
-    """Jobs that would be claimed before it, plus one, as things stand; counted up to 1000."""
-    reason: Literal["waiting_for_worker", "no_compatible_worker", "backing_off", "behind_others"]
-    """``waiting_for_worker``: it is the next; ``no_compatible_worker``: nobody who lives serves its queue."""
+    position: int | None
+    """Jobs that would be claimed before it, plus one, as things stand; counted up to 1000. None: it is not in line."""
+    reason: Literal["waiting_for_worker", "no_compatible_worker", "backing_off", "behind_others", "waiting_for_jobs"]
+    """``waiting_for_worker``: it is the next; ``no_compatible_worker``: nobody who lives serves its queue;
+    ``waiting_for_jobs``: those of ``waits_for`` have to make their models first."""
+    waits_for: list[str] = []
+    """Jobs that have not ended and whose models it needs."""
     eta: EtaView | None = None
     """When it starts, judged by how long jobs of its queue took lately; None if that cannot be told."""
 
@@ -219,6 +222,9 @@ class JobView(View):
     """The job that this one was made to try again."""
     retried_by: str | None = None
     """The job that was made to try this one again."""
+    needs: dict[str, str] = {}
+    """Jobs that were named instead of the models that they had still to make, by the field of the spec that named them.
+    Once those are there, ``spec`` names them."""
     reproduces: Original | None = None
     """The job that this one runs again, and what it has to match; ``result.reproduction`` tells whether it does."""
     urls: dict[str, str] = {}

@@ -68,7 +68,8 @@ class Ticker:
             return
         if leases_mean_something:
             self._reap()
-        for job_id in [*self._supervisor.ask(upkeep.expire), *self._supervisor.transact(upkeep.preempt)]:
+        ended = [*self._supervisor.ask(upkeep.expire), *self._supervisor.ask(upkeep.settle_needs)]
+        for job_id in [*ended, *self._supervisor.transact(upkeep.preempt)]:
             self._supervisor.ring(job_id)
         self._supervisor.ask(upkeep.settle_datasets)
         self._supervisor.ask(lambda s: upkeep.redispatch(s, after=self._settings.jobs.redispatch_after))

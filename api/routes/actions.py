@@ -85,9 +85,10 @@ async def retry_job(
 ) -> Response:
     """A new job that asks for the same as one that failed, expired or was canceled; the new one's `retry_of` names it.
 
-    A training goes on from the last checkpoint. Idempotent: a job is retried by one job only. The first request makes
-    it (202), any later one finds it (200); retry that one if it failed too. With an `Idempotency-Key`, sending it
-    again gives the stored answer instead.
+    A training goes on from the last checkpoint. A job that had waited for the model of another waits for the retry of
+    that; where there is none, it is refused (422, `dependency_failed`). Idempotent: a job is retried by one job only.
+    The first request makes it (202), any later one finds it (200); retry that one if it failed too. With an
+    `Idempotency-Key`, sending it again gives the stored answer instead.
     """
     wanted = ids.parse("job", job_id)
 

@@ -54,6 +54,7 @@ async def submit_job(
 ) -> Response:
     """Accept a job and return at once; follow `urls.events`, or poll `urls.self`, for its state.
 
+    A job's id in the place of a model stands for the model that the job makes: the new one waits for that.
     With an `Idempotency-Key`, sending the same body again gives the stored answer and makes no second job.
     """
 
@@ -168,7 +169,7 @@ def _json(body: str, status_code: int, headers: dict[str, str]) -> Response:
 
 def _etag(view: JobView) -> str:
     """Weak: it stands for what the view says, not for its bytes."""
-    place = f"-{view.queue.position}-{view.queue.reason}" if view.queue else ""
+    place = "-".join(["", str(view.queue.position), view.queue.reason, *view.queue.waits_for]) if view.queue else ""
     eta = f"-{view.queue.eta.p50}-{view.queue.eta.p90}" if view.queue and view.queue.eta else ""
     retry = "-retried" if view.retried_by else ""
     return f'W/"{view.state_version}{place}{eta}{retry}"'

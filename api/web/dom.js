@@ -55,8 +55,9 @@ export function table(heads, rows) {
 }
 
 /** Why a job waits, and for how long. */
-function waits({ position, reason, eta }) {
-  const parts = [`place ${position}`, reason.replaceAll("_", " ")];
+function waits({ position, reason, eta, waits_for: others }) {
+  if (others.length) return `waiting for ${others.join(", ")}`;
+  const parts = [...(position ? [`place ${position}`] : []), reason.replaceAll("_", " ")];
   if (eta && eta.p90 < 1) parts.push("starts at once");
   else if (eta) parts.push(`starts in about ${duration(eta.p50)}, likely within ${duration(eta.p90)}`);
   return parts.join(" · ");

@@ -91,6 +91,7 @@ function showFacts(view, job) {
     took: job.completed_at && job.started_at ? duration((Date.parse(job.completed_at) - Date.parse(job.started_at)) / 1000) : "",
     "retry of": job.retry_of && jobLink(job.retry_of),
     "retried by": job.retried_by && jobLink(job.retried_by),
+    needs: Object.keys(job.needs).length && el("span", {}, ...needs(job)),
     reproduces: job.reproduces && jobLink(job.reproduces.job_id),
     reproduction: reproduction(job),
     result: job.result?.model ?? job.result?.dataset ?? "",
@@ -99,6 +100,11 @@ function showFacts(view, job) {
   const spec = el("details", {}, el("summary", { class: "soft" }, "spec"), el("pre", {}, JSON.stringify(job.spec, null, 2)));
   spec.open = view.slots.facts.querySelector("details")?.open ?? false;
   fill(view.slots.facts, "Job", el("dl", { class: "facts" }, ...shown), spec);
+}
+
+/** The jobs whose models this one was submitted with, by the fields that named them. */
+function needs(job) {
+  return Object.entries(job.needs).flatMap(([field, id]) => [`${field}: `, jobLink(id), " "]);
 }
 
 /** Whether the job made the bytes of the one that it reproduces, and what of the two runs differs. */

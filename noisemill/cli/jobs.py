@@ -154,6 +154,7 @@ def _fields(job: JobView) -> dict[str, object]:
         "causes": job.error and ", ".join(f"{cause.attempt}: {cause.code}" for cause in job.error.causes),
         "retry of": job.retry_of,
         "retried by": job.retried_by,
+        "needs": ", ".join(f"{field}: {needed}" for field, needed in job.needs.items()) or None,
         "reproduces": job.reproduces and job.reproduces.job_id,
         "result": job.result,
         "labels": job.labels,
@@ -164,6 +165,8 @@ def _fields(job: JobView) -> dict[str, object]:
 
 
 def _queue(queue: QueueView) -> str:
+    if queue.position is None:
+        return " ".join([queue.reason.replace("_", " "), *queue.waits_for])
     told = f"number {queue.position}, {queue.reason.replace('_', ' ')}"
     if queue.eta is None:
         return told

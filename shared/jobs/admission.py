@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from types import MappingProxyType, SimpleNamespace
-from typing import Any, Final, cast
+from typing import Any, Final, NamedTuple, cast
 from uuid import UUID
 
 from sqlalchemy import text
@@ -57,27 +57,31 @@ WITH adding AS MATERIALIZED (
         SELECT DISTINCT tenant_id FROM jsonb_to_recordset(CAST(:jobs AS jsonb)) AS asked (tenant_id uuid)) AS tenants
 ), recorded AS (
     INSERT INTO jobs (id, tenant_id, type, queue, spec, inputs, summary, labels, priority, max_attempts,
-        timeout_seconds, start_deadline, retry_of, state, state_version, event_seq)
+        timeout_seconds, start_deadline, retry_of, state, state_version, event_seq, queued_at)
     SELECT id, tenant_id, type, queue, spec, inputs, summary, labels, priority, max_attempts,
-        timeout_seconds, start_deadline, retry_of, 'queued', 1, 1
+        timeout_seconds, start_deadline, retry_of, 'queued', 1, 1, CASE WHEN needs = '[]' THEN clock_timestamp() END
     FROM jsonb_to_recordset(CAST(:jobs AS jsonb)) AS asked (id uuid, tenant_id uuid, type text, queue text, spec jsonb,
         inputs jsonb, summary text, labels jsonb, priority smallint, max_attempts integer, timeout_seconds integer,
-        start_deadline timestamptz, retry_of uuid)
-    RETURNING id
+        start_deadline timestamptz, retry_of uuid, needs jsonb)
+    RETURNING id, queued_at
+), needed AS (
+    INSERT INTO needs (job_id, field, needs_job_id, told) SELECT id, field, needs_job_id, told
+    FROM jsonb_to_recordset(CAST(:jobs AS jsonb)) AS asked (id uuid, needs jsonb),
+        jsonb_to_recordset(needs) AS need (field text, needs_job_id uuid, told jsonb)
 ), event AS (
     INSERT INTO events (job_id, seq, type, data)
     SELECT id, 1, 'job.state', jsonb_build_object('state', 'queued', 'state_version', 1, 'attempt', 0) FROM recorded
 ), bell AS (
-    INSERT INTO outbox (job_id) SELECT id FROM recorded
+    INSERT INTO outbox (job_id) SELECT id FROM recorded WHERE queued_at IS NOT NULL
 )
 SELECT count(*) FROM adding
 """)  # noqa: S608  (constants of ours)
 _LOOK: Final = text("""
-SELECT array(SELECT created_at FROM jobs WHERE id = ANY(:ids) ORDER BY id) AS created_at, array(
-    SELECT (SELECT count(*) FROM (
-        SELECT FROM jobs WHERE jobs.tenant_id = asked.tenant_id AND state = 'queued' LIMIT :most) AS waiting)
-    FROM unnest(:tenants) WITH ORDINALITY AS asked (tenant_id, place) ORDER BY place
-) AS num_waiting
+SELECT array(SELECT created_at FROM jobs WHERE id = ANY(:ids) ORDER BY id) AS created_at, array_agg(
+    (SELECT array[count(*), count(queued_at)] FROM (
+        SELECT queued_at FROM jobs WHERE jobs.tenant_id = asked.tenant_id AND state = 'queued' LIMIT :most) AS waiting)
+    ORDER BY place) AS waiting
+FROM unnest(:tenants) WITH ORDINALITY AS asked (tenant_id, place)
 """)
 
 _UNTOUCHED: Final[Mapping[str, Any]] = {
@@ -102,6 +106,16 @@ class NewJob:
     timeout_seconds: int | None = None
     start_deadline: datetime | None = None
     retry_of: UUID | None = None
+    needs: Sequence[JsonObject] = ()
+    """Rows of ``Need``: while there are such, it has no place in line."""
+
+
+class _Waiting(NamedTuple):
+    """How many jobs of a tenant are queued."""
+
+    all: int
+    in_line: int
+    """Without those that wait for other jobs."""
 
 
 async def admit(session: AsyncSession, jobs: Sequence[NewJob], settings: JobSettings) -> list[Job]:
@@ -118,8 +132,8 @@ async def admit(session: AsyncSession, jobs: Sequence[NewJob], settings: JobSett
     tenants = sorted(by_tenant)  # so that of two crowds neither waits for the other
     record = after((_RECORD, {"jobs": json.dumps([_as_json(job) for job in jobs])}))
     created_at, waiting = await _look(session, [job.id for job in jobs], tenants, settings, record)
-    for tenant_id, num_waiting in zip(tenants, waiting, strict=True):
-        await _enter(session, tenant_id, by_tenant[tenant_id], num_waiting, settings)
+    for tenant_id, of_tenant in zip(tenants, waiting, strict=True):
+        await _enter(session, tenant_id, by_tenant[tenant_id], of_tenant, settings)
     return [_recorded(job, created_at[job.id]) for job in jobs]
 
 
@@ -129,17 +143,17 @@ async def _look(
     tenants: Sequence[UUID],
     settings: JobSettings,
     how: Mapping[str, Any] = MappingProxyType({}),
-) -> tuple[Mapping[UUID, datetime], Sequence[int]]:
+) -> tuple[Mapping[UUID, datetime], Sequence[_Waiting]]:
     """When each job was recorded, and how many of each tenant wait, counted up to one more than may."""
     ids = sorted(job_ids)
     asked = {"ids": ids, "tenants": list(tenants), "most": settings.max_queued + 1}
     found = (await session.execute(_LOOK, asked, execution_options=how)).one()
-    return dict(zip(ids, found.created_at, strict=True)), found.num_waiting
+    return dict(zip(ids, found.created_at, strict=True)), [_Waiting(*counts) for counts in found.waiting]
 
 
 def _recorded(job: NewJob, created_at: datetime) -> Job:
     """The row, as far as anybody looks at it; to have the ORM make one takes twenty times as long."""
-    times = {"created_at": created_at, "queued_at": created_at}
+    times = {"created_at": created_at, "queued_at": None if job.needs else created_at}
     return cast(Job, SimpleNamespace(**{**_UNTOUCHED, **vars(job), **times, "event_seq": 1}))
 
 
@@ -147,7 +161,7 @@ def _as_json(job: NewJob) -> JsonObject:
     ids = {"id": str(job.id), "tenant_id": str(job.tenant_id)}
     retry_of = None if job.retry_of is None else str(job.retry_of)
     deadline = None if job.start_deadline is None else job.start_deadline.isoformat()
-    return {**vars(job), **ids, "retry_of": retry_of, "start_deadline": deadline}
+    return {**vars(job), **ids, "retry_of": retry_of, "start_deadline": deadline, "needs": list(job.needs)}
 
 
 async def rejoin(session: AsyncSession, tenant_id: UUID, job_id: UUID, settings: JobSettings) -> None:
@@ -157,19 +171,19 @@ async def rejoin(session: AsyncSession, tenant_id: UUID, job_id: UUID, settings:
         QueueFull: with it, more jobs wait than may.
     """
     await session.execute(_JOIN, {"tenant_id": str(tenant_id)})
-    _, (num_waiting,) = await _look(session, [], [tenant_id], settings)
-    await _enter(session, tenant_id, [job_id], num_waiting, settings)
+    _, (waiting,) = await _look(session, [], [tenant_id], settings)
+    await _enter(session, tenant_id, [job_id], waiting, settings)
 
 
 async def _enter(
-    session: AsyncSession, tenant_id: UUID, job_ids: Sequence[UUID], num_waiting: int, settings: JobSettings
+    session: AsyncSession, tenant_id: UUID, job_ids: Sequence[UUID], waiting: _Waiting, settings: JobSettings
 ) -> None:
-    if num_waiting > settings.max_queued - MARGIN:
+    if waiting.all > settings.max_queued - MARGIN:
         await _take_turn(session, tenant_id)
-        _, (num_waiting,) = await _look(session, [], [tenant_id], settings)
-        if num_waiting > settings.max_queued:
+        _, (waiting,) = await _look(session, [], [tenant_id], settings)
+        if waiting.all > settings.max_queued:
             raise QueueFull(f"{settings.max_queued} jobs are waiting already")
-    if num_waiting == len(job_ids):  # else the tenant has been in line before
+    if waiting.in_line <= len(job_ids):  # else the tenant has been in line before
         await session.execute(*fairness.enter(tenant_id, *job_ids, quantum=settings.quantum))
 
 

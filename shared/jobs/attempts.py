@@ -18,10 +18,10 @@ from sqlmodel import col
 
 from shared.errors import JobError, LeaseLost
 from shared.ids import uuid7
-from shared.jobs import pauses, products
+from shared.jobs import needs, pauses, products
 from shared.jobs.moves import is_in, move, move_by_case
 from shared.jobs.rows import Attempt, Event, Job
-from shared.jobs.state import HELD, AttemptOutcome, JobState, JobType
+from shared.jobs.state import ENDED_BADLY, HELD, AttemptOutcome, JobState, JobType
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -237,6 +237,7 @@ def succeed(
         )
         session.execute(update(Job).where(col(Job.id) == claim.job_id).values(result=complete))
         session.flush()
+        needs.settle(session, [claim.job_id])
     return JobState.SUCCEEDED
 
 
@@ -288,10 +289,17 @@ def fail(
         failures=Job.failures + 1,
         not_before=pauses.end_of(backoff, Job.failures),
     )
+    return _end(session, statement)
+
+
+def _end(session: Session, statement: Select[Any]) -> JobState | None:
+    """End an attempt by this move; returns the state that the job is in now, or None: the attempt was over already."""
     moved = session.execute(statement).mappings().one_or_none()
     if moved is None:
         return None
-    return JobState(moved["state"])
+    if (state := JobState(moved["state"])) in ENDED_BADLY:
+        needs.settle(session, [moved["id"]])
+    return state
 
 
 def postpone(
@@ -334,8 +342,7 @@ def postpone(
         interruptions=Job.interruptions + case(((col(Job.state) == JobState.RUNNING) & ~lasts, 1), else_=0),
         not_before=pauses.end_of(backoff, earlier),
     )
-    moved = session.execute(statement).mappings().one_or_none()
-    return None if moved is None else JobState(moved["state"])
+    return _end(session, statement)
 
 
 def hand_back(
@@ -371,8 +378,7 @@ def hand_back(
         interruptions=Job.interruptions + case((col(Job.state) == JobState.RUNNING, 1), else_=0),
         alone=literal(value=True) if parted else col(Job.alone),
     )
-    moved = session.execute(statement).mappings().one_or_none()
-    return None if moved is None else JobState(moved["state"])
+    return _end(session, statement)
 
 
 def outcome_of(session: Session, job_id: UUID, fence: int) -> AttemptOutcome | None:

@@ -25,11 +25,12 @@ def enum(kind: type[StrEnum], name: str) -> Enum:
     return Enum(kind, native_enum=False, length=16, name=name, create_constraint=True, values_callable=_values_of)
 
 
-def time(*, default: bool = False, nullable: bool = True) -> Any:
+def time(*, default: bool = False, nullable: bool | None = None) -> Any:
+    """``default``: when the row is made, and then, if nothing else is said, never NULL."""
     return Column(
         DateTime(timezone=True),
         server_default=func.clock_timestamp() if default else None,
-        nullable=nullable and not default,
+        nullable=not default if nullable is None else nullable,
     )
 
 

@@ -1,21 +1,22 @@
 """Requests whose references have been looked up in SQL: what they name exists, fits, and is pinned to one version."""
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, Final
+from dataclasses import dataclass, replace
+from typing import Any
 from uuid import UUID
 
 from pydantic import ValidationError
 from pydantic_core import PydanticCustomError
-from sqlalchemy import bindparam, select
+from sqlalchemy import Select, select
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import col
 
 from shared import ids
 from shared.errors import InvalidSpec
-from shared.jobs.alias_rows import ModelAlias
-from shared.jobs.rows import Artifact, Dataset, DatasetState, Model, ModelVersion
+from shared.jobs import named
+from shared.jobs.named import Named
+from shared.jobs.rows import Artifact, Dataset, DatasetState, JsonObject
 from shared.jobs.state import JobType
 from shared.specs import FAMILIES, TrainSpec
 from shared.specs.evaluate import OF_SAMPLES, EvaluateSpec
@@ -23,7 +24,6 @@ from shared.specs.export import ExportSpec
 from shared.specs.imports import ImportSpec
 from shared.specs.reaverage import AVERAGES, ReaverageSpec
 from shared.specs.tasks import Inpaint, MatchStyle, PictureField, Request, Stylise, WithInputs
-from shared.specs.training import Trained
 from shared.wire import (
     AnyJobRequest,
     EvaluateRequest,
@@ -34,37 +34,8 @@ from shared.wire import (
     TrainRequest,
 )
 
-# Put together once: that takes longer than it takes SQL to answer them.
-_VERSION: Final = (
-    select(Model, ModelVersion)
-    .join(ModelVersion, col(ModelVersion.model_id) == Model.id)
-    .where(col(Model.tenant_id) == bindparam("tenant_id"), col(Model.name) == bindparam("name"))
-)
-_NEWEST: Final = _VERSION.where(col(ModelVersion.version) == col(Model.latest))
-_NUMBERED: Final = _VERSION.where(col(ModelVersion.version) == bindparam("version"))
-_NAMED: Final = select(col(ModelAlias.version_id)).where(
-    col(ModelAlias.model_id) == Model.id, col(ModelAlias.name) == bindparam("alias")
-)
-_ALIASED: Final = _VERSION.where(col(ModelVersion.id) == _NAMED.scalar_subquery())
-
 PICTURES = "image/png"
 """The media type of artifacts that a task can read."""
-
-
-@dataclass(frozen=True)
-class _Pinned:
-    """One version of a model."""
-
-    ref: str
-    """Its name and number."""
-    id: UUID
-    family: str
-    trained: Trained
-
-
-_KNOWN: Final[dict[tuple[UUID, str], _Pinned]] = {}
-"""Versions that were asked for by their number, which are never changed or deleted."""
-_MOST_KNOWN: Final = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +46,8 @@ class Draft:
     spec: dict[str, Any]
     summary: str
     inputs: dict[str, Any]
+    needs: Sequence[JsonObject] = ()
+    """What the job has to wait for (``Named.as_need``)."""
 
 
 async def draft(session: AsyncSession, tenant_id: UUID, request: AnyJobRequest) -> Draft:
@@ -101,30 +74,43 @@ async def draft(session: AsyncSession, tenant_id: UUID, request: AnyJobRequest) 
 async def _train(session: AsyncSession, tenant_id: UUID, spec: TrainSpec) -> Draft:
     dataset = await _dataset(session, tenant_id, spec.dataset, spec.modality)
     further = {field: await _further_dataset(session, spec, field, beside=dataset) for field in spec.further_datasets}
-    models = dict[str, tuple[Model, ModelVersion]]()
+    models = dict[str, Named]()
     if spec.init_from is not None:
         models["init_from"] = await _origin(session, spec, "init_from", beside=dataset)
-        begun = _trained(models["init_from"][1]).spec
         with _pointing_at_its_field():
-            spec = spec.begun_with(begun)
+            spec = spec.begun_with(models["init_from"].trained.spec)
     for field in spec.references().keys() - models.keys():
         models[field] = await _origin(session, spec, field, beside=dataset)
-    pinned = {field: f"{model.name}@{version.version}" for field, (model, version) in models.items()}
-    known = {field: _trained(version) for field, (_, version) in models.items()}
+    pinned = {field: model.ref for field, model in models.items()}
+    known = {field: model.trained for field, model in models.items()}
     with _pointing_at_its_field():
         spec.model_copy(update=pinned).check_references(known, dataset.info)
         spec.check_fields()
         spec.check_data({"dataset": dataset.info} | {field: one.info for field, one in further.items()})
-    return Draft(
-        type=JobType.TRAIN,
-        spec=spec.model_dump(mode="json") | pinned,
-        summary=f"train {getattr(spec, 'family', '')} {spec.model}",
-        inputs={
-            "dataset_id": str(dataset.id),
-            "further_dataset_ids": {field: str(one.id) for field, one in further.items()},
-            "models": {field: str(version.id) for field, (_, version) in models.items()},
-        },
+    inputs = {
+        "dataset_id": str(dataset.id),
+        "further_dataset_ids": {field: str(one.id) for field, one in further.items()},
+        "models": {name: one for field, model in models.items() for name, one in model.as_input(field).items()},
+    }
+    return _waiting(
+        Draft(
+            type=JobType.TRAIN,
+            spec=spec.model_dump(mode="json") | pinned,
+            summary=f"train {getattr(spec, 'family', '')} {spec.model}",
+            inputs=inputs,
+        ),
+        models,
     )
+
+
+def _waiting(draft: Draft, models: Mapping[str, Named]) -> Draft:
+    """The draft, of a job that waits for those of its ``models``, by the field that names them, that are yet to be."""
+    promised = {field: model for field, model in models.items() if model.version_id is None}
+    if not promised:
+        return draft
+    named = {field: ids.public("job", model.job_id) for field, model in promised.items()}
+    needs = [model.as_need(field) for field, model in promised.items()]
+    return replace(draft, inputs=draft.inputs | {"needs": named}, needs=needs)
 
 
 async def _further_dataset(session: AsyncSession, spec: TrainSpec, field: str, *, beside: Dataset) -> Dataset:
@@ -135,101 +121,94 @@ async def _further_dataset(session: AsyncSession, spec: TrainSpec, field: str, *
     return dataset
 
 
-async def _origin(session: AsyncSession, spec: TrainSpec, field: str, *, beside: Dataset) -> tuple[Model, ModelVersion]:
+async def _origin(session: AsyncSession, spec: TrainSpec, field: str, *, beside: Dataset) -> Named:
     """The model that ``field`` names, of a family that it may be of, and of samples as those of the dataset."""
     pointer, (ref, families) = f"/spec/{field}", spec.references()[field]
-    model, version = await find_version(session, beside.tenant_id, ref, pointer=pointer)
-    if version.family not in families:
+    model = await named.find(session, beside.tenant_id, ref, pointer=pointer)
+    if model.family not in families:
         known = " or ".join(sorted(families))
-        raise InvalidSpec(f"{ref} is a {version.family} model, and {known} is needed", pointer=pointer)
-    _require_same_shape(beside, version, pointer=pointer)
-    return model, version
+        raise InvalidSpec(f"{ref} is a {model.family} model, and {known} is needed", pointer=pointer)
+    _require_same_shape(beside, model, pointer=pointer)
+    return model
 
 
-async def _pinned(session: AsyncSession, tenant_id: UUID, ref: str) -> _Pinned:
-    """The version that ``ref`` stands for. By its number it stands for the same for ever: SQL is asked for it once."""
-    if (tenant_id, ref) in _KNOWN:
-        return _KNOWN[tenant_id, ref]
-    model, version = await find_version(session, tenant_id, ref, pointer="/spec/model")
-    found = _Pinned(f"{model.name}@{version.version}", version.id, version.family, _trained(version))
-    if ref == found.ref:
-        if len(_KNOWN) >= _MOST_KNOWN:
-            _KNOWN.clear()
-        _KNOWN[tenant_id, ref] = found
-    return found
-
-
-def _trained(version: ModelVersion) -> Trained:
-    return Trained(spec=FAMILIES[version.family].model_validate(version.spec), info=version.info)
+async def _model(session: AsyncSession, tenant_id: UUID, ref: str) -> Named:
+    return await named.find(session, tenant_id, ref, pointer="/spec/model")
 
 
 async def _generate(session: AsyncSession, tenant_id: UUID, spec: Request) -> Draft:
-    version = await _pinned(session, tenant_id, spec.model)
-    trained = version.trained
+    model = await _model(session, tenant_id, spec.model)
+    trained = model.trained
     if spec.task not in trained.spec.tasks:
         known = ", ".join(sorted(trained.spec.tasks))
-        raise InvalidSpec(f"a {version.family} model cannot {spec.task}; it can {known}", pointer="/spec/task")
-    inputs = {"version_id": str(version.id)}
+        raise InvalidSpec(f"a {model.family} model cannot {spec.task}; it can {known}", pointer="/spec/task")
+    inputs: dict[str, Any] = model.as_input()
     with _pointing_at_its_field():
         trained.spec.check_task(spec, trained.info)
         if isinstance(spec, WithInputs):
             inputs |= await _inputs(session, tenant_id, spec, tuple(trained.info["shape"]))
     # The spec names the version that was the newest at submission, so that it means the same for ever.
-    return Draft(
+    draft = Draft(
         type=JobType.GENERATE,
-        spec=spec.model_dump(mode="json") | {"model": version.ref},
-        summary=f"{spec.task} {version.ref}",
+        spec=spec.model_dump(mode="json") | {"model": model.ref},
+        summary=f"{spec.task} {model.ref}",
         inputs=inputs,
     )
+    return _waiting(draft, {"model": model})
 
 
 async def _evaluate(session: AsyncSession, tenant_id: UUID, spec: EvaluateSpec) -> Draft:
-    model, version = await find_version(session, tenant_id, spec.model, pointer="/spec/model")
-    family = FAMILIES[version.family]
-    dataset = await _dataset(session, tenant_id, spec.dataset, family.modality)
-    _require_same_shape(dataset, version, pointer="/spec/dataset")
-    trained = family.model_validate(version.spec)
+    model = await _model(session, tenant_id, spec.model)
+    trained = model.trained
+    dataset = await _dataset(session, tenant_id, spec.dataset, trained.spec.modality)
+    _require_same_shape(dataset, model, pointer="/spec/dataset")
     with _pointing_at_its_field():
-        wanted = spec.wanted(trained, version.info, dataset.info)
+        wanted = spec.wanted(trained.spec, model.info, dataset.info)
         if wanted & OF_SAMPLES:
-            trained.check_task(spec, version.info)
-    ref = f"{model.name}@{version.version}"
-    settled = {"model": ref, "metrics": sorted(wanted), "features": spec.features_of(version.info["shape"])}
-    return Draft(
+            trained.spec.check_task(spec, model.info)
+    settled = {"model": model.ref, "metrics": sorted(wanted), "features": spec.features_of(model.info["shape"])}
+    draft = Draft(
         type=JobType.EVALUATE,
         spec=spec.model_dump(mode="json") | settled,
-        summary=f"evaluate {ref}",
-        inputs={"version_id": str(version.id), "dataset_id": str(dataset.id)},
+        summary=f"evaluate {model.ref}",
+        inputs=model.as_input() | {"dataset_id": str(dataset.id)},
     )
+    return _waiting(draft, {"model": model})
 
 
 async def _reaverage(session: AsyncSession, tenant_id: UUID, spec: ReaverageSpec) -> Draft:
-    model, version = await find_version(session, tenant_id, spec.model, pointer="/spec/model")
-    ref = f"{model.name}@{version.version}"
-    named = (col(Artifact.kind) == "weights", col(Artifact.name) == AVERAGES, col(Artifact.removed_at).is_(None))
-    found = select(col(Artifact.id)).where(col(Artifact.job_id) == version.job_id, *named)
-    artifact_id = await session.scalar(found.order_by(col(Artifact.id).desc()).limit(1))
-    if artifact_id is None:
-        raise InvalidSpec(f"no training with ema: power made {ref}, or what it left is gone", pointer="/spec/model")
-    return Draft(
+    model = await _model(session, tenant_id, spec.model)
+    artifact_id = None if model.version_id is None else await session.scalar(averages_of(model.job_id))
+    if artifact_id is None and not model.has_averages:
+        told = f"no training with ema: power made {model.ref}, or what it left is gone"
+        raise InvalidSpec(told, pointer="/spec/model")
+    draft = Draft(
         type=JobType.REAVERAGE,
-        spec=spec.model_dump(mode="json") | {"model": ref, "name": spec.name or model.name},
-        summary=f"reaverage {ref}",
-        inputs=_version_ids(version) | {"artifact_id": str(artifact_id)},
+        spec=spec.model_dump(mode="json") | {"model": model.ref, "name": spec.name or model.name},
+        summary=f"reaverage {model.ref}",
+        inputs=_version_ids(model) | ({} if artifact_id is None else {"artifact_id": str(artifact_id)}),
     )
+    return _waiting(draft, {"model": model})
+
+
+def averages_of(job_id: Any) -> Select[UUID]:
+    """The artifact of a training that averages of other lengths are made of."""
+    named = (col(Artifact.kind) == "weights", col(Artifact.name) == AVERAGES, col(Artifact.removed_at).is_(None))
+    found = select(col(Artifact.id)).where(col(Artifact.job_id) == job_id, *named)
+    return found.order_by(col(Artifact.id).desc()).limit(1)
 
 
 async def _export(session: AsyncSession, tenant_id: UUID, spec: ExportSpec) -> Draft:
-    model, version = await find_version(session, tenant_id, spec.model, pointer="/spec/model")
-    ref = f"{model.name}@{version.version}"
+    model = await _model(session, tenant_id, spec.model)
     with _pointing_at_its_field():
-        _trained(version).spec.check_export(spec, version.info)
-    return Draft(
+        model.trained.spec.check_export(spec, model.info)
+    draft = Draft(
         type=JobType.EXPORT,
-        spec=spec.model_dump(mode="json") | {"model": ref},
-        summary=f"export {ref}",
-        inputs=_version_ids(version),
+        spec=spec.model_dump(mode="json") | {"model": model.ref},
+        summary=f"export {model.ref}",
+        inputs=_version_ids(model),
     )
+    return _waiting(draft, {"model": model})
 
 
 async def _import(session: AsyncSession, tenant_id: UUID, spec: ImportSpec) -> Draft:
@@ -262,10 +241,10 @@ def _importing_family(spec: ImportSpec, dataset: Dataset) -> str:
     return spec.family
 
 
-def _version_ids(version: ModelVersion) -> dict[str, str]:
+def _version_ids(model: Named) -> dict[str, str]:
     """The ids of a version and, where it is known, of what it was trained on."""
-    dataset = {} if version.dataset_id is None else {"dataset_id": str(version.dataset_id)}
-    return {"version_id": str(version.id), **dataset}
+    dataset = {} if model.dataset_id is None else {"dataset_id": str(model.dataset_id)}
+    return model.as_input() | dataset
 
 
 @contextmanager
@@ -282,8 +261,8 @@ def _pointing_at_its_field() -> Generator[None, None, None]:
         raise InvalidSpec(first["msg"], pointer=f"/spec/{field}") from error
 
 
-def _require_same_shape(dataset: Dataset, version: ModelVersion, *, pointer: str) -> None:
-    _require_shape(dataset, [tuple(version.info["shape"])], pointer=pointer)
+def _require_same_shape(dataset: Dataset, model: Named, *, pointer: str) -> None:
+    _require_shape(dataset, [tuple(model.info["shape"])], pointer=pointer)
 
 
 def _require_shape(dataset: Dataset, allowed: Sequence[tuple[int, ...]], *, pointer: str) -> None:
@@ -345,31 +324,3 @@ async def _dataset(
     if dataset.modality != modality:
         raise InvalidSpec(f"the dataset holds {dataset.modality}, and {modality} is needed", pointer=pointer)
     return dataset
-
-
-async def find_version(
-    session: AsyncSession, tenant_id: UUID, ref: str, *, pointer: str | None = None
-) -> tuple[Model, ModelVersion]:
-    """The model version that ``name`` (its newest), ``name@version`` or ``name@alias`` stands for.
-
-    It stands for the same as long as the session lives: whoever names it there again, asks SQL once.
-
-    Raises:
-        InvalidSpec: there is none.
-    """
-    known: dict[tuple[UUID, str], tuple[Model, ModelVersion]] = session.info.setdefault("versions", {})
-    if (tenant_id, ref) in known:
-        return known[tenant_id, ref]
-    name, _, which = ref.partition("@")
-    asked: dict[str, Any] = {"tenant_id": tenant_id, "name": name}
-    if not which:
-        found = await session.execute(_NEWEST, asked)
-    elif which.isdecimal():
-        found = await session.execute(_NUMBERED, asked | {"version": int(which)})
-    else:
-        found = await session.execute(_ALIASED, asked | {"alias": which})
-    row = found.one_or_none()
-    if row is None:
-        raise InvalidSpec(f"no such model: {ref}", pointer=pointer)
-    known[tenant_id, ref] = row[0], row[1]
-    return row[0], row[1]

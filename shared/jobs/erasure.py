@@ -14,6 +14,7 @@ from sqlmodel import col
 from shared.errors import IllegalMove
 from shared.ids import public
 from shared.jobs import requests
+from shared.jobs.need_rows import Need
 from shared.jobs.rows import Artifact, Attempt, Dataset, Event, IdempotencyKey, Job, ModelVersion
 
 _EMPTY: Final[dict[str, Any]] = {
@@ -40,6 +41,7 @@ async def erase(session: AsyncSession, tenant_id: UUID, job_id: UUID) -> None:
     # The attempts first: their rows show that nothing of this job is being written any more.
     await session.execute(delete(Attempt).where(col(Attempt.job_id) == job_id))
     await session.execute(delete(Event).where(col(Event.job_id) == job_id))
+    await session.execute(delete(Need).where(col(Need.job_id) == job_id))
     unused = (col(Artifact.removed_at).is_(None), col(Artifact.key).not_in(await _keys_in_use(session, job_id)))
     await session.execute(update(Artifact).where(col(Artifact.job_id) == job_id, *unused).values(removed_at=now))
     await _forget_answers(session, tenant_id, public("job", job_id))

@@ -24,9 +24,9 @@ from shared.jobs.rows import Share, Usage
 HIGHEST: Final = 2
 """Rank of the priority that ageing ends at (``Priority.HIGH``)."""
 
-MAY_START: Final = """(not_before IS NULL OR not_before <= clock_timestamp())
+MAY_START: Final = """queued_at IS NOT NULL AND (not_before IS NULL OR not_before <= clock_timestamp())
     AND (start_deadline IS NULL OR start_deadline > clock_timestamp() OR started_at IS NOT NULL)"""
-"""Whether a queued job neither backs off nor is too late."""
+"""Whether a queued job is in line, and neither backs off nor is too late."""
 
 _HELD_NOW: Final = """
     SELECT jobs.tenant_id, jobs.queue, jobs.priority,
@@ -78,12 +78,12 @@ WITH held AS ({_HELD_NOW}), in_flight AS MATERIALIZED (
     SELECT shares.attained + coalesce(in_flight.seconds, 0) AS attained
     FROM shares LEFT JOIN in_flight USING (tenant_id)
     WHERE shares.tenant_id <> :tenant_id AND (in_flight.seconds IS NOT NULL OR EXISTS (
-        SELECT FROM jobs WHERE jobs.tenant_id = shares.tenant_id AND state = 'queued'))
+        SELECT FROM jobs WHERE jobs.tenant_id = shares.tenant_id AND state = 'queued' AND queued_at IS NOT NULL))
 )
 INSERT INTO shares (tenant_id, attained) SELECT :tenant_id, coalesce((SELECT min(attained) FROM active), 0)
 WHERE NOT EXISTS (
     SELECT FROM jobs WHERE tenant_id = :tenant_id AND state IN ('queued', 'running', 'canceling', 'pausing')
-        AND id <> ALL(:job_ids))
+        AND queued_at IS NOT NULL AND id <> ALL(:job_ids))
 ON CONFLICT (tenant_id) DO UPDATE SET attained = greatest(shares.attained, excluded.attained)
 """).bindparams(bindparam("job_ids", type_=ARRAY(SQL_UUID)))  # noqa: S608  (constants of ours)
 

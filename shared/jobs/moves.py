@@ -125,8 +125,11 @@ def _values(target: ColumnElement[Any], targets: list[JobState]) -> dict[str, An
         final = or_(*(target == literal(state.value, Text) for state in set(targets) & set(FINAL)))
         changes["completed_at"] = case((final, func.clock_timestamp()), else_=null())
     if JobState.QUEUED in targets:
-        # Whoever was paused joins the line anew; whose attempt was lost, cut short or failed keeps the place.
-        joins = (target == JobState.QUEUED.value) & (col(Job.state) == JobState.PAUSED)
+        # Whoever was paused joins the line anew; whose attempt was lost, cut short or failed keeps the place. Who waits
+        # for other jobs has none.
+        joins = (
+            (target == JobState.QUEUED.value) & (col(Job.state) == JobState.PAUSED) & col(Job.queued_at).is_not(None)
+        )
         changes["queued_at"] = case((joins, func.clock_timestamp()), else_=col(Job.queued_at))
     return changes
 
@@ -173,7 +176,7 @@ def _end_attempt(
 
 
 def _bell(moved: CTE) -> CTE:
-    waiting = select(moved.c.id).where(moved.c.state == JobState.QUEUED)
+    waiting = select(moved.c.id).where(moved.c.state == JobState.QUEUED, moved.c.queued_at.is_not(None))
     return insert(Bell).from_select(["job_id"], waiting).cte("bell")
 
 

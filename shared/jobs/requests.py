@@ -4,17 +4,19 @@ Async, in the caller's transaction, never commits. Checks that need SQL (does th
 family know the task) happen before (``drafts.py``), so that a job that was accepted can run.
 """
 
+from dataclasses import replace
 from datetime import timedelta
-from typing import Any
+from functools import cache
 from uuid import UUID
 
+from pydantic import TypeAdapter
 from sqlalchemy import ColumnElement, func, literal, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import col
 
 from shared import ids
 from shared.errors import Gone, IllegalMove, NotFound, NotReproducible
-from shared.jobs import admission, drafts, products
+from shared.jobs import admission, drafts, needs, products
 from shared.jobs.admission import NewJob
 from shared.jobs.drafts import Draft
 from shared.jobs.moves import move, move_by_case
@@ -23,7 +25,12 @@ from shared.jobs.state import QUEUES, JobState, JobType, Priority
 from shared.reproduction import Original
 from shared.settings import JobSettings
 from shared.specs.ingest import IngestSpec
-from shared.wire import AnyJobRequest
+from shared.wire import AnyJobRequest, JobRequest
+
+
+@cache
+def _requests() -> TypeAdapter[AnyJobRequest]:
+    return TypeAdapter(JobRequest)
 
 
 async def submit(
@@ -88,7 +95,9 @@ async def cancel(session: AsyncSession, tenant_id: UUID, job_id: UUID) -> Job:
     asked = move(JobState.CANCELING, *mine, cancel_requested_at=now)
     if (await session.execute(asked)).one_or_none() is None:
         waits = col(Job.state).in_([JobState.QUEUED, JobState.PAUSED])
-        await session.execute(move_by_case([(JobState.CANCELED, waits)], *mine, cancel_requested_at=now))
+        ended = move_by_case([(JobState.CANCELED, waits)], *mine, cancel_requested_at=now)
+        if (await session.execute(ended)).one_or_none() is not None:
+            await session.run_sync(needs.settle, [job_id])
     return await get(session, tenant_id, job_id)
 
 
@@ -139,6 +148,7 @@ async def retry(session: AsyncSession, tenant_id: UUID, job_id: UUID, *, setting
         NotFound: the tenant has no such job.
         IllegalMove: it has not ended, or well.
         Gone: it was erased, or its retry was.
+        InvalidSpec: it had waited for another job, whose model cannot be had now, either.
         QueueFull: the tenant has as many jobs waiting as it may.
     """
     if (again := await _retry_of(session, tenant_id, job_id)) is not None:
@@ -149,9 +159,10 @@ async def retry(session: AsyncSession, tenant_id: UUID, job_id: UUID, *, setting
         raise IllegalMove(f"the job is {ended.state.value}: only one that failed, expired or was canceled is retried")
     if (again := await _retry_of(session, tenant_id, job_id)) is not None:
         return again, False
-    lineage = [str(ended.id), *ended.inputs.get("lineage", [])] if ended.type == JobType.TRAIN else []
-    inputs = ended.inputs | ({"lineage": lineage} if lineage else {})
-    new = await _like(session, ended, summary=ended.summary, inputs=inputs)
+    draft = _draft_of(ended) if ended.queued_at else await _draft_anew(session, ended)
+    if ended.type == JobType.TRAIN:
+        draft.inputs["lineage"] = [str(ended.id), *ended.inputs.get("lineage", [])]
+    new = await _like(session, ended, draft)
     new.retry_of = ended.id
     job = await _add(session, new, settings)
     if job.type == JobType.INGEST:
@@ -177,10 +188,10 @@ async def reproduce(session: AsyncSession, tenant_id: UUID, job_id: UUID, *, set
     if done.state != JobState.SUCCEEDED:
         raise IllegalMove(f"the job is {done.state.value}: only one that succeeded is reproduced")
     # References were pinned when it was submitted. What a retry went on from is no part of what was asked.
-    read = {name: value for name, value in done.inputs.items() if name not in ("lineage", "reproduces")}
+    read = {name: value for name, value in done.inputs.items() if name not in ("lineage", "needs", "reproduces")}
     inputs = read | {"reproduces": _original(done).model_dump(mode="json")}
     summary = f"reproduce {done.summary.removeprefix('reproduce ')}"
-    job = await _like(session, done, summary=summary, inputs=inputs)
+    job = await _like(session, done, replace(_draft_of(done), summary=summary, inputs=inputs))
     try:
         await session.run_sync(products.resolve, job.id, job.type, inputs)
     except NotFound as error:
@@ -198,9 +209,18 @@ def _original(done: Job) -> Original:
     return Original.model_validate({"job_id": ids.public("job", done.id), "sha256": sha256, **told})
 
 
-async def _like(session: AsyncSession, ended: Job, *, summary: str, inputs: dict[str, Any]) -> NewJob:
-    """A job with the same spec, on the same terms; not recorded yet."""
-    draft = Draft(type=ended.type, spec=ended.spec, summary=summary, inputs=inputs)
+def _draft_of(ended: Job) -> Draft:
+    return Draft(type=ended.type, spec=ended.spec, summary=ended.summary, inputs=dict(ended.inputs))
+
+
+async def _draft_anew(session: AsyncSession, ended: Job) -> Draft:
+    """Of a job that ended while it waited for others: what they, or those that try them again, have made or will."""
+    asked = {"type": ended.type.value, "spec": ended.spec}
+    return await drafts.draft(session, ended.tenant_id, _requests().validate_python(asked))
+
+
+async def _like(session: AsyncSession, ended: Job, draft: Draft) -> NewJob:
+    """A job on the same terms; not recorded yet."""
     job = _job(ended.tenant_id, draft, max_attempts=ended.max_attempts)
     job.priority, job.labels, job.timeout_seconds = ended.priority, ended.labels, ended.timeout_seconds
     if ended.start_deadline is not None and ended.created_at is not None:
@@ -251,6 +271,7 @@ def _job(tenant_id: UUID, draft: Draft, *, max_attempts: int) -> NewJob:
         inputs=draft.inputs,
         summary=draft.summary,
         max_attempts=max_attempts,
+        needs=draft.needs,
     )
 
 

@@ -86,10 +86,12 @@ class Job(SQLModel, table=True):
             postgresql_where=text("state = 'queued' AND type = 'generate' AND NOT alone"),
         ),
         Index("ix_jobs_evaluations", text("(inputs ->> 'version_id')"), postgresql_where=text("type = 'evaluate'")),
+        columns.partial("ix_jobs_needing", "id", where="queued_at IS NULL AND completed_at IS NULL"),
         columns.partial("ix_jobs_unended_retries", "id", where="retry_of IS NOT NULL AND completed_at IS NULL"),
         CheckConstraint(f"({_HELD}) = (lease_until IS NOT NULL)", name="lease_while_held"),
         CheckConstraint(f"({_FINAL}) = (completed_at IS NOT NULL)", name="completed_when_final"),
         CheckConstraint("(state = 'failed') = (error_code IS NOT NULL)", name="error_when_failed"),
+        CheckConstraint(f"queued_at IS NOT NULL OR NOT ({_HELD})", name="in_line_before_held"),
         CheckConstraint("priority BETWEEN 0 AND 2", name="priority_known"),
         {"postgresql_with": {"fillfactor": "70"}},
     )
@@ -137,7 +139,8 @@ class Job(SQLModel, table=True):
     result: JsonObject | None = Field(default=None, sa_column=columns.json())
 
     created_at: datetime | None = Field(default=None, sa_column=columns.time(default=True))
-    queued_at: datetime | None = Field(default=None, sa_column=columns.time(default=True))
+    queued_at: datetime | None = Field(default=None, sa_column=columns.time(default=True, nullable=True))
+    """When it joined its line; None: it waits for other jobs (``needs.py``), and has no place in any."""
     started_at: datetime | None = Field(default=None, sa_column=columns.time())
     cancel_requested_at: datetime | None = Field(default=None, sa_column=columns.time())
     retry_of: UUID | None = Field(default=None, sa_column=Column(ForeignKey("jobs.id"), unique=True))

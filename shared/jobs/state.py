@@ -6,6 +6,7 @@ queued ──► running ──► succeeded | failed
   │ │         │◄──── (the pause was withdrawn before it happened)
   │ └─────────┘    (lease lost, interrupted, preempted, or failed with attempts left)
   ├──► canceled | paused
+  ├──► failed      (a job that it waits for ended badly; from paused, too)
   └──► expired     (start deadline passed)
 """
 
@@ -18,7 +19,7 @@ class JobState(StrEnum):
     """Where a job is. The set is closed; detail goes into ``phase``."""
 
     QUEUED = "queued"
-    """Waits to be claimed."""
+    """Waits to be claimed, once what it needs of other jobs is there."""
     RUNNING = "running"
     """Owned by exactly one attempt, until its lease expires."""
     CANCELING = "canceling"
@@ -48,16 +49,19 @@ class JobState(StrEnum):
 
 _S = JobState
 MOVES: Final[Mapping[JobState, frozenset[JobState]]] = {
-    _S.QUEUED: frozenset({_S.RUNNING, _S.CANCELED, _S.PAUSED, _S.EXPIRED}),
+    _S.QUEUED: frozenset({_S.RUNNING, _S.CANCELED, _S.PAUSED, _S.EXPIRED, _S.FAILED}),
     _S.RUNNING: frozenset({_S.SUCCEEDED, _S.FAILED, _S.CANCELING, _S.PAUSING, _S.QUEUED}),
     _S.CANCELING: frozenset({_S.CANCELED}),
     _S.PAUSING: frozenset({_S.PAUSED, _S.RUNNING, _S.CANCELING, _S.SUCCEEDED, _S.FAILED}),
-    _S.PAUSED: frozenset({_S.QUEUED, _S.CANCELED}),
+    _S.PAUSED: frozenset({_S.QUEUED, _S.CANCELED, _S.FAILED}),
     _S.SUCCEEDED: frozenset(),
     _S.FAILED: frozenset(),
     _S.CANCELED: frozenset(),
     _S.EXPIRED: frozenset(),
 }
+
+ENDED_BADLY: Final = frozenset({_S.FAILED, _S.CANCELED, _S.EXPIRED})
+"""Ended without what was asked for."""
 
 HELD: Final = frozenset({_S.RUNNING, _S.CANCELING, _S.PAUSING})
 

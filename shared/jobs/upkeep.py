@@ -12,10 +12,10 @@ from sqlalchemy.orm import Session
 from sqlmodel import col
 
 from shared.errors import WorkerLost
-from shared.jobs import fairness
+from shared.jobs import fairness, needs
 from shared.jobs.moves import append_event, move, move_by_case
 from shared.jobs.rows import Bell, Dataset, DatasetState, Job, NamedLease, Worker
-from shared.jobs.state import HELD, AttemptOutcome, JobState
+from shared.jobs.state import ENDED_BADLY, HELD, AttemptOutcome, JobState
 from shared.jobs.workers import GONE_AFTER
 
 _NOW = func.clock_timestamp()
@@ -48,7 +48,9 @@ def reap(session: Session) -> list[tuple[UUID, JobState]]:
         # Whichever job killed the worker, next time it takes no other with it.
         alone=literal(True),
     )
-    return [(row["id"], JobState(row["state"])) for row in session.execute(statement).mappings()]
+    moved = [(row["id"], JobState(row["state"])) for row in session.execute(statement).mappings()]
+    failed = needs.settle(session, [job_id for job_id, state in moved if state in ENDED_BADLY])
+    return [*moved, *((job_id, JobState.FAILED) for job_id in failed)]
 
 
 def _unlocked(*conditions: ColumnElement[bool]) -> tuple[ColumnElement[bool], ...]:
@@ -61,7 +63,8 @@ def expire(session: Session) -> list[UUID]:
     """End every job that did not start before its deadline. One that did, and waits again, goes on waiting."""
     never_started = (col(Job.state) == JobState.QUEUED, col(Job.started_at).is_(None))
     statement = move(JobState.EXPIRED, *_unlocked(*never_started, col(Job.start_deadline) < _NOW))
-    return [row["id"] for row in session.execute(statement).mappings()]
+    expired = [row["id"] for row in session.execute(statement).mappings()]
+    return [*expired, *needs.settle(session, expired)]
 
 
 def redispatch(session: Session, *, after: timedelta) -> int:
@@ -121,6 +124,14 @@ def preempt(session: Session) -> list[UUID]:
         if session.execute(event).one_or_none() is not None:
             asked.append(row.id)
     return asked
+
+
+def settle_needs(session: Session) -> list[UUID]:
+    """Release or end who waits for jobs that have ended, where whoever ended those could not.
+
+    Returns the jobs that ended because of that.
+    """
+    return needs.settle_remaining(session)
 
 
 def settle_datasets(session: Session) -> None:

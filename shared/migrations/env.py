@@ -5,7 +5,8 @@ from sqlalchemy import create_engine, text
 from sqlalchemy.pool import NullPool
 from sqlmodel import SQLModel
 
-import shared.jobs.alias_rows  # pyright: ignore[reportUnusedImport]  (defines tables, as the next does)
+import shared.jobs.alias_rows  # pyright: ignore[reportUnusedImport]  (defines tables, as the next do)
+import shared.jobs.need_rows  # pyright: ignore[reportUnusedImport]
 import shared.jobs.rows  # noqa: F401  # pyright: ignore[reportUnusedImport]
 
 LOCK = 7_118_901_332_010_775

@@ -1,7 +1,7 @@
 """What every spec has in common: strict, immutable, finite. Knows no family."""
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 from pydantic_core import PydanticCustomError
@@ -23,7 +23,9 @@ Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 ArtifactId = Annotated[str, StringConstraints(pattern=r"^art_[0-9a-f]{32}$")]
 
-JobId = Annotated[str, StringConstraints(pattern=r"^job_[0-9a-f]{32}$")]
+JOB_ID: Final = re.compile(r"job_[0-9a-f]{32}")
+
+JobId = Annotated[str, StringConstraints(pattern=f"^{JOB_ID.pattern}$")]
 
 DatasetId = Annotated[str, StringConstraints(pattern=r"^ds_[0-9a-f]{32}$")]
 
@@ -50,7 +52,7 @@ ModelRef = Annotated[
     StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}(@([1-9][0-9]{0,8}|[a-z][a-z0-9._-]{0,62}))?$"),
 ]
 """``name@version``, ``name@alias``, or ``name`` alone for the newest version; a job keeps the version that it meant at
-submission."""
+submission. Or the id of a job, for the model that it makes: whoever names one that has not ended waits for it."""
 
 Modality = Literal["image", "text", "audio"]
 """What a family learns from."""

@@ -257,6 +257,17 @@ def test_a_waiting_job_says_why_and_how_long(little: LittleServer, monkeypatch: 
     assert "number 3, behind others; starts in about 1 min 5 s, likely within 2 min 10 s" in shown
 
 
+def test_a_job_that_waits_for_another_says_for_which(run: Run, train: list[str]):
+    first = run(*train, "--no-wait").stdout.strip()
+
+    second = run("generate", first, "--no-wait").stdout.strip()
+
+    shown = run("jobs", "show", second).stdout
+    assert f"waiting for jobs {first}" in shown and f"model: {first}" in shown
+    run("jobs", "cancel", first)
+    assert "dependency_failed" in run("jobs", "show", second).stdout
+
+
 def test_a_failed_job_shows_what_ended_each_attempt(run: Run, hand: Hand, train: list[str]):
     job_id = run(*train, "--no-wait").stdout.strip()
     hand.fail(hand.claim("train"), WorkerLost("gone"), backoff=timedelta(0))

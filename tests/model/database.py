@@ -20,6 +20,7 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
+import shared.jobs.need_rows  # noqa: F401  (defines a table)
 from shared.errors import LeaseLost, RequestRefused
 from shared.jobs.rows import Job
 from tests.model.canonical import Canonical, canonical

@@ -81,6 +81,9 @@ class Stepped:
     async def refresh(self, row: object) -> None:
         self._session.refresh(row)
 
+    async def run_sync(self, what: Callable[..., Any], *args: Any) -> Any:
+        return what(self._session, *args)
+
 
 def done(coroutine: Coroutine[Any, Any, T]) -> T:
     """What an async function returns that awaits nothing but ``Stepped``: no event loop is needed."""

@@ -21,13 +21,14 @@ from sqlalchemy import Connection, text
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
-from shared.errors import IdempotencyMismatch, IllegalMove, NotFound, QueueFull, UploadFailed
+from shared.errors import DependencyEnded, IdempotencyMismatch, IllegalMove, NotFound, QueueFull, UploadFailed
 from shared.ids import public
 from shared.jobs import attempts, claims, idempotency, requests, upkeep
 from shared.jobs.claims import Terms
 from shared.jobs.idempotency import Answer
 from shared.jobs.rows import Dataset, DatasetState, Tenant
 from shared.settings import JobSettings
+from shared.wire import TrainRequest
 from tests.model import invariants, replay
 from tests.model.canonical import JUMP, LEASE
 from tests.model.database import Rows
@@ -41,6 +42,9 @@ SETTINGS: Final = JobSettings(max_queued=QUEUED_AT_MOST, quantum=LEASE)
 TERMS: Final = Terms(lease=LEASE, ageing=1000 * JUMP, quantum=LEASE)
 TENANTS: Final = tuple(UUID(int=10 + number) for number in range(3))
 HELD: Final = ("running", "canceling", "pausing")
+ENDED: Final = ("failed", "canceled", "expired", "canceling")
+"""Without a model, or about to be."""
+INFO: Final = {"shape": [1, 8, 8]}
 WHICH: Final = st.integers(0, 59)
 """Which of those there are, counted around: the number of jobs and of attempts of an example is smaller."""
 
@@ -59,7 +63,7 @@ class Crowd(RuleBasedStateMachine):
         for number, tenant in enumerate(TENANTS):
             self._do(lambda s, tenant=tenant, number=number: s.add(Tenant(id=tenant, name=f"tenant {number}")))
             row = {"id": tenant, "tenant_id": tenant, "name": "d", "state": DatasetState.READY, "source": {}}
-            self._do(lambda s, row=row: s.add(Dataset(**row, modality="image")))
+            self._do(lambda s, row=row: s.add(Dataset(**row, modality="image", info=INFO)))
 
     def teardown(self) -> None:
         self._transaction.rollback()
@@ -78,33 +82,45 @@ class Crowd(RuleBasedStateMachine):
         tenant=st.sampled_from(TENANTS),
         key=st.sampled_from(["a", "b", None]),
         priority=st.sampled_from(["low", "normal", "high"]),
+        begins=st.none() | WHICH,
     )
-    def submit(self, tenant: UUID, key: str | None, priority: str) -> None:
-        """One job for a key and a body, no job for a key with another body, none above the limit."""
+    def submit(self, tenant: UUID, key: str | None, priority: str, begins: int | None) -> None:
+        """One job for a key and a body, no job for a key with another body, none above the limit, none that begins with
+        what a job has not made and never will."""
         before = self._rows()["jobs"]
-        waiting = sum(job["tenant_id"] == str(tenant) and job["state"] == "queued" for job in before)
+        mine = [job for job in before if job["tenant_id"] == str(tenant)]
+        waiting = sum(job["state"] == "queued" for job in mine)
         known = self._answered.get((tenant, key)) if key else None
+        first = mine[begins % len(mine)] if begins is not None and mine else None
+        request = request_for(tenant, priority=priority)
+        if first is not None:
+            named = request.spec.model_copy(update={"init_from": public("job", UUID(first["id"]))})
+            request = request.model_copy(update={"spec": named})
+        body = idempotency.digest(request.model_dump(mode="json"))
         try:
-            answer = self._do(lambda session: self._submitted(session, tenant, key, priority))
+            answer = self._do(lambda session: self._submitted(session, tenant, key, request, body))
         except IdempotencyMismatch:
-            assert known is not None and known[0] != priority
+            assert known is not None and known[0] != body
         except QueueFull:
             assert known is None and waiting == QUEUED_AT_MOST
+        except DependencyEnded:
+            assert known is None and first is not None and first["state"] in ENDED
         else:
-            assert known == (priority, answer) if known else waiting < QUEUED_AT_MOST
+            assert known == (body, answer) if known else waiting < QUEUED_AT_MOST
+            assert known or first is None or first["state"] not in ENDED
             if key:
-                self._answered[tenant, key] = priority, answer
+                self._answered[tenant, key] = body, answer
             assert len(self._rows()["jobs"]) == len(before) + (known is None)
             return
         assert len(self._rows()["jobs"]) == len(before)
 
-    def _submitted(self, session: Session, tenant: UUID, key: str | None, priority: str) -> str:
-        stepped, body = cast(AsyncSession, Stepped(session)), idempotency.digest({"priority": priority})
+    def _submitted(self, session: Session, tenant: UUID, key: str | None, request: TrainRequest, body: str) -> str:
+        stepped = cast(AsyncSession, Stepped(session))
         if key is not None:
             stored = done(idempotency.begin(stepped, tenant, key, body, lifetime=1000 * JUMP))
             if stored is not None:
                 return stored.body
-        job = done(requests.submit(stepped, tenant, request_for(tenant, priority=priority), settings=SETTINGS))
+        job = done(requests.submit(stepped, tenant, request, settings=SETTINGS))
         if key is not None:
             done(idempotency.complete(stepped, tenant, key, Answer(202, str(job.id))))
         return str(job.id)
@@ -115,7 +131,8 @@ class Crowd(RuleBasedStateMachine):
         began, rows = self._now(), self._rows()
         claimed = self._do(lambda s: claims.claim(s, worker="w", queues=["train"], terms=TERMS))
         passed = self._now() - began
-        ready = [job for job in rows["jobs"] if job["state"] == "queued" and (job["not_before"] or 0) <= 0]
+        queued = [job for job in rows["jobs"] if job["state"] == "queued" and job["queued_at"] is not None]
+        ready = [job for job in queued if (job["not_before"] or 0) <= 0]
         assert bool(claimed) == bool(ready)
         if claimed:
             self._claims += claimed
@@ -187,6 +204,20 @@ class Crowd(RuleBasedStateMachine):
             versions = [row["version"] for row in rows["model_versions"] if self._tenant_of(rows, row) == str(tenant)]
             assert sorted(versions) == list(range(1, len(versions) + 1))
 
+    @invariant()
+    def who_waits_goes_the_way_of_whom_it_waits_for(self) -> None:
+        """At once, for here nobody else holds its row."""
+        rows = self._rows()
+        jobs = {job["id"]: job for job in rows["jobs"]}
+        for need in rows["needs"]:
+            waiting, needed = jobs[need["job_id"]], jobs[need["needs_job_id"]]
+            if waiting["queued_at"] is not None:
+                assert needed["state"] == "succeeded" and "@" in waiting["spec"]["init_from"]
+            elif waiting["completed_at"] is None:
+                assert needed["completed_at"] is None and waiting["fence"] == 0
+            elif waiting["state"] == "failed":
+                assert needed["state"] in ENDED and waiting["error_code"] == "dependency_failed"
+
     def _tenant_of(self, rows: Rows, version: dict[str, Any]) -> str:
         (tenant,) = (job["tenant_id"] for job in rows["jobs"] if job["id"] == version["job_id"])
         return tenant
@@ -197,7 +228,7 @@ def result_of(claim: claims.Claim) -> dict[str, Any]:
     key = f"jobs/{public('job', claim.job_id)}/{claim.fence}/{WEIGHTS}"
     stored = {"key": key, "sha256": content_of(claim.fence), "size_bytes": 1}
     weights = attempts.NewArtifact(kind=WEIGHTS, name=WEIGHTS, media_type="application/octet-stream", **stored)
-    result = {"info": {}, "metrics": {}, "weights": stored}
+    result = {"info": INFO, "metrics": {}, "weights": stored}
     return {"result": result, "artifacts": [weights], "timings": {}, "steps": 2}
 
 

@@ -11,6 +11,7 @@ from sqlalchemy import Engine, create_engine, text
 from sqlmodel import SQLModel
 
 import shared.jobs.alias_rows
+import shared.jobs.need_rows
 import shared.jobs.rows  # noqa: F401
 from shared.migrations import alembic_config, migrate
 

@@ -1,0 +1,129 @@
+"""Jobs that wait for the models that other jobs make: what becomes of them when one of those ends.
+
+A job that waits is queued (or paused) and has no place in line: its ``queued_at`` is NULL, so that no claim comes by
+it. Whatever ends a job calls ``settle`` in the same transaction. Nobody waits for anybody there: rows that somebody
+holds are passed over, and who is being submitted just then is not seen. ``settle_remaining`` finds them a round later.
+"""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any, Final
+from uuid import UUID
+
+from sqlalchemy import UUID as SQL_UUID
+from sqlalchemy import Row, bindparam, text
+from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy.orm import Session
+from sqlmodel import col
+
+from shared.errors import DependencyFailed, DependencyUnfit, JobError
+from shared.ids import public
+from shared.jobs.moves import move
+from shared.jobs.rows import Job
+from shared.jobs.state import ENDED_BADLY, JobState
+from shared.specs.reaverage import AVERAGES
+
+_AT_ONCE: Final = 100
+"""Ended jobs for which a round looks at who waits for them."""
+
+_LOCK: Final = text("""
+SELECT id FROM jobs WHERE queued_at IS NULL AND completed_at IS NULL
+    AND id IN (SELECT job_id FROM needs WHERE needs_job_id = ANY(:ended)) FOR UPDATE SKIP LOCKED
+""").bindparams(bindparam("ended", type_=ARRAY(SQL_UUID)))
+
+# Whoever was submitted with a job's id in the place of a model now names the version that it made. A version that is
+# not what was told of it, or has no averages where those are asked for, is no version here.
+_RELEASE: Final = text(f"""
+WITH found AS (
+    SELECT needs.job_id, needs.field, versions.id AS version_id, models.name || '@' || versions.version AS ref,
+        'job_' || replace(CAST(needs.needs_job_id AS text), '-', '') AS named, averages.id AS averages_id
+    FROM needs JOIN jobs AS waiting ON waiting.id = needs.job_id
+    LEFT JOIN model_versions AS versions ON versions.job_id = needs.needs_job_id AND NOT EXISTS (
+        SELECT FROM jsonb_each(needs.told) AS one WHERE versions.info -> one.key IS DISTINCT FROM one.value)
+    LEFT JOIN models ON models.id = versions.model_id
+    LEFT JOIN LATERAL (
+        SELECT id FROM artifacts WHERE waiting.type = 'reaverage' AND job_id = needs.needs_job_id
+            AND kind = 'weights' AND name = '{AVERAGES}' AND removed_at IS NULL ORDER BY id DESC LIMIT 1
+    ) AS averages ON true
+    WHERE needs.job_id = ANY(:waiting)
+), ready AS (
+    SELECT job_id, jsonb_object_agg(field, ref) AS refs, jsonb_object_agg(field, version_id) AS ids,
+        min(named) AS named, min(ref) AS ref, min(CAST(averages_id AS text)) AS averages_id
+    FROM found GROUP BY job_id HAVING bool_and(version_id IS NOT NULL)
+), released AS (
+    UPDATE jobs SET queued_at = clock_timestamp(), state_version = state_version + 1, event_seq = event_seq + 1,
+        spec = spec || refs, summary = replace(summary, ready.named, ready.ref),
+        inputs = inputs || CASE type
+            WHEN 'train' THEN jsonb_build_object('models', (inputs -> 'models') || ids)
+            WHEN 'reaverage' THEN jsonb_build_object('version_id', ids -> 'model', 'artifact_id', averages_id)
+            ELSE jsonb_build_object('version_id', ids -> 'model') END
+    FROM ready WHERE jobs.id = ready.job_id AND queued_at IS NULL AND completed_at IS NULL
+        AND (type <> 'reaverage' OR averages_id IS NOT NULL)
+    RETURNING jobs.id, jobs.state, jobs.event_seq, refs
+), event AS (
+    INSERT INTO events (job_id, seq, type, data)
+    SELECT id, event_seq, 'job.log', jsonb_build_object('message', 'What it waited for is there: ' || (
+        SELECT string_agg(value, ', ' ORDER BY key) FROM jsonb_each_text(refs)) || '.') FROM released
+), bell AS (
+    INSERT INTO outbox (job_id) SELECT id FROM released WHERE state = 'queued'
+)
+SELECT id FROM released
+""").bindparams(bindparam("waiting", type_=ARRAY(SQL_UUID)))  # noqa: S608  (constants of ours)
+
+_STILL: Final = text("""
+SELECT needs.job_id, needed.id, needed.state, needed.error_message
+FROM needs JOIN jobs AS waiting ON waiting.id = needs.job_id JOIN jobs AS needed ON needed.id = needs.needs_job_id
+WHERE needs.job_id = ANY(:waiting) AND waiting.queued_at IS NULL ORDER BY needs.job_id, needed.completed_at
+""").bindparams(bindparam("waiting", type_=ARRAY(SQL_UUID)))
+_REMAINING: Final = text(f"""
+SELECT DISTINCT needed.id FROM jobs AS waiting JOIN needs ON needs.job_id = waiting.id
+JOIN jobs AS needed ON needed.id = needs.needs_job_id
+WHERE waiting.queued_at IS NULL AND waiting.completed_at IS NULL AND needed.completed_at IS NOT NULL
+    AND (needed.state <> 'succeeded' OR NOT EXISTS (
+        SELECT FROM needs AS other JOIN jobs AS another ON another.id = other.needs_job_id
+        WHERE other.job_id = waiting.id AND another.completed_at IS NULL))
+LIMIT {_AT_ONCE}
+""")  # noqa: S608  (a constant)
+
+
+def settle(session: Session, ended: Sequence[UUID]) -> list[UUID]:
+    """Release those that waited for these jobs, which have ended, or end them, and then those that wait for them.
+
+    Returns:
+        The jobs that ended because of that.
+    """
+    failed: list[UUID] = []
+    while ended and (waiting := session.scalars(_LOCK, {"ended": list(ended)}).all()):
+        session.execute(_RELEASE, {"waiting": waiting})
+        ended = _fail(session, waiting)
+        failed += ended
+    return failed
+
+
+def settle_remaining(session: Session) -> list[UUID]:
+    """``settle`` for those who were passed over, or not seen yet."""
+    return settle(session, session.scalars(_REMAINING).all())
+
+
+def _fail(session: Session, waiting: Sequence[UUID]) -> list[UUID]:
+    """End those whose models will never be there, or are not what was told of them; the others wait on."""
+    found: defaultdict[UUID, list[Row[Any]]] = defaultdict(list)
+    for row in session.execute(_STILL, {"waiting": waiting}):
+        found[row.job_id].append(row)
+    why: defaultdict[tuple[type[JobError], str], list[UUID]] = defaultdict(list)
+    for job_id, needed in found.items():
+        if bad := [one for one in needed if one.state in ENDED_BADLY]:
+            why[DependencyFailed, _told(bad[0])].append(job_id)
+        elif all(one.state == JobState.SUCCEEDED for one in needed):
+            named = " or ".join(public("job", one.id) for one in needed)
+            why[DependencyUnfit, f"the model that {named} made is not what this job was accepted for"].append(job_id)
+    for (kind, message), job_ids in why.items():
+        still = (col(Job.id).in_(job_ids), col(Job.queued_at).is_(None))
+        session.execute(move(JobState.FAILED, *still, error=kind(message)))
+    return [job_id for job_ids in why.values() for job_id in job_ids]
+
+
+def _told(needed: Row[Any]) -> str:
+    ended = {JobState.CANCELED: "was canceled", JobState.EXPIRED: "expired"}.get(needed.state, "failed")
+    why = f": {needed.error_message}" if needed.error_message else ""
+    return f"{public('job', needed.id)}, whose model it needs, {ended}{why}"
