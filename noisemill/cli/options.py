@@ -23,6 +23,9 @@ SetFields = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="Any field of the spec; may be repeated."),
 ]
 SpecFile = Annotated[Path | None, typer.Option("--file", help="JSON file with the spec, or a whole job; - is stdin.")]
+Model = Annotated[
+    str | None, typer.Argument(help="name@version, name@alias, name for its newest, or the job that makes it.")
+]
 Labels = Annotated[
     list[str] | None, typer.Option("--label", metavar="KEY=VALUE", help="Label of the job; may be repeated.")
 ]

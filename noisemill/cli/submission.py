@@ -12,6 +12,7 @@ from noisemill.cli.artifacts import fetch_all
 from noisemill.cli.options import (
     AsJson,
     Labels,
+    Model,
     Priority,
     SetFields,
     SpecFile,
@@ -82,7 +83,7 @@ def train(  # noqa: PLR0913, PLR0917 - a parameter is an option
 
 
 def generate(  # noqa: PLR0913, PLR0917 - a parameter is an option
-    model: Annotated[str | None, typer.Argument(help="name@version, name@alias, or name for its newest.")] = None,
+    model: Model = None,
     num_samples: Annotated[int | None, typer.Option("--num-samples", help="How many samples.")] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="Key of the noise.")] = None,
     task: Annotated[
@@ -110,7 +111,7 @@ def generate(  # noqa: PLR0913, PLR0917 - a parameter is an option
 
 
 def evaluate(  # noqa: PLR0913, PLR0917 - a parameter is an option
-    model: Annotated[str | None, typer.Argument(help="name@version, name@alias, or name for its newest.")] = None,
+    model: Model = None,
     dataset: Annotated[str | None, typer.Option("--dataset", help="Id, or name of the newest one so called.")] = None,
     num_samples: Annotated[int | None, typer.Option("--num-samples", help="How many samples to draw.")] = None,
     metrics: Annotated[list[str] | None, typer.Option("--metric", help="Measure only this; may be repeated.")] = None,
@@ -138,7 +139,7 @@ def evaluate(  # noqa: PLR0913, PLR0917 - a parameter is an option
 
 
 def reaverage(  # noqa: PLR0913, PLR0917 - a parameter is an option
-    model: Annotated[str | None, typer.Argument(help="name@version, name@alias, or name for its newest.")] = None,
+    model: Model = None,
     ema_length: Annotated[
         float | None,
         typer.Option("--ema-length", help="Length of the average as a share of the training: 0.05 to 0.25."),
@@ -164,7 +165,7 @@ def reaverage(  # noqa: PLR0913, PLR0917 - a parameter is an option
 
 
 def export(  # noqa: PLR0913, PLR0917 - a parameter is an option
-    model: Annotated[str | None, typer.Argument(help="name@version, name@alias, or name for its newest.")] = None,
+    model: Model = None,
     export_format: Annotated[
         str | None, typer.Option("--format", help="Whose files they are.", show_default="diffusers")
     ] = None,

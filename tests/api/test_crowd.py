@@ -121,4 +121,4 @@ def test_a_crowd_is_recorded_by_fewer_statements_than_it_has_jobs(owner: Owner) 
 
     assert {answer.status_code for answer in answers} == {202}
     # Before each of these go the rows of a crowd, in the same round trip (``shared/ahead.py``).
-    assert 0 < sum("AS num_waiting" in statement for statement in asked) < 48
+    assert 0 < sum("AS waiting" in statement and "ORDINALITY" in statement for statement in asked) < 48
