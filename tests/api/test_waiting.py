@@ -33,8 +33,9 @@ def serve(city: City, seconds: Mapping[UUID, float]) -> UUID:
 
 
 def in_order(said: dict[UUID, QueueView]) -> list[UUID]:
-    assert sorted(view.position for view in said.values()) == list(range(1, len(said) + 1))
-    return sorted(said, key=lambda job_id: said[job_id].position)
+    places = {job_id: view.position or 0 for job_id, view in said.items()}
+    assert sorted(places.values()) == list(range(1, len(said) + 1))
+    return sorted(places, key=places.__getitem__)
 
 
 def change(city: City, job_id: UUID, what: str) -> None:
