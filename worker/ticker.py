@@ -68,14 +68,14 @@ class Ticker:
             return
         if leases_mean_something:
             self._reap()
-        ended = [*self._supervisor.ask(upkeep.expire), *self._supervisor.ask(upkeep.settle_needs)]
+        ended = [*self._supervisor.transact(upkeep.expire), *self._supervisor.transact(upkeep.settle_needs)]
         for job_id in [*ended, *self._supervisor.transact(upkeep.preempt)]:
             self._supervisor.ring(job_id)
         self._supervisor.ask(upkeep.settle_datasets)
         self._supervisor.ask(lambda s: upkeep.redispatch(s, after=self._settings.jobs.redispatch_after))
 
     def _reap(self) -> None:
-        for job_id, state in self._supervisor.ask(upkeep.reap):
+        for job_id, state in self._supervisor.transact(upkeep.reap):
             logger.warning("job %s: lease ran out, now %s", job_id, state.value)
             self._supervisor.ring(job_id)
 

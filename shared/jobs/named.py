@@ -58,6 +58,8 @@ class Named:
     version_id: UUID | None
     """None: it is not there yet."""
     dataset_id: UUID | str | None
+    waits: int = 0
+    """Jobs in a row that have to end before it is there."""
     has_averages: bool = False
     """Whether the job that will make it leaves what others of its averages are made of (``ema: power``)."""
 
@@ -146,7 +148,7 @@ async def _of_job(session: AsyncSession, tenant_id: UUID, ref: str, pointer: str
     if job.state == JobState.SUCCEEDED:
         made = await _version(session, _MADE_BY, {"job_id": job.id})
     else:
-        made = await _promised(session, job, MOST_IN_A_CHAIN, pointer)
+        made = await _promised(session, job, pointer)
     if made is None:
         raise InvalidSpec(f"{_public(job)} makes no model: it is of type {job.type.value}", pointer=pointer)
     return made
@@ -165,30 +167,53 @@ async def _last_try(session: AsyncSession, tenant_id: UUID, ref: str, pointer: s
     return job
 
 
-async def _promised(session: AsyncSession, job: Job, most: int, pointer: str | None) -> Named | None:
-    """The model that a job which has not ended will make."""
+async def _promised(session: AsyncSession, job: Job, pointer: str | None) -> Named | None:
+    """The model that a job which has not ended will make; looked at once, however many ways lead to it."""
+    known: dict[UUID, Named] = session.info.setdefault("promised", {})
+    if job.id in known:
+        return known[job.id]
     if job.type not in _MAKE_MODELS or "reproduces" in job.inputs:
         return None
-    if most == 0:
+    origins = {field: await _origin(session, job, field, pointer) for field in _origin_fields(job)}
+    waits = 1 + max((origin.waits for origin in origins.values()), default=0)
+    if waits > MOST_IN_A_CHAIN:
         raise InvalidSpec(f"more than {MOST_IN_A_CHAIN} jobs would wait for one another", pointer=pointer)
-    promised: dict[str, Any] = {"ref": _public(job), "job_id": job.id, "version_id": None}
-    promised["dataset_id"] = job.inputs.get("dataset_id")
-    if job.type == JobType.IMPORT:
-        return Named(**promised, name=job.spec["model"], **job.inputs["model"])
-    if job.type == JobType.REAVERAGE:
-        origin, name = await _origin(session, job, "model", most, pointer), job.spec["name"]
-        promised |= {"spec": {**origin.spec, "model": name}, "info": origin.info}
-        return Named(**promised, name=name, family=origin.family)
-    fields = job.inputs["models"].keys() | job.inputs.get("needs", {}).keys()
-    origins = {field: await _origin(session, job, field, most, pointer) for field in sorted(fields)}
-    return Named(
-        **promised,
-        name=job.spec["model"],
-        family=job.spec["family"],
-        spec={**job.spec, **{field: origin.ref for field, origin in origins.items()}},
-        info=await _info(session, UUID(job.inputs["dataset_id"]), origins),
-        has_averages=job.spec["ema"] == "power",
+    known[job.id] = Named(
+        ref=_public(job),
+        job_id=job.id,
+        version_id=None,
+        dataset_id=job.inputs.get("dataset_id"),
+        waits=waits,
+        **await _to_be(session, job, origins),
     )
+    return known[job.id]
+
+
+def _origin_fields(job: Job) -> list[str]:
+    """The fields by which a job names the models that it makes its own of."""
+    match job.type:
+        case JobType.TRAIN:
+            return sorted(job.inputs["models"].keys() | job.inputs.get("needs", {}).keys())
+        case JobType.REAVERAGE:
+            return ["model"]
+        case _:
+            return []
+
+
+async def _to_be(session: AsyncSession, job: Job, origins: Mapping[str, Named]) -> dict[str, Any]:
+    """What follows from the spec of a job and its data."""
+    if job.type == JobType.IMPORT:
+        return {"name": job.spec["model"], **job.inputs["model"]}
+    if job.type == JobType.REAVERAGE:
+        origin, name = origins["model"], job.spec["name"]
+        return {"name": name, "family": origin.family, "spec": {**origin.spec, "model": name}, "info": origin.info}
+    return {
+        "name": job.spec["model"],
+        "family": job.spec["family"],
+        "spec": {**job.spec, **{field: origin.ref for field, origin in origins.items()}},
+        "info": await _info(session, UUID(job.inputs["dataset_id"]), origins),
+        "has_averages": job.spec["ema"] == "power",
+    }
 
 
 async def _info(session: AsyncSession, dataset_id: UUID, origins: Mapping[str, Named]) -> dict[str, Any]:
@@ -199,7 +224,7 @@ async def _info(session: AsyncSession, dataset_id: UUID, origins: Mapping[str, N
     return told | ({"models": models} if models else {})
 
 
-async def _origin(session: AsyncSession, job: Job, field: str, most: int, pointer: str | None) -> Named:
+async def _origin(session: AsyncSession, job: Job, field: str, pointer: str | None) -> Named:
     """The model that a job makes its own of, by the field that names it."""
     own = job.inputs.get("models", {}).get(field) if job.type == JobType.TRAIN else job.inputs.get("version_id")
     if own is not None:
@@ -208,7 +233,7 @@ async def _origin(session: AsyncSession, job: Job, field: str, most: int, pointe
         needed_id = ids.parse("job", job.inputs["needs"][field])
         needed = (await session.execute(select(Job).where(col(Job.id) == needed_id))).scalar_one()
         made = await _version(session, _MADE_BY, {"job_id": needed.id})
-        origin = made or await _promised(session, needed, most - 1, pointer)
+        origin = made or await _promised(session, needed, pointer)
     if origin is None:
         raise InvalidSpec(f"nothing makes the model that {_public(job)} needs", pointer=pointer)
     return origin

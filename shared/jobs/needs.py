@@ -6,13 +6,13 @@ holds are passed over, and who is being submitted just then is not seen. ``settl
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 from uuid import UUID
 
 from sqlalchemy import UUID as SQL_UUID
-from sqlalchemy import Row, bindparam, text
-from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy import Row, Select, Text, bindparam, cast, func, literal, text
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.orm import Session
 from sqlmodel import col
 
@@ -52,7 +52,8 @@ WITH found AS (
     FROM found GROUP BY job_id HAVING bool_and(version_id IS NOT NULL)
 ), released AS (
     UPDATE jobs SET queued_at = clock_timestamp(), state_version = state_version + 1, event_seq = event_seq + 1,
-        spec = spec || refs, summary = replace(summary, ready.named, ready.ref),
+        spec = spec || refs,
+        summary = CASE type WHEN 'train' THEN summary ELSE replace(summary, ready.named, ready.ref) END,
         inputs = inputs || CASE type
             WHEN 'train' THEN jsonb_build_object('models', (inputs -> 'models') || ids)
             WHEN 'reaverage' THEN jsonb_build_object('version_id', ids -> 'model', 'artifact_id', averages_id)
@@ -110,17 +111,24 @@ def _fail(session: Session, waiting: Sequence[UUID]) -> list[UUID]:
     found: defaultdict[UUID, list[Row[Any]]] = defaultdict(list)
     for row in session.execute(_STILL, {"waiting": waiting}):
         found[row.job_id].append(row)
-    why: defaultdict[tuple[type[JobError], str], list[UUID]] = defaultdict(list)
+    why: defaultdict[type[JobError], dict[UUID, str]] = defaultdict(dict)
     for job_id, needed in found.items():
         if bad := [one for one in needed if one.state in ENDED_BADLY]:
-            why[DependencyFailed, _told(bad[0])].append(job_id)
+            why[DependencyFailed][job_id] = _told(bad[0])
         elif all(one.state == JobState.SUCCEEDED for one in needed):
             named = " or ".join(public("job", one.id) for one in needed)
-            why[DependencyUnfit, f"the model that {named} made is not what this job was accepted for"].append(job_id)
-    for (kind, message), job_ids in why.items():
-        still = (col(Job.id).in_(job_ids), col(Job.queued_at).is_(None))
-        session.execute(move(JobState.FAILED, *still, error=kind(message)))
-    return [job_id for job_ids in why.values() for job_id in job_ids]
+            why[DependencyUnfit][job_id] = f"the model that {named} made is not what this job was accepted for"
+    for kind, messages in why.items():
+        session.execute(_failure(kind, messages))
+    return [job_id for messages in why.values() for job_id in messages]
+
+
+def _failure(kind: type[JobError], messages: Mapping[UUID, str]) -> Select[Any]:
+    """One statement, however many jobs end and however many reasons they are told: each level of a tree is one."""
+    ours = col(Job.id) == func.any(literal(list(messages), ARRAY(SQL_UUID)))
+    listed = literal({str(job_id): message for job_id, message in messages.items()}, JSONB)
+    told = listed[cast(col(Job.id), Text)].astext
+    return move(JobState.FAILED, ours, col(Job.queued_at).is_(None), error_code=kind.code, error_message=told)
 
 
 def _told(needed: Row[Any]) -> str:

@@ -70,7 +70,8 @@ def expire(session: Session) -> list[UUID]:
 def redispatch(session: Session, *, after: timedelta) -> int:
     """Ring again for jobs that stayed queued: their bell was lost. Returns how many.
 
-    Only for the first of each queue: a bell makes a worker claim the best job, whichever it was rung for.
+    Only for the first of each queue: a bell makes a worker claim the best job, whichever it was rung for. Who waits for
+    other jobs is in no queue, however urgent.
     """
     place = func.row_number().over(
         partition_by=col(Job.queue), order_by=(col(Job.priority).desc(), col(Job.queued_at), col(Job.id))
@@ -78,7 +79,7 @@ def redispatch(session: Session, *, after: timedelta) -> int:
     may_start = col(Job.not_before).is_(None) | (col(Job.not_before) <= _NOW)
     queue = (
         select(col(Job.id), col(Job.queued_at), place.label("place"))
-        .where(col(Job.state) == JobState.QUEUED, may_start)
+        .where(col(Job.state) == JobState.QUEUED, col(Job.queued_at).is_not(None), may_start)
         .subquery()
     )
     rung = exists().where(

@@ -1,12 +1,15 @@
 """Jobs that wait for the models of other jobs, on a real database: released, refused, ended with them, never lost."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
 import pytest
-from sqlalchemy import select, text
+from sqlalchemy import event, select, text
+from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 from sqlmodel import col
 
@@ -459,3 +462,82 @@ def test_two_that_end_at_once_leave_nobody_who_needs_both_behind(desk: Desk, wai
     assert other.answer() is None
 
     assert desk.claim().job_id == third.id
+
+
+@contextmanager
+def statements(engine: Any) -> Iterator[list[str]]:
+    """Those that are executed meanwhile."""
+    said = list[str]()
+
+    def note(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        said.append(statement)
+
+    event.listen(engine, "before_cursor_execute", note)
+    yield said
+    event.remove(engine, "before_cursor_execute", note)
+
+
+def num_to_name(desk: Desk, job: Job) -> int:
+    """Statements that it takes to name the model that this job will make."""
+
+    async def find(session: AsyncSession) -> int:
+        with statements(session.get_bind()) as said:
+            await named.find(session, desk.tenant_id, ref(job))
+        return len(said)
+
+    return desk.do(find)
+
+
+def test_what_many_ways_lead_to_is_looked_at_once(desk: Desk) -> None:
+    base = {"family": "vae", "dataset": f"ds_{desk.dataset_id.hex}", "model": "coded"}
+    coded = desk.submit()
+    for _ in range(4):
+        coded = ask(desk, TrainRequest.model_validate({"type": "train", "spec": base | {"init_from": ref(coded)}}))
+    drawn, cost = diffuse(desk, autoencoder=ref(coded)), list[int]()
+    for _ in range(3):
+        cost.append(num_to_name(desk, drawn))
+        drawn = diffuse(desk, init_from=ref(drawn))
+
+    # One more job in the row, and not all that it stands on once more.
+    assert cost[2] - cost[1] == cost[1] - cost[0] <= 6
+
+
+def test_however_many_reasons_are_told_it_is_a_statement_for_each_generation(desk: Desk) -> None:
+    first, cost = desk.submit(), list[int]()
+    for num_children in (2, 8):
+        first = desk.submit()
+        for number in range(num_children):
+            draw(desk, ref(diffuse(desk, f"m{number}", autoencoder=ref(first))))
+        with statements(desk.engine) as said:
+            expire(desk, first.id)
+        cost.append(len(said))
+
+    assert cost[0] == cost[1]
+    drawings = select(col(Job.error_message)).where(col(Job.type) == "generate")
+    told = desk.work(lambda session: set(session.scalars(drawings)))
+    cause = f"failed: {ref(first)}, whose model it needs, expired"
+    assert (len(told), sum(one.endswith(cause) for one in told if one)) == (10, 8)
+
+
+def test_who_waits_keeps_nobody_from_being_rung_for_again(desk: Desk) -> None:
+    first = desk.submit()
+    succeed(desk, desk.claim())
+    held = desk.submit()
+    desk.claim()
+    for _ in range(upkeep.RUNG_AT_ONCE):
+        desk.force(draw(desk, ref(held)).id, priority=2)
+    lost = draw(desk, ref(first))
+    desk.work(lambda session: session.execute(text("DELETE FROM outbox")))
+    desk.force(lost.id, queued_at=text("clock_timestamp() - interval '1 h'"))
+
+    assert desk.work(lambda session: upkeep.redispatch(session, after=timedelta(minutes=1))) == 1
+    assert desk.count(Bell, col(Bell.job_id) == lost.id) == 1
+
+
+def test_a_training_keeps_its_summary_whatever_its_model_is_called(desk: Desk) -> None:
+    first = desk.submit()
+    second = diffuse(desk, ref(first), autoencoder=ref(first))
+
+    succeed(desk, desk.claim())
+
+    assert desk.job(second.id).summary == second.summary == f"train diffusion {ref(first)}"
