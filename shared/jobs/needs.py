@@ -25,11 +25,22 @@ from shared.specs.reaverage import AVERAGES
 
 _AT_ONCE: Final = 100
 """Ended jobs for which a round looks at who waits for them."""
+_MOST: Final = 1000
+"""Jobs that are released or ended with the job they waited for; the rounds see to the others. An end must not take so
+long that it is given up for that."""
 
-_LOCK: Final = text("""
-SELECT id FROM jobs WHERE queued_at IS NULL AND completed_at IS NULL
-    AND id IN (SELECT job_id FROM needs WHERE needs_job_id = ANY(:ended)) FOR UPDATE SKIP LOCKED
-""").bindparams(bindparam("ended", type_=ARRAY(SQL_UUID)))
+_IS_DECIDED: Final = """(
+    NOT EXISTS (
+        SELECT FROM needs AS other JOIN jobs AS another ON another.id = other.needs_job_id
+        WHERE other.job_id = waiting.id AND another.completed_at IS NULL)
+    OR EXISTS (
+        SELECT FROM needs AS other JOIN jobs AS another ON another.id = other.needs_job_id
+        WHERE other.job_id = waiting.id AND another.completed_at IS NOT NULL AND another.state <> 'succeeded'))"""
+"""Whether all that a job waits for is there, or some of it will never be."""
+_LOCK: Final = text(f"""
+SELECT id FROM jobs AS waiting WHERE queued_at IS NULL AND completed_at IS NULL AND {_IS_DECIDED}
+    AND id IN (SELECT job_id FROM needs WHERE needs_job_id = ANY(:ended)) LIMIT :most FOR UPDATE OF waiting SKIP LOCKED
+""").bindparams(bindparam("ended", type_=ARRAY(SQL_UUID)))  # noqa: S608  (constants of ours)
 
 # Whoever was submitted with a job's id in the place of a model now names the version that it made. A version that is
 # not what was told of it, or has no averages where those are asked for, is no version here.
@@ -79,12 +90,9 @@ WHERE needs.job_id = ANY(:waiting) AND waiting.queued_at IS NULL ORDER BY needs.
 _REMAINING: Final = text(f"""
 SELECT DISTINCT needed.id FROM jobs AS waiting JOIN needs ON needs.job_id = waiting.id
 JOIN jobs AS needed ON needed.id = needs.needs_job_id
-WHERE waiting.queued_at IS NULL AND waiting.completed_at IS NULL AND needed.completed_at IS NOT NULL
-    AND (needed.state <> 'succeeded' OR NOT EXISTS (
-        SELECT FROM needs AS other JOIN jobs AS another ON another.id = other.needs_job_id
-        WHERE other.job_id = waiting.id AND another.completed_at IS NULL))
+WHERE waiting.queued_at IS NULL AND waiting.completed_at IS NULL AND needed.completed_at IS NOT NULL AND {_IS_DECIDED}
 LIMIT {_AT_ONCE}
-""")  # noqa: S608  (a constant)
+""")  # noqa: S608  (constants)
 
 
 def settle(session: Session, ended: Sequence[UUID]) -> list[UUID]:
@@ -94,7 +102,7 @@ def settle(session: Session, ended: Sequence[UUID]) -> list[UUID]:
         The jobs that ended because of that.
     """
     failed: list[UUID] = []
-    while ended and (waiting := session.scalars(_LOCK, {"ended": list(ended)}).all()):
+    while ended and (waiting := session.scalars(_LOCK, {"ended": list(ended), "most": _MOST}).all()):
         session.execute(_RELEASE, {"waiting": waiting})
         ended = _fail(session, waiting)
         failed += ended

@@ -15,7 +15,7 @@ from sqlmodel import col
 
 from shared.errors import DependencyEnded, InvalidSpec, NanLoss
 from shared.ids import public
-from shared.jobs import attempts, claims, named, requests, upkeep
+from shared.jobs import attempts, claims, named, needs, requests, upkeep
 from shared.jobs.attempts import Claim, NewArtifact
 from shared.jobs.rows import Bell, Event, Job
 from shared.jobs.state import JobState
@@ -541,3 +541,25 @@ def test_a_training_keeps_its_summary_whatever_its_model_is_called(desk: Desk) -
     succeed(desk, desk.claim())
 
     assert desk.job(second.id).summary == second.summary == f"train diffusion {ref(first)}"
+
+
+def test_who_is_one_too_many_for_an_end_is_released_by_the_rounds(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where those before it wait for something else besides."""
+    monkeypatch.setattr(needs, "_MOST", 2)
+    first = desk.submit()
+    second = diffuse(desk, "second", autoencoder=ref(first))
+    for _ in range(3):
+        diffuse(desk, "third", init_from=ref(second))
+    waiting = [second, *(draw(desk, ref(first)) for _ in range(4))]
+    released: list[int] = []
+
+    def count() -> None:
+        released.append(sum(desk.job(one.id).queued_at is not None for one in waiting))
+
+    succeed(desk, desk.claim())
+    count()
+    for _ in range(2):
+        desk.work(upkeep.settle_needs)
+        count()
+
+    assert released == [2, 4, 5]
