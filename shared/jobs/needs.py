@@ -94,8 +94,10 @@ def settle(session: Session, ended: Sequence[UUID]) -> list[UUID]:
     """
     failed: list[UUID] = []
     while ended and (waiting := session.scalars(_LOCK, {"ended": list(ended)}).all()):
-        session.execute(_RELEASE, {"waiting": waiting})
-        ended = _fail(session, waiting)
+        # Looked at before: of what ends in between nobody can say yet that it did not make the model.
+        found = session.execute(_STILL, {"waiting": waiting}).all()
+        released = set(session.scalars(_RELEASE, {"waiting": waiting}))
+        ended = _fail(session, [row for row in found if row.job_id not in released])
         failed += ended
     return failed
 
@@ -105,10 +107,10 @@ def settle_remaining(session: Session) -> list[UUID]:
     return settle(session, session.scalars(_REMAINING).all())
 
 
-def _fail(session: Session, waiting: Sequence[UUID]) -> list[UUID]:
+def _fail(session: Session, still: Sequence[Row[Any]]) -> list[UUID]:
     """End those whose models will never be there, or are not what was told of them; the others wait on."""
     found: defaultdict[UUID, list[Row[Any]]] = defaultdict(list)
-    for row in session.execute(_STILL, {"waiting": waiting}):
+    for row in still:
         found[row.job_id].append(row)
     why: defaultdict[tuple[type[JobError], str], list[UUID]] = defaultdict(list)
     for job_id, needed in found.items():
@@ -117,10 +119,12 @@ def _fail(session: Session, waiting: Sequence[UUID]) -> list[UUID]:
         elif all(one.state == JobState.SUCCEEDED for one in needed):
             named = " or ".join(public("job", one.id) for one in needed)
             why[DependencyUnfit, f"the model that {named} made is not what this job was accepted for"].append(job_id)
+    failed: list[UUID] = []
     for (kind, message), job_ids in why.items():
-        still = (col(Job.id).in_(job_ids), col(Job.queued_at).is_(None))
-        session.execute(move(JobState.FAILED, *still, error=kind(message)))
-    return [job_id for job_ids in why.values() for job_id in job_ids]
+        waiting = (col(Job.id).in_(job_ids), col(Job.queued_at).is_(None))
+        moved = session.execute(move(JobState.FAILED, *waiting, error=kind(message)))
+        failed += [row["id"] for row in moved.mappings()]
+    return failed
 
 
 def _told(needed: Row[Any]) -> str:
