@@ -82,7 +82,8 @@ class EventsLater(bootsteps.StartStopStep):
     than all else that is done for a task, and Celery would send it before the child has the task.
     """
 
-    requires = ("celery.worker.consumer.events:Events",)
+    # What is left is to be told before Celery tells that the worker has ended: monitors take who speaks for alive.
+    requires = ("celery.worker.consumer.events:Events", "celery.worker.consumer.heart:Heart")
 
     def start(self, parent: Any) -> None:
         dispatcher, hub = parent.event_dispatcher, parent.hub

@@ -103,8 +103,10 @@ def settle(session: Session, ended: Sequence[UUID]) -> list[UUID]:
     """
     failed: list[UUID] = []
     while ended and (waiting := session.scalars(_LOCK, {"ended": list(ended), "most": _MOST}).all()):
-        session.execute(_RELEASE, {"waiting": waiting})
-        ended = _fail(session, waiting)
+        # Looked at before: of what ends in between nobody can say yet that it did not make the model.
+        found = session.execute(_STILL, {"waiting": waiting}).all()
+        released = set(session.scalars(_RELEASE, {"waiting": waiting}))
+        ended = _fail(session, [row for row in found if row.job_id not in released])
         failed += ended
     return failed
 
@@ -114,10 +116,10 @@ def settle_remaining(session: Session) -> list[UUID]:
     return settle(session, session.scalars(_REMAINING).all())
 
 
-def _fail(session: Session, waiting: Sequence[UUID]) -> list[UUID]:
+def _fail(session: Session, still: Sequence[Row[Any]]) -> list[UUID]:
     """End those whose models will never be there, or are not what was told of them; the others wait on."""
     found: defaultdict[UUID, list[Row[Any]]] = defaultdict(list)
-    for row in session.execute(_STILL, {"waiting": waiting}):
+    for row in still:
         found[row.job_id].append(row)
     why: defaultdict[type[JobError], dict[UUID, str]] = defaultdict(dict)
     for job_id, needed in found.items():
@@ -126,9 +128,10 @@ def _fail(session: Session, waiting: Sequence[UUID]) -> list[UUID]:
         elif all(one.state == JobState.SUCCEEDED for one in needed):
             named = " or ".join(public("job", one.id) for one in needed)
             why[DependencyUnfit][job_id] = f"the model that {named} made is not what this job was accepted for"
+    failed: list[UUID] = []
     for kind, messages in why.items():
-        session.execute(_failure(kind, messages))
-    return [job_id for messages in why.values() for job_id in messages]
+        failed += [row["id"] for row in session.execute(_failure(kind, messages)).mappings()]
+    return failed
 
 
 def _failure(kind: type[JobError], messages: Mapping[UUID, str]) -> Select[Any]:

@@ -17,6 +17,7 @@ from shared.errors import DependencyEnded, InvalidSpec, NanLoss
 from shared.ids import public
 from shared.jobs import attempts, claims, named, needs, requests, upkeep
 from shared.jobs.attempts import Claim, NewArtifact
+from shared.jobs.need_rows import Need
 from shared.jobs.rows import Bell, Event, Job
 from shared.jobs.state import JobState
 from shared.specs.reaverage import AVERAGES
@@ -563,3 +564,25 @@ def test_who_is_one_too_many_for_an_end_is_released_by_the_rounds(desk: Desk, mo
         count()
 
     assert released == [2, 4, 5]
+
+
+def test_who_is_looked_at_while_the_last_that_it_needs_ends_does_not_fail(desk: Desk) -> None:
+    """Whoever ends that passes over a row that is locked; the model is there only after it was looked for."""
+    first, second = desk.submit(), diffuse(desk)
+    passed_over, both = draw(desk, ref(first)), draw(desk, ref(first))
+    desk.work(lambda s: s.add(Need(job_id=both.id, field="other", needs_job_id=second.id, told={})))
+    succeed(desk, desk.claim(queues=["train"]))
+    desk.force(passed_over.id, queued_at=None)
+    ends = [desk.claim(queues=["train"])]
+
+    def meanwhile(_: Any, _cursor: Any, statement: str, *_more: Any) -> None:
+        if "released AS" in statement and ends:
+            succeed(desk, ends.pop())
+
+    event.listen(desk.engine, "after_cursor_execute", meanwhile)
+    desk.work(upkeep.settle_needs)
+    event.remove(desk.engine, "after_cursor_execute", meanwhile)
+
+    assert desk.job(both.id).error_message is None
+    desk.work(upkeep.settle_needs)
+    assert desk.job(both.id).queued_at is not None

@@ -8,11 +8,15 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
+from random import Random
 from typing import Any
 from uuid import UUID
 
 import psutil
 import pytest
+from celery import Celery
+from celery.worker.consumer import Consumer
+from celery.worker.consumer.heart import Heart
 from kombu import Connection
 from sqlalchemy import delete
 
@@ -21,6 +25,7 @@ from shared.jobs.state import AttemptOutcome, JobState
 from shared.queue import make_celery
 from shared.relay import Bells, Relay
 from tests.worker.conftest import REPOSITORY, Workplace, environment
+from worker.parent import EventsLater, connect
 
 StartWorker = Callable[..., subprocess.Popen[bytes]]
 MARK = "started-by-an-unpickled-message"
@@ -109,6 +114,22 @@ def test_monitors_are_told_of_a_task_from_its_arrival_to_its_end(
             receiver.capture(limit=None, timeout=20, wakeup=False)
 
     assert [kind for kind in told if kind.startswith("task-")] == ["task-received", "task-started", "task-succeeded"]
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_the_last_that_monitors_are_told_of_a_worker_is_that_it_ended(seed: int) -> None:
+    """Flower would take it for alive again. Celery starts its steps in an order of their addresses, as far as it may,
+    and stops them the other way round."""
+    app: Any = Celery()
+    connect(app)
+    blueprint: Any = Consumer.Blueprint(steps=app.steps["consumer"])
+    steps = list(blueprint.claim_steps().items())
+    Random(seed).shuffle(steps)
+    blueprint.steps = dict(steps)
+
+    order = list(blueprint._finalize_steps(blueprint.steps))
+
+    assert order.index(EventsLater) > order.index(Heart)
 
 
 def test_a_job_runs_although_every_bell_was_lost(
