@@ -4,10 +4,12 @@ A round trip costs more than most statements: two processes wait for each other,
 pipelines save them, BEGIN's among others. What SQLAlchemy does around a statement stays as it is.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import cache
 from typing import Any, Final
 
+import psycopg
 from sqlalchemy import Engine, TextClause, event
 from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 
@@ -20,7 +22,8 @@ _DIALECT: Final = PGDialect_psycopg()
 
 def after(*ahead: Ahead) -> dict[str, Any]:
     """Execution options of a statement that is to run once these have. They are one transaction, also on a connection
-    that commits each statement. What fails first is raised, and nothing after it happens.
+    that commits each statement, unless that is one of the event loop. What fails first is raised, and
+    nothing after it happens.
     """
     return {_OPTION: ahead}
 
@@ -45,16 +48,27 @@ def execute(cursor: Any, statement: str, parameters: Any, context: Any) -> bool:
             cursor.execute(*one)
         cursor.execute(statement, parameters)
         return True
+    try:
+        _execute_all(cursor, [*ahead, (statement, parameters)])
+    except BaseException:
+        if cursor.connection.autocommit:
+            with suppress(psycopg.Error):  # it is gone, and with it the transaction
+                cursor.connection.rollback()
+        raise
+    return True
+
+
+def _execute_all(cursor: Any, statements: Sequence[tuple[str, Any]]) -> None:
+    """``cursor`` is left with the answer to the last."""
     connection = cursor.connection
     with connection.pipeline():
         if connection.autocommit:
             connection.execute("BEGIN")
-        for one in ahead:
+        for one in statements[:-1]:
             connection.execute(*one)
-        cursor.execute(statement, parameters)
+        cursor.execute(*statements[-1])
         if connection.autocommit:
             connection.execute("COMMIT")
-    return True
 
 
 @cache

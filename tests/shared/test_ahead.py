@@ -45,6 +45,18 @@ def test_of_what_goes_together_all_happens_or_nothing(desired: Engine) -> None:
         assert session.scalar(COUNT) == 0
 
 
+def test_a_session_that_commits_each_statement_goes_on_after_an_error(desk: Desk) -> None:
+    with Session(desk.engine.execution_options(isolation_level="AUTOCOMMIT")) as session:
+        with pytest.raises(DBAPIError, match="division by zero"):
+            session.execute(FAILING, execution_options=after(adding("a")))
+        with pytest.raises(DBAPIError, match="adapt"):
+            session.execute(COUNT, execution_options=after((text("SELECT :it"), {"it": object()})))
+        clause, values = adding("b")
+        session.execute(clause, values)
+    with Session(desk.engine) as session:
+        assert session.scalar(COUNT) == 1
+
+
 def test_the_first_error_is_raised_and_nothing_happens_after_it(desired: Engine) -> None:
     twice = adding("a")
     with Session(desired) as session, pytest.raises(IntegrityError):
