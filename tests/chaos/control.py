@@ -20,6 +20,8 @@ _GOALS: Final = Goals(
     kinds=frozenset({"stop_supervisor"}),
 )  # fmt: skip
 _LIMIT: Final = 300.0
+_FOREIGN: Final = ("belongs to attempt", "does not name attempt")
+"""How the checker says that what is visible was made by another attempt than it is shown as, or than the last one."""
 _APPS: Final = {"fenced": "worker", "unfenced": "tests.chaos.unfenced"}
 
 
@@ -39,7 +41,7 @@ class Outcome:
     def of(cls, report: Report) -> "Outcome":
         return cls(
             zombies=report.zombies,
-            foreign_results=sum("belongs to attempt" in found for found in report.violations),
+            foreign_results=sum(any(sign in found for sign in _FOREIGN) for found in report.violations),
             duplicates=report.duplicates,
             lost=report.lost,
             wrong_bytes=report.wrong_bytes,

@@ -23,6 +23,7 @@ from noisemill.local.processes import (
     launch,
     stop,
     wait_ready,
+    wait_stopped,
 )
 from noisemill.local.root import unprivileged
 from noisemill.local.servers import ObjectStore, Postgres, Valkey
@@ -89,6 +90,7 @@ def test_valkey_keeps_its_queue_through_a_kill(tmp_path: Path) -> None:
         client.rpush("queue", "job")
         client.waitaof(1, 0, 2000)
     os.kill(killed.pid, signal.SIGKILL)
+    assert wait_stopped(killed, timedelta(seconds=10))
 
     with running(server, tmp_path), redis.Redis.from_url(server.url) as client:
         assert client.lrange("queue", 0, -1) == [b"job"]

@@ -123,6 +123,10 @@ class _Session:
         await self._turn(statement)
         return self._session.scalars(statement, *args, **how)
 
+    async def run_sync(self, work: Callable[..., T], *args: Any) -> T:
+        """It waits for nobody (``shared/jobs/needs.py``), so it is done in the same turn."""
+        return work(self._session, *args)
+
     async def commit(self) -> None:
         if self._session.scalar(_HAS_WRITTEN):
             await _Turn(COMMIT)

@@ -80,7 +80,7 @@ def page(connection: Connection) -> Iterator[str]:
     harmless = ((mutant.name, mutant.equivalent or "") for mutant in MUTANTS if mutant.equivalent)
     yield from _table("Changes that break no promise", ("change", "why"), harmless)
     yield KEYS
-    engine = tuned(connection.engine.url, pool_size=5)
+    engine = tuned(connection.engine.url, keeps_plans=False, pool_size=5)
     yield from _table("Orders of requests with one key", ("scene", "faults", "orders", "steps"), _scenes(engine))
     yield from _table("Seeded bugs of keys", ("bug", "scene", "broken promise", "a way there"), _key_bugs(engine))
     engine.dispose()
