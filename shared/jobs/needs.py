@@ -2,7 +2,8 @@
 
 A job that waits is queued (or paused) and has no place in line: its ``queued_at`` is NULL, so that no claim comes by
 it. Whatever ends a job calls ``settle`` in the same transaction. Nobody waits for anybody there: rows that somebody
-holds are passed over, and who is being submitted just then is not seen. ``settle_remaining`` finds them a round later.
+holds, or that are one too many, are passed over, and who is being submitted just then is not seen.
+``settle_remaining`` finds them a round later.
 """
 
 from collections import defaultdict
