@@ -65,6 +65,7 @@ class Stepped:
 
     def __init__(self, session: Session) -> None:
         self._session = session
+        self.info = session.info
 
     def add(self, row: object) -> None:
         self._session.add(row)
