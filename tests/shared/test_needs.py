@@ -586,3 +586,33 @@ def test_who_is_looked_at_while_the_last_that_it_needs_ends_does_not_fail(desk: 
     assert desk.job(both.id).error_message is None
     desk.work(upkeep.settle_needs)
     assert desk.job(both.id).queued_at is not None
+
+
+@pytest.mark.parametrize("end", [cancel, expire, fail, lose])
+def test_of_all_who_end_with_a_job_whoever_commits_has_to_tell(desk: Desk, end: Callable[[Desk, UUID], object]) -> None:
+    first, told = desk.submit(), list[UUID]()
+    second = diffuse(desk, autoencoder=ref(first))
+    third = draw(desk, ref(second))
+
+    def note(session: Session) -> None:
+        told.extend(needs.news(session))
+
+    event.listen(Session, "after_commit", note)
+    try:
+        end(desk, first.id)
+    finally:
+        event.remove(Session, "after_commit", note)
+
+    assert told == [second.id, third.id]
+
+
+def test_of_who_is_released_whoever_commits_has_to_tell_too(desk: Desk) -> None:
+    first = desk.submit()
+    second = draw(desk, ref(first))
+    claim = desk.claim()
+
+    def end(session: Session) -> list[UUID]:
+        ending_well(session, claim)
+        return needs.news(session)
+
+    assert desk.work(end) == [second.id]
