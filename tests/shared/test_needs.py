@@ -15,7 +15,7 @@ from sqlmodel import col
 
 from shared.errors import DependencyEnded, InvalidSpec, NanLoss
 from shared.ids import public
-from shared.jobs import attempts, claims, named, needs, requests, upkeep
+from shared.jobs import attempts, claims, erasure, named, needs, requests, upkeep
 from shared.jobs.attempts import Claim, NewArtifact
 from shared.jobs.need_rows import Need
 from shared.jobs.rows import Bell, Event, Job
@@ -616,3 +616,18 @@ def test_of_who_is_released_whoever_commits_has_to_tell_too(desk: Desk) -> None:
         return needs.news(session)
 
     assert desk.work(end) == [second.id]
+
+
+def test_what_stands_on_an_erased_job_is_refused_by_name(desk: Desk) -> None:
+    """Whose model it needed was ended while somebody held its row, and erased before a round came by."""
+    first = desk.submit()
+    second = diffuse(desk, autoencoder=ref(first))
+    with Session(desk.engine) as session, session.begin():
+        session.execute(select(col(Job.id)).where(col(Job.id) == second.id).with_for_update())
+        cancel(desk, first.id)
+    desk.do(lambda session: erasure.erase(session, desk.tenant_id, first.id))
+
+    with pytest.raises(DependencyEnded, match="was erased") as refusal:
+        draw(desk, ref(second))
+
+    assert (refusal.value.pointer, refusal.value.code) == ("/spec/model", "dependency_failed")
