@@ -69,4 +69,7 @@ def _view(row: Job | None, known: Mapping[UUID, JobFacts], links: Links) -> JobV
         return None
     if row.erased_at is not None:
         return Gone(f"the job was erased: {ids.public('job', row.id)}")
-    return views.job(row, known[row.id], links)
+    try:
+        return views.job(row, known[row.id], links)
+    except Exception as error:  # noqa: BLE001  (it is raised again, for who waits for this job alone)
+        return error

@@ -13,6 +13,7 @@ from starlette.exceptions import HTTPException
 
 from api.parts import Parts
 from api.room import seconds_until_room
+from api.together import Ended
 from shared import errors
 from shared.database import AWAY
 from shared.errors import RequestRefused
@@ -147,8 +148,11 @@ def _allowed_methods(request: Request) -> set[str]:
     return {method for route in routes if route.path_regex.match(request.url.path) for method in route.methods}
 
 
+_AWAY: Final[Mapping[type[Exception], str]] = {errors.StorageError: "storage", Ended: "this server, which ends,"}
+
+
 async def _away(request: Request, error: Any) -> Response:
-    what = "storage" if isinstance(error, errors.StorageError) else "the database"
+    what = next((name for kind, name in _AWAY.items() if isinstance(error, kind)), "the database")
     retry = {"Retry-After": str(RETRY_SECONDS)}
     detail = f"{what} does not answer right now; try again"
     return problem(request, HTTPStatus.SERVICE_UNAVAILABLE, "unavailable", detail, headers=retry)
@@ -162,5 +166,6 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(RequestValidationError, _parameters_refused)
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(errors.StorageError, _away)
+    app.add_exception_handler(Ended, _away)
     for kind in AWAY:
         app.add_exception_handler(kind, _away)

@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 
 from shared.database import make_engine
 from shared.ids import uuid7
-from shared.jobs import continuity, upkeep
+from shared.jobs import continuity, needs, upkeep
 from shared.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -72,34 +72,38 @@ class UpkeepThread:
             self._fails = False
 
     def _round(self, engine: Engine) -> None:
-        leases_mean_something = _ask(engine, lambda s: continuity.see(s, self._name, **self._rounds))
-        if _ask(engine, upkeep.is_watched):
+        leases_mean_something = self._ask(engine, lambda s: continuity.see(s, self._name, **self._rounds))
+        if self._ask(engine, upkeep.is_watched):
             self._resign(engine)
             return
-        self._leads = _ask(engine, lambda s: upkeep.hold(s, upkeep.LEASE, self._name, self._lead_lease))
+        self._leads = self._ask(engine, lambda s: upkeep.hold(s, upkeep.LEASE, self._name, self._lead_lease))
         if not self._leads:
             return
         if leases_mean_something:
             self._reap(engine)
-        for job_id in [*_ask(engine, upkeep.expire), *_ask(engine, upkeep.settle_needs)]:
+        for job_id in self._ask(engine, upkeep.expire):
             self._tell(job_id)
-        _ask(engine, upkeep.settle_datasets)
+        self._ask(engine, upkeep.settle_needs)
+        self._ask(engine, upkeep.settle_datasets)
 
     def _reap(self, engine: Engine) -> None:
-        for job_id, state in _ask(engine, upkeep.reap):
+        for job_id, state in self._ask(engine, upkeep.reap):
             logger.warning("job %s: lease ran out and no worker lives, now %s", job_id, state.value)
             self._tell(job_id)
 
     def _resign(self, engine: Engine) -> None:
         if self._leads:
-            _ask(engine, lambda s: upkeep.release(s, upkeep.LEASE, self._name))
+            self._ask(engine, lambda s: upkeep.release(s, upkeep.LEASE, self._name))
             self._leads = False
 
-
-def _ask(engine: Engine, work: Callable[[Session], T]) -> T:
-    """Do ``work`` in one transaction of its own."""
-    with Session(engine) as session, session.begin():
-        return work(session)
+    def _ask(self, engine: Engine, work: Callable[[Session], T]) -> T:
+        """Do ``work`` in one transaction of its own."""
+        with Session(engine) as session:
+            with session.begin():
+                done = work(session)
+            for job_id in needs.news(session):
+                self._tell(job_id)
+            return done
 
 
 def _first_line(error: SQLAlchemyError) -> str:

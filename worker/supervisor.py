@@ -9,7 +9,7 @@ import fcntl
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Event, Lock
@@ -22,7 +22,7 @@ from sqlalchemy.orm import Session
 from shared.database import AWAY
 from shared.errors import LeaseLost
 from shared.ids import uuid7
-from shared.jobs import attempts, claims
+from shared.jobs import attempts, claims, needs
 from shared.settings import Settings
 from worker.company import Company, Held
 from worker.device import Device
@@ -42,6 +42,8 @@ class Supervisor:
         self.queues = [queue for queue in settings.worker.queues.split(",") if queue]
         self.device = device
         self.draining = Event()
+        self.has_settled = Event()
+        """It released or ended jobs that waited for others: their bells may lie in the outbox."""
         self.job_id: UUID | None = None
         self._engine = engine
         self._unwrapped = engine.execution_options(isolation_level="AUTOCOMMIT")
@@ -144,9 +146,20 @@ class Supervisor:
         return held
 
     def transact(self, work: Callable[[Session], T]) -> T:
-        """Do ``work`` in one transaction of its own."""
-        with Session(self._engine) as session, session.begin():
-            return work(session)
+        """Do ``work`` in one transaction of its own, and tell listeners what became of those who waited for others."""
+        with Session(self._engine) as session:
+            try:
+                with session.begin():
+                    return work(session)
+            finally:
+                # Also where nobody confirmed the commit: a ring in vain costs a look.
+                self._tell(needs.news(session))
+
+    def _tell(self, settled: Sequence[UUID]) -> None:
+        for job_id in settled:
+            self.ring(job_id)
+        if settled:
+            self.has_settled.set()
 
     def ask(self, statement: Callable[[Session], T]) -> T:
         """Do what is one statement: it needs no transaction around it, and so is one round trip."""

@@ -52,10 +52,16 @@ class Ticker:
                 draining.wait(seconds)
 
     def publish_forever(self) -> None:
-        """Publish the outbox while this worker does the housekeeping."""
-        while self._leads.wait():
+        """Publish the outbox while this worker does the housekeeping, and at once when it has released jobs."""
+        while True:
+            self.publish()
+
+    def publish(self) -> None:
+        """One round of that."""
+        has_settled = self._supervisor.has_settled.wait(self._settings.worker.tick.total_seconds())
+        self._supervisor.has_settled.clear()
+        if has_settled or self._leads.is_set():
             self._survive(self._publish)
-            time.sleep(self._settings.worker.tick.total_seconds())
 
     def tick(self) -> None:
         """One round; a worker that is told to end only lets another do it."""
@@ -68,9 +74,9 @@ class Ticker:
             return
         if leases_mean_something:
             self._reap()
-        ended = [*self._supervisor.transact(upkeep.expire), *self._supervisor.transact(upkeep.settle_needs)]
-        for job_id in [*ended, *self._supervisor.transact(upkeep.preempt)]:
+        for job_id in [*self._supervisor.transact(upkeep.expire), *self._supervisor.transact(upkeep.preempt)]:
             self._supervisor.ring(job_id)
+        self._supervisor.transact(upkeep.settle_needs)
         self._supervisor.ask(upkeep.settle_datasets)
         self._supervisor.ask(lambda s: upkeep.redispatch(s, after=self._settings.jobs.redispatch_after))
 
@@ -80,10 +86,15 @@ class Ticker:
             self._supervisor.ring(job_id)
 
     def _takes_lead(self) -> bool:
-        self._leads.clear()
-        if self._supervisor.ask(lambda s: upkeep.hold(s, upkeep.LEASE, self._supervisor.name, self._lead_lease)):
-            self._leads.set()
-        return self._leads.is_set()
+        leads = False
+        try:
+            leads = self._supervisor.ask(
+                lambda s: upkeep.hold(s, upkeep.LEASE, self._supervisor.name, self._lead_lease)
+            )
+        finally:
+            # Without a moment in between in which whoever leads seems not to.
+            (self._leads.set if leads else self._leads.clear)()
+        return leads
 
     def _resign(self) -> None:
         if self._leads.is_set():

@@ -16,7 +16,7 @@ from api.routes.dependencies import POLL_SECONDS, IdempotencyKey, JobWriter, The
 from api.submission import Record, Submission
 from api.views import Links
 from shared import ids
-from shared.jobs import erasure, requests
+from shared.jobs import erasure, needs, requests
 from shared.jobs.rows import Job
 from shared.jobs.state import JobState
 from shared.wire import JobView
@@ -166,7 +166,8 @@ async def _change(
     wanted = ids.parse("job", job_id)
     async with parts.transaction() as session:
         view = await submission.view(session, parts, links, await change(session, wanted))
-    parts.relay.wake(wanted)
+    for job in (wanted, *needs.news(session)):
+        parts.relay.wake(job)
     return view
 
 

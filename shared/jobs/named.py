@@ -172,6 +172,8 @@ async def _promised(session: AsyncSession, job: Job, pointer: str | None) -> Nam
     known: dict[UUID, Named] = session.info.setdefault("promised", {})
     if job.id in known:
         return known[job.id]
+    if job.erased_at is not None:  # who waited for it has not been told yet
+        raise DependencyEnded(f"{_public(job)} was erased, and makes no model", pointer=pointer)
     if job.type not in _MAKE_MODELS or "reproduces" in job.inputs:
         return None
     origins = {field: await _origin(session, job, field, pointer) for field in _origin_fields(job)}

@@ -3,7 +3,7 @@
 A job that waits is queued (or paused) and has no place in line: its ``queued_at`` is NULL, so that no claim comes by
 it. Whatever ends a job calls ``settle`` in the same transaction. Nobody waits for anybody there: rows that somebody
 holds, or that are one too many, are passed over, and who is being submitted just then is not seen.
-``settle_remaining`` finds them a round later.
+``settle_remaining`` finds them a round later. Whoever commits rings for all of whom there is ``news``.
 """
 
 from collections import defaultdict
@@ -14,6 +14,7 @@ from uuid import UUID
 from sqlalchemy import UUID as SQL_UUID
 from sqlalchemy import Row, Select, Text, bindparam, cast, func, literal, text
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
+from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 from sqlmodel import col
 
@@ -102,14 +103,20 @@ def settle(session: Session, ended: Sequence[UUID]) -> list[UUID]:
     Returns:
         The jobs that ended because of that.
     """
-    failed: list[UUID] = []
+    failed, told = list[UUID](), news(session)
     while ended and (waiting := session.scalars(_LOCK, {"ended": list(ended), "most": _MOST}).all()):
         # Looked at before: of what ends in between nobody can say yet that it did not make the model.
         found = session.execute(_STILL, {"waiting": waiting}).all()
         released = set(session.scalars(_RELEASE, {"waiting": waiting}))
         ended = _fail(session, [row for row in found if row.job_id not in released])
         failed += ended
+        told += [*released, *ended]
     return failed
+
+
+def news(session: Session | AsyncSession) -> list[UUID]:
+    """Jobs that ``settle`` ended or released by this session: to be rung for, like any that moved, after the commit."""
+    return session.info.setdefault("settled", [])
 
 
 def settle_remaining(session: Session) -> list[UUID]:

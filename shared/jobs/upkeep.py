@@ -49,8 +49,8 @@ def reap(session: Session) -> list[tuple[UUID, JobState]]:
         alone=literal(True),
     )
     moved = [(row["id"], JobState(row["state"])) for row in session.execute(statement).mappings()]
-    failed = needs.settle(session, [job_id for job_id, state in moved if state in ENDED_BADLY])
-    return [*moved, *((job_id, JobState.FAILED) for job_id in failed)]
+    needs.settle(session, [job_id for job_id, state in moved if state in ENDED_BADLY])
+    return moved
 
 
 def _unlocked(*conditions: ColumnElement[bool]) -> tuple[ColumnElement[bool], ...]:
@@ -64,7 +64,8 @@ def expire(session: Session) -> list[UUID]:
     never_started = (col(Job.state) == JobState.QUEUED, col(Job.started_at).is_(None))
     statement = move(JobState.EXPIRED, *_unlocked(*never_started, col(Job.start_deadline) < _NOW))
     expired = [row["id"] for row in session.execute(statement).mappings()]
-    return [*expired, *needs.settle(session, expired)]
+    needs.settle(session, expired)
+    return expired
 
 
 def redispatch(session: Session, *, after: timedelta) -> int:

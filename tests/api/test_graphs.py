@@ -1,13 +1,17 @@
 """Jobs that were submitted with a job in the place of a model, as clients and operators see them."""
 
+import time
 from typing import Any
 
 import httpx
 import pytest
 from sqlalchemy import Engine, text
 
+from api import news
+from api.stream import HEARTBEAT_SECONDS
 from shared.ids import parse
 from tests.api.support import Owner, claim
+from tests.api.test_events import listening
 from tests.api.test_health import metric
 from tests.api.test_reproductions import do, drawn, reproduce, shown, submit, trained
 
@@ -41,6 +45,21 @@ def test_a_job_that_waits_for_one_less_is_another_view(owner: Owner, engine: Eng
 
     after = owner.client.get(third, headers={"If-None-Match": before})
     assert (after.status_code, after.json()["queue"]["waits_for"]) == (200, [second["id"]])
+
+
+def test_a_stream_of_who_ends_with_another_ends_at_once(owner: Owner, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(news, "POLL_RINGING", 60.0)
+    first = owner.train()
+    second = draw(owner, first["id"])
+
+    with listening(owner, second) as messages:
+        assert next(messages).data["data"]["state"] == "queued"
+        began = time.monotonic()
+        owner.client.post(first["urls"]["cancel"]).raise_for_status()
+        (ended,) = messages
+
+    assert ended.data["data"]["state"] == "failed"
+    assert time.monotonic() - began < HEARTBEAT_SECONDS / 2
 
 
 def test_a_repetition_is_answered_as_the_first_request_was_whatever_became_of_the_other(owner: Owner) -> None:

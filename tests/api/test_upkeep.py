@@ -10,8 +10,9 @@ from sqlalchemy import Engine, create_engine, func, text
 from sqlalchemy.orm import Session
 
 from api.upkeep import UpkeepThread
-from shared.ids import parse
+from shared.ids import parse, uuid7
 from shared.jobs import upkeep, workers
+from shared.jobs.need_rows import Need
 from shared.jobs.rows import Job, NamedLease, Tenant
 from shared.jobs.state import JobState, JobType
 from shared.settings import Settings
@@ -82,9 +83,21 @@ def test_the_api_leaves_it_to_a_worker_that_lives(
         assert (session.get(NamedLease, upkeep.LEASE) is not None) == ended
 
 
+def test_who_ends_with_another_is_told_of_as_well(alone: Settings, its_engine: Engine) -> None:
+    told: list[UUID] = []
+    late, waiting = late_job(its_engine), late_job(its_engine)
+    with Session(its_engine) as session, session.begin():
+        session.execute(text("UPDATE jobs SET start_deadline = NULL, queued_at = NULL WHERE id = :id"), {"id": waiting})
+        session.add(Need(job_id=waiting, field="init_from", needs_job_id=late))
+
+    UpkeepThread(alone, told.append)._round(its_engine)
+
+    assert sorted(told) == sorted([late, waiting])
+
+
 def late_job(engine: Engine) -> UUID:
     with Session(engine) as session, session.begin():
-        tenant = Tenant(name="test")
+        tenant = Tenant(name=uuid7().hex)
         session.add(tenant)
         session.flush()
         job = Job(

@@ -15,7 +15,7 @@ from sqlmodel import col
 
 from shared.errors import DependencyEnded, InvalidSpec, NanLoss
 from shared.ids import public
-from shared.jobs import attempts, claims, named, needs, requests, upkeep
+from shared.jobs import attempts, claims, erasure, named, needs, requests, upkeep
 from shared.jobs.attempts import Claim, NewArtifact
 from shared.jobs.need_rows import Need
 from shared.jobs.rows import Bell, Event, Job
@@ -586,3 +586,48 @@ def test_who_is_looked_at_while_the_last_that_it_needs_ends_does_not_fail(desk: 
     assert desk.job(both.id).error_message is None
     desk.work(upkeep.settle_needs)
     assert desk.job(both.id).queued_at is not None
+
+
+@pytest.mark.parametrize("end", [cancel, expire, fail, lose])
+def test_of_all_who_end_with_a_job_whoever_commits_has_to_tell(desk: Desk, end: Callable[[Desk, UUID], object]) -> None:
+    first, told = desk.submit(), list[UUID]()
+    second = diffuse(desk, autoencoder=ref(first))
+    third = draw(desk, ref(second))
+
+    def note(session: Session) -> None:
+        told.extend(needs.news(session))
+
+    event.listen(Session, "after_commit", note)
+    try:
+        end(desk, first.id)
+    finally:
+        event.remove(Session, "after_commit", note)
+
+    assert told == [second.id, third.id]
+
+
+def test_of_who_is_released_whoever_commits_has_to_tell_too(desk: Desk) -> None:
+    first = desk.submit()
+    second = draw(desk, ref(first))
+    claim = desk.claim()
+
+    def end(session: Session) -> list[UUID]:
+        ending_well(session, claim)
+        return needs.news(session)
+
+    assert desk.work(end) == [second.id]
+
+
+def test_what_stands_on_an_erased_job_is_refused_by_name(desk: Desk) -> None:
+    """Whose model it needed was ended while somebody held its row, and erased before a round came by."""
+    first = desk.submit()
+    second = diffuse(desk, autoencoder=ref(first))
+    with Session(desk.engine) as session, session.begin():
+        session.execute(select(col(Job.id)).where(col(Job.id) == second.id).with_for_update())
+        cancel(desk, first.id)
+    desk.do(lambda session: erasure.erase(session, desk.tenant_id, first.id))
+
+    with pytest.raises(DependencyEnded, match="was erased") as refusal:
+        draw(desk, ref(second))
+
+    assert (refusal.value.pointer, refusal.value.code) == ("/spec/model", "dependency_failed")

@@ -367,3 +367,16 @@ def test_sigterm_at_any_moment_of_the_start_counts_nothing(workplace: Workplace,
 def counts(workplace: Workplace, job_id: UUID) -> tuple[JobState, int, int]:
     job = workplace.get(job_id)
     return job.state, job.failures, job.losses
+
+
+@pytest.mark.parametrize("option", ["--detach", "-D"])
+def test_a_worker_refuses_to_detach(workplace: Workplace, option: str) -> None:
+    """Celery would start a worker of its own in its place."""
+    command = [sys.executable, "-m", "tests.worker.scripted_app", "-Q", "generate", option]
+    environ = os.environ | environment(workplace.settings)
+
+    ended = subprocess.run(
+        command, env=environ, cwd=REPOSITORY, capture_output=True, text=True, timeout=60, check=False
+    )
+
+    assert (ended.returncode, "--detach: a Noisemill worker stays in the foreground" in ended.stderr) == (2, True)

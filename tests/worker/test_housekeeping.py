@@ -4,19 +4,25 @@ import socket
 import time
 from collections.abc import Iterator
 from datetime import timedelta
+from uuid import UUID
 
 import pytest
 from pydantic import SecretStr
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
-from shared.jobs import attempts, claims, upkeep
-from shared.jobs.rows import NamedLease, Worker
+from shared.errors import NanLoss
+from shared.events import channel, connect
+from shared.ids import uuid7
+from shared.jobs import attempts, claims, needs, upkeep
+from shared.jobs.need_rows import Need
+from shared.jobs.rows import Bell, NamedLease, Worker
 from shared.jobs.state import JobState
 from shared.settings import BrokerSettings, JobSettings, Settings
 from tests.worker.conftest import Workplace
 
 HOUR = timedelta(hours=1)
+TERMS = claims.Terms.of(JobSettings())
 
 
 @pytest.fixture
@@ -134,3 +140,41 @@ def test_a_worker_that_starts_again_under_its_name_started_anew(workplace: Workp
 
     assert first.started_at == same.started_at
     assert same.started_at and again.started_at and same.started_at < again.started_at
+
+
+def waiting_for(workplace: Workplace, job_id: UUID) -> UUID:
+    waiting = workplace.job()
+    with Session(workplace.engine) as session, session.begin():
+        session.add(Need(job_id=waiting, field="model", needs_job_id=job_id))
+        session.execute(text("UPDATE jobs SET queued_at = NULL WHERE id = :id"), {"id": waiting})
+    return waiting
+
+
+def test_a_worker_tells_of_who_ended_with_its_job(workplace: Workplace) -> None:
+    supervisor, job_id = workplace.supervisor(), workplace.job()
+    waiting = waiting_for(workplace, job_id)
+    with connect(workplace.settings.broker).pubsub() as heard:
+        heard.subscribe(channel(workplace.settings.broker, waiting))
+        assert heard.get_message(timeout=10)["type"] == "subscribe"
+        (claim,) = supervisor.transact(lambda s: claims.claim(s, worker="w1", queues=["generate"], terms=TERMS))
+
+        supervisor.transact(
+            lambda s: attempts.fail(s, claim.job_id, claim.fence, NanLoss("no number"), backoff=timedelta(0))
+        )
+
+        assert workplace.state(waiting) == JobState.FAILED
+        assert heard.get_message(timeout=10)["type"] == "message"
+
+
+def test_a_worker_rings_at_once_for_whom_it_released(workplace: Workplace) -> None:
+    """Though it does not keep the house."""
+    supervisor = workplace.supervisor(tick=timedelta(seconds=0.1))
+    ticker = workplace.ticker(supervisor)
+    workplace.job()
+    ticker.publish()
+    assert [bell.sent_at for bell in workplace.rows(Bell)] == [None]
+
+    supervisor.transact(lambda s: needs.news(s).append(uuid7()))
+    ticker.publish()
+
+    assert None not in [bell.sent_at for bell in workplace.rows(Bell)]
