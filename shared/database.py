@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 
 _FRESH_SECONDS: Final = 1.0
 
+_LONGEST_REST: Final = timedelta(seconds=3)
+"""After so long without a statement a transaction is ended by the server. Ours compute nothing in between: whoever
+rests was stopped or cut off, and what it keeps locked others wait for, if only for the account of their tenant."""
+
 AWAY: Final = (OperationalError, InterfaceError, PoolTimeout)
 """What a statement raises while the database cannot be reached or written to, or asks to be tried again."""
 _AWAY_STATES: Final = frozenset({"25006", "25P03", "25P04"})
@@ -58,7 +62,7 @@ def _options(settings: DatabaseSettings, application: str, lock_timeout: timedel
             "tcp_user_timeout": 10_000,
             # Short statements: compiling one (jit) takes longer than running it.
             "options": f"-c timezone=UTC -c jit=off -c statement_timeout={timeout} -c lock_timeout={patience}"
-            " -c idle_in_transaction_session_timeout=20000",
+            f" -c idle_in_transaction_session_timeout={_milliseconds(_LONGEST_REST)}",
         },
     }
 

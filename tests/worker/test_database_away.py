@@ -103,6 +103,19 @@ def test_a_finished_job_is_recorded_though_its_worker_was_stopped_in_the_middle_
     assert [attempt.outcome for attempt in workplace.attempts(job_id)] == [AttemptOutcome.SUCCEEDED]
 
 
+def test_what_a_stopped_worker_keeps_locked_is_free_long_before_its_lease_runs_out(workplace: Workplace) -> None:
+    """Its tenant's account, for one: meanwhile no other job of the tenant's could end."""
+    job_id = workplace.job(["steps", 1, 0.0])
+    others = make_engine(workplace.settings.database, "another worker", lock_timeout=timedelta(seconds=7.5))
+    try:
+        with workplace.engine.connect() as stopped, others.begin() as other:
+            stopped.execute(text("SELECT FROM jobs WHERE id = :id FOR UPDATE"), {"id": job_id})
+            other.execute(text("SELECT FROM jobs WHERE id = :id FOR UPDATE"), {"id": job_id})
+            stopped.invalidate()
+    finally:
+        others.dispose()
+
+
 STATEMENT = re.compile(r"LOG:  (?:statement|execute [^:]*): ")
 
 
