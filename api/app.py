@@ -10,8 +10,9 @@ import signal
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
+from datetime import timedelta
 from types import FrameType
-from typing import Any
+from typing import Any, Final
 
 from fastapi import FastAPI
 
@@ -35,6 +36,9 @@ ROUTERS = (
     *(jobs.router, actions.router, events.router, artifacts.router, datasets.router, models.router, aliases.router),
     *(workers.router, meta.router, health.router, pages.router),
 )
+
+_LOCK_PATIENCE: Final = timedelta(seconds=0.5)
+"""Of those that are answered together, for what somebody keeps locked; then each of them waits for itself."""
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
@@ -98,7 +102,8 @@ def _build(settings: Settings) -> Parts:
     return Parts(
         settings=settings,
         engine=make_async_engine(settings.database, "noisemill-api"),
-        thread_engine=make_engine(settings.database, "noisemill-crowd", ping="rested"),
+        # One thread records for all tenants: what somebody keeps locked of one must not keep it from the others.
+        thread_engine=make_engine(settings.database, "noisemill-crowd", ping="rested", lock_timeout=_LOCK_PATIENCE),
         metrics_engine=make_engine(settings.database, "noisemill-metrics"),
         storage=storage,
         storage_probe=StorageProbe(storage),

@@ -1,6 +1,7 @@
 """The ends of jobs that requests wait for (``Prefer: wait=N``), looked for together, in a thread."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 from uuid import UUID
@@ -18,6 +19,7 @@ from api.together import Together
 from api.views import Links
 from api.waiting import JobFacts, facts
 from shared import ids
+from shared.database import AWAY
 from shared.errors import Gone
 from shared.jobs.rows import Job
 from shared.wire import JobView
@@ -51,8 +53,10 @@ class Ends(Together[Awaited, JobView | None]):
             Gone: it was erased meanwhile.
         """
         async for _ in listener.chances(seconds):
-            if (found := await self.ask(awaited)) is not None:
-                return found
+            # The job is there: an error would have the client submit it again.
+            with suppress(*AWAY):
+                if (found := await self.ask(awaited)) is not None:
+                    return found
         return None
 
 

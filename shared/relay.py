@@ -16,7 +16,7 @@ from redis import RedisError
 from sqlalchemy import Engine, text
 from sqlalchemy.orm import Session
 
-from shared.database import PLANNED_ONCE
+from shared.ahead import after
 from shared.events import connect
 from shared.ids import public
 from shared.jobs.rows import Job
@@ -32,6 +32,12 @@ WITH unsent AS MATERIALIZED (
 SELECT jobs.id, type, queue, summary, state FROM sent JOIN jobs ON jobs.id = sent.job_id ORDER BY sent.id
 """).columns(*(Job.metadata.tables["jobs"].c[name] for name in ("id", "type", "queue", "summary", "state")))
 """Takes bells out of the outbox that no other relay holds; yields what is told of the job of each."""
+_WHILE_IT_RINGS: Final = after(
+    (text("SET LOCAL plan_cache_mode = force_generic_plan"), {}),
+    (text("SET LOCAL idle_in_transaction_session_timeout = '20s'"), {}),
+)
+"""The broker may be slow. What the transaction keeps locked meanwhile are bells, which nobody waits for; if it were
+ended, they would be rung again and again."""
 
 _ORIGIN: Final = f"relay@{socket.gethostname()}"
 _NO_CALLBACKS: Final = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
@@ -129,7 +135,7 @@ class Relay:
             RedisError, OSError: the broker is away; the outbox is as it was.
         """
         with Session(self._engine) as session, session.begin():
-            rows = session.execute(_SEND, {"most": self._batch}, execution_options=PLANNED_ONCE).all()
+            rows = session.execute(_SEND, {"most": self._batch}, execution_options=_WHILE_IT_RINGS).all()
             waiting = [row for row in rows if row.state == JobState.QUEUED]
             if waiting:
                 self._bells.ring(waiting)

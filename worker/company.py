@@ -48,7 +48,12 @@ class Company:
 
     @property
     def are_several(self) -> bool:
-        return sum(not watch.over for watch in self._watches.values()) > 1
+        return len(self._at_work) > 1
+
+    @property
+    def _at_work(self) -> list[Watch]:
+        """Those that the runner still has; the end of the others is only to be told to SQL."""
+        return [watch for watch in self._watches.values() if not (watch.over or watch.is_done)]
 
     def see_through(self) -> None:
         """Run all of them; afterwards each has ended in SQL, or its lease runs out by itself."""
@@ -117,24 +122,25 @@ class Company:
     def _see_off(self) -> None:
         """Let go of who is over."""
         for name, watch in list(self._watches.items()):
+            self._is_tainted |= watch.is_unforeseen
             if watch.over:
                 self._count()
-                self._is_tainted |= watch.is_unforeseen
                 del self._watches[name]
                 watch.close()
 
     def _count(self) -> None:
-        """Charge the time since the last count to those who were there, in equal parts."""
-        now = time.monotonic()
-        for watch in self._watches.values():
-            watch.seconds += (now - self._counted_at) / len(self._watches)
+        """Charge the time since the last count to those who had the device, in equal parts."""
+        now, at_work = time.monotonic(), self._at_work
+        for watch in at_work:
+            watch.seconds += (now - self._counted_at) / len(at_work)
         self._counted_at = now
 
     @property
     def _may_grow(self) -> bool:
         is_wanted = self._kind is not None and not self._is_tainted and not self._supervisor.draining.is_set()
         has_room = (self._room > 0 and not self._device.is_killed) or self._supervisor.is_in_doubt
-        return is_wanted and has_room and 0 < len(self._watches) < LARGEST
+        # A runner that is dead has nobody at work, and would never tell those who join.
+        return is_wanted and has_room and bool(self._at_work) and len(self._watches) < LARGEST
 
     def _invite(self) -> None:
         """Have more join, where they can; what was claimed without our knowing it has to be found in any case."""

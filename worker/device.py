@@ -5,7 +5,7 @@ import os
 import socket
 import time
 from queue import Empty, Queue
-from threading import Lock, Thread
+from threading import Event, Lock, Thread
 
 from worker.channel import Channel, Message
 from worker.nursery import Call, Nurseries
@@ -39,6 +39,7 @@ class Device:
         self._lifeline: int | None = None
         """Our end of the runner's, which nobody else has: the kernel closes it however this process ends."""
         self._heard: Queue[Message] = Queue()
+        self._silent = Event()
         self._killed = self._is_gone = False
         self._lock = Lock()
 
@@ -56,9 +57,9 @@ class Device:
                 variables["TMPDIR"] = str(self._scratch.folder)
             with theirs, os.fdopen(lifeline, "rb"):
                 self._call = self._nurseries.call(channel=theirs.fileno(), lifeline=lifeline, **variables)
-            self._channel, self._heard, self.name = Channel(ours), Queue(), None
+            self._channel, self._heard, self._silent, self.name = Channel(ours), Queue(), Event(), None
             self._killed, self._is_gone, self.num_assigned = False, False, 0
-            Thread(target=_pump, args=(self._channel, self._heard), name="pump", daemon=True).start()
+            Thread(target=_pump, args=(self._channel, self._heard, self._silent), name="pump", daemon=True).start()
 
     def ready(self) -> bool:
         """Start a runner if needed and wait until it listens; False if it died or took too long."""
@@ -98,16 +99,18 @@ class Device:
     def kill(self) -> int | None:
         """End the whole process group now; returns the runner's exit status. Safe to call twice."""
         with self._lock:
-            call, channel, was_up = self._call, self._channel, self.name is not None
+            call, channel, was_up, silent = self._call, self._channel, self.name is not None, self._silent
             if call is None or channel is None:
                 return None
             self._killed = True
             self._let_go()
         # One that has said nothing yet may be waiting for its nursery, and is nobody to wait for.
-        status = call.end(wait=was_up)
+        status = call.end(wait=was_up, is_silent=silent.is_set)
         channel.close()
         if call is self._call:
             self.name = None
+        if was_up and status is None:  # its nursery is dead, or hangs
+            self._nurseries.forsake()
         return status
 
     def close(self) -> None:
@@ -121,11 +124,12 @@ class Device:
             self._lifeline = None
 
 
-def _pump(channel: Channel, heard: "Queue[Message]") -> None:
+def _pump(channel: Channel, heard: "Queue[Message]", silent: Event) -> None:
     try:
         for message in channel.messages():
             heard.put(message)
     except ValueError as error:
         logger.error("the runner does not speak JSON: %s", error)
     finally:
+        silent.set()
         heard.put(GONE)

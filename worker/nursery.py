@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from threading import Lock
@@ -23,6 +23,9 @@ COMMAND: Sequence[str] = (sys.executable, "-m", "worker.runner")
 _PREFIX: Final = "noisemill-nursery-"
 _LONGEST_PLACE: Final = 70
 """Of a folder for temporary files, if a socket in a folder below it is to have an address: those have 107 bytes."""
+_PATIENCE: Final = 5.0
+"""Seconds that a nursery has for telling how a runner died."""
+_LOOK: Final = 0.25
 _WAITING: Final = 16
 """Calls that may wait while it imports."""
 
@@ -95,24 +98,31 @@ class Call:
         with self._lock:
             return self._is_over or bool(select.select([self._line], [], [], 0)[0])
 
-    def end(self, *, wait: bool) -> int | None:
+    def end(self, *, wait: bool, is_silent: Callable[[], bool] = lambda: False) -> int | None:
         """It is not wanted any more: have its group killed, and ``wait`` until it is dead. Safe to call again.
 
+        ``is_silent``: whether the runner has closed its channel, as it does by dying. A nursery that tells nothing for
+        long after that hangs, and is not waited for.
+
         Returns:
-            Its exit status, as ``subprocess`` has it. None: nobody waited, or its nursery died before it did.
+            Its exit status, as ``subprocess`` has it. None: nobody waited, or its nursery died before it did, or hangs.
         """
         with suppress(OSError):
             self._line.shutdown(socket.SHUT_WR)
         with self._lock:
             if not self._is_over:
                 with self._line, suppress(OSError, ValueError):
-                    self._status = json.loads(_all_of(self._line))["status"] if wait else None
+                    self._status = json.loads(_all_of(self._line, is_silent))["status"] if wait else None
                 self._is_over = True
             return self._status
 
 
-def _all_of(line: socket.socket) -> bytes:
+def _all_of(line: socket.socket, is_silent: Callable[[], bool]) -> bytes:
     """What is said until nobody holds the other end any more: neither the nursery nor the runner."""
+    patience = _PATIENCE
+    while patience > 0 and not select.select([line], [], [], _LOOK)[0]:
+        patience -= _LOOK * is_silent()
+    line.settimeout(patience or _LOOK)
     return b"".join(iter(lambda: line.recv(4096), b""))
 
 
@@ -140,7 +150,6 @@ class Nurseries:
 
     def forsake(self) -> None:
         """Ask none of them again; safe to call twice."""
-        self._told = None
-        if self._own is not None:
-            self._own.close()
-            self._own = None
+        own, self._told, self._own = self._own, None, None
+        if own is not None:
+            own.close()

@@ -82,7 +82,9 @@ class Reports:
         return standing
 
     def _is_written(self, batch: _Batch, *, after: int) -> bool:
-        return self._ask(lambda s: attempts.is_reported(s, self._claim, batch.reports[0], after=after))
+        # An object is never told twice, so it tells nothing where it was known before, and does no harm again.
+        sign = next((one for one in batch.reports if one.artifact is None), batch.reports[0])
+        return self._ask(lambda s: attempts.is_reported(s, self._claim, sign, after=after))
 
     def _send(self, batch: _Batch) -> Standing | None:
         how = {"where": batch.where, "after": self._event_seq, "lease": self._lease}

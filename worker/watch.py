@@ -9,6 +9,7 @@ import logging
 import signal
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -35,6 +36,8 @@ _ASK, _SELF_FENCE = 0.5, 0.75
 """Shares of the lease after which an attempt without a confirmed heartbeat is asked to stop, and kills its own work."""
 _EVENT_STEP, _EVENT_SECONDS = 0.01, 10.0
 """A progress event is written when this share of the work, or this time, has passed since the last."""
+_AGAIN: Final = 0.2
+"""Seconds between two tries to commit an end."""
 _VISIBLE_AT_ONCE: Final = frozenset({"preview", "checkpoint"})
 _ENDINGS: Final = frozenset({"done", "failed", "stopped", "parted"})
 _SIGNS_OF_LIFE: Final = frozenset({"phase", "step", "moved"})
@@ -68,10 +71,13 @@ class Watch:
         self.next_beat = 0.0
         self.seconds = 0.0
         """Its part of the device's time so far."""
+        self.is_done = False
+        """The runner has nothing to do with it any more; what is left is to say so in SQL."""
         self.is_unforeseen = False
         """It ended by an error that nobody foresaw, so that nobody knows what that left behind on the device."""
         self._is_lost = False
-        self._runner_is_done = False
+        self._ending: Message | None = None
+        self._give_up = float("inf")
         self._lease = supervisor.settings.jobs.lease
         self._settings = supervisor.settings.worker
         self._reports = Reports(claim, lease=self._lease, ask=supervisor.ask)
@@ -108,16 +114,18 @@ class Watch:
 
     def hear(self, message: Message) -> None:
         """Take what the runner says of this attempt."""
-        self._survive(lambda: self._end_by(message) if message["type"] in _ENDINGS else self._take(message))
+        if not self.is_done:
+            self._survive(lambda: self._end_by(message) if message["type"] in _ENDINGS else self._take(message))
 
     def beat(self) -> None:
-        """Confirm the lease, write what is new, and enforce what is due."""
-        self._survive(self._beat)
-        self.next_beat = time.monotonic() + self._settings.beat.total_seconds()
+        """Confirm the lease, write what is new, and enforce what is due; or try again to commit how it ended."""
+        self._survive(self._end_again if self.is_done else self._beat)
+        self.next_beat = time.monotonic() + (_AGAIN if self.is_done else self._settings.beat.total_seconds())
 
     def runner_gone(self, *, was_shared: bool) -> None:
         """The runner is dead; ``was_shared``: others die with it, and nobody knows because of which."""
-        self._survive(lambda: self._end_by(GONE | {"was_shared": was_shared}))
+        if not self.is_done:
+            self._survive(lambda: self._end_by(GONE | {"was_shared": was_shared}))
 
     def _survive(self, act: Callable[[], None]) -> None:
         try:
@@ -132,7 +140,7 @@ class Watch:
 
     def _forsake(self, lost: LeaseLost) -> None:
         """The attempt is not ours any more: it must leave the device."""
-        if self._runner_is_done:
+        if self.is_done:
             self.over = True
         elif self._company.are_several and not self._is_lost and not self.over:
             logger.warning("%s; stopping it", lost)
@@ -149,25 +157,29 @@ class Watch:
     def _abort(self, why: JobError) -> None:
         """Fail the attempt whatever the runner does: softly where it serves others, too."""
         self._failed_by = why
-        if self._company.are_several and not self._runner_is_done:
+        if self._company.are_several and not self.is_done:
             self._stop("cancel", self._grace)
             return
-        if not self._runner_is_done:
+        if not self.is_done:
             self._supervisor.device.kill()
         try:
             self._end_by(GONE)
         except LeaseLost as lost:
             logger.warning("%s", lost)
+            self.over = True
         except Exception:
             logger.exception("the attempt's end cannot be recorded; its lease runs out")
-        self.over = True
+            self.over = True
 
     def _end_by(self, ending: Message) -> None:
-        self._runner_is_done = True
+        self.is_done = True
         self.is_unforeseen |= ending["type"] == "parted" or ending.get("code") == InternalError.code
-        if not self._is_lost:
-            self._commit_ending(ending)
-        self.over = True
+        if self._is_lost:
+            self.over = True
+            return
+        self._enter("ended")
+        self._ending, self._give_up = ending, time.monotonic() + self._lease.total_seconds()
+        self._commit_ending()
 
     @property
     def _grace(self) -> float:
@@ -279,26 +291,31 @@ class Watch:
         if self._failed_by is None:
             self._abort(why)
 
-    def _commit_ending(self, ending: Message) -> None:
-        """Commit how the attempt ended, trying until that is known: without SQL there is nothing else to do."""
-        self._enter("ended")
-        give_up = time.monotonic() + self._lease.total_seconds()
-        claim = self._claim
+    def _end_again(self) -> None:
+        # What keeps it from ending may be another row than the job's; the lease must not run out over that.
+        with suppress(*AWAY):
+            self._reports.beat()
+        self._commit_ending()
+
+    def _commit_ending(self) -> None:
+        """Commit how the attempt ended, or leave that to the next beat: others may have their leases to hold."""
+        claim, ending = self._claim, self._ending or GONE
         is_one_statement = products.shows_as_it_is(claim.type, claim.inputs)
         commit = self._supervisor.settle if is_one_statement else self._supervisor.transact
-        while True:
-            try:
-                while self._reports.any_left:
-                    self._reports.beat()
-                commit(lambda s: self._end(s, ending))
-            except AWAY as error:
-                logger.warning("the end of the attempt could not be committed, looking: %s", str(error).splitlines()[0])
-            else:
-                return
+        try:
+            while self._reports.any_left:
+                self._reports.beat()
+            commit(lambda s: self._end(s, ending))
+        except AWAY as error:
+            logger.warning("the end of the attempt could not be committed, looking: %s", str(error).splitlines()[0])
             # An error does not say whether the commit happened: the attempt's row does.
-            if self._has_ended() or (self._supervisor.draining.is_set() and time.monotonic() > give_up):
-                return
-            time.sleep(0.2)
+            gives_up = self._supervisor.draining.is_set() and time.monotonic() > self._give_up
+            self.over = self._has_ended() or gives_up
+            # However long it takes from here, the device is not this attempt's to free any more.
+            self._alarm.put_out()
+            self._fuse.put_out()
+        else:
+            self.over = True
 
     def _has_ended(self) -> bool:
         claim = self._claim

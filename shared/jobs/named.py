@@ -94,8 +94,8 @@ async def find(session: AsyncSession, tenant_id: UUID, ref: str, *, pointer: str
     """
     if JOB_ID.fullmatch(ref):
         return await _of_job(session, tenant_id, ref, pointer)
-    if (tenant_id, ref) in _KNOWN:
-        return _KNOWN[tenant_id, ref]
+    if (numbered := _KNOWN.get((tenant_id, ref))) is not None:  # other threads may clear them at any moment
+        return numbered
     known: dict[tuple[UUID, str], Named] = session.info.setdefault("named", {})
     if (tenant_id, ref) not in known:
         known[tenant_id, ref] = found = await _of_name(session, tenant_id, ref, pointer)

@@ -1,5 +1,6 @@
 """Jobs that are submitted at the same time share a transaction, and nothing else."""
 
+import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -53,6 +54,25 @@ def test_tenants_of_a_crowd_get_each_their_own(make_owner: MakeOwner) -> None:
     for each, one in zip(owners, datasets, strict=True):
         jobs = each.client.get("/v1/jobs").json()["data"]
         assert [job["spec"]["dataset"] for job in jobs] == [one] * 5
+
+
+def test_a_tenant_whose_account_is_locked_holds_up_no_other(make_owner: MakeOwner, engine: Engine) -> None:
+    """As by a worker that was stopped while it recorded the end of an attempt."""
+    stuck, other = make_owner(), make_owner()
+    bodies = {each: train_request(each.add_dataset()) for each in (stuck, other)}
+
+    with ThreadPoolExecutor(1) as pool:
+        with engine.begin() as holder:
+            account = "INSERT INTO shares (tenant_id, attained) VALUES (:id, 0) ON CONFLICT DO NOTHING"
+            holder.execute(text(account), {"id": stuck.id})
+            waiting = pool.submit(lambda: stuck.client.post("/v1/jobs", json=bodies[stuck]))
+            time.sleep(0.2)
+            answer = other.client.post("/v1/jobs", json=bodies[other], timeout=10)
+            has_waited = not waiting.done()
+        late = waiting.result(20)
+
+    assert has_waited
+    assert (answer.status_code, late.status_code) == (202, 202)
 
 
 def test_what_is_refused_of_a_crowd_is_refused_alone(owner: Owner) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 from sqlalchemy import Engine, event, text
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
 from api.news import POLL_RINGING
@@ -100,6 +101,35 @@ def test_who_waits_for_the_end_looks_once_that_is_told(owner: Owner, engine: Eng
         event.remove(Engine, "before_cursor_execute", look)
 
     assert (answer.status_code, answer.json()["state"], len(looks)) == (200, "succeeded", 1)
+
+
+def test_who_waits_for_the_end_is_told_of_its_job_though_sql_goes_away_meanwhile(
+    owner: Owner, engine: Engine, settings: Settings
+) -> None:
+    """An error would have the client submit it again."""
+    dataset, failed = owner.add_dataset(), list[str]()
+
+    def work() -> None:
+        while not (found := owner.client.get("/v1/jobs").json()["data"]):
+            pass
+        EventBell(settings.broker).ring(parse("job", found[0]["id"]))
+
+    def away(_connection: object, _cursor: object, statement: str, *_: object) -> None:
+        if "jobs.completed_at IS NOT NULL" in statement:
+            failed.append(statement)
+            raise OperationalError(statement, None, Exception("server closed the connection unexpectedly"))
+
+    worker = threading.Thread(target=work)
+    event.listen(Engine, "before_cursor_execute", away)
+    try:
+        worker.start()
+        answer = owner.client.post("/v1/jobs", json=train_request(dataset), headers={"Prefer": "wait=2"})
+        worker.join()
+    finally:
+        event.remove(Engine, "before_cursor_execute", away)
+
+    assert failed
+    assert (answer.status_code, answer.json().get("state")) == (202, "queued")
 
 
 def test_a_client_that_waits_in_vain_gets_the_job_as_accepted(owner: Owner) -> None:

@@ -1,7 +1,8 @@
 """The outbox and its relay: a bell leaves the outbox when the broker has it, and not before."""
 
 import json
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,6 +13,7 @@ from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 from sqlmodel import col
 
+from shared import database
 from shared.database import make_engine
 from shared.ids import public, uuid7
 from shared.jobs.rows import Bell
@@ -69,6 +71,19 @@ def test_a_bell_that_the_broker_did_not_take_stays_in_the_outbox(engine: Engine)
         Relay(engine, Bells(settings_of("redis://127.0.0.1:9/0"))).run_once()
 
     assert unsent(engine) == 1
+
+
+def test_a_bell_that_the_broker_was_slow_to_take_is_rung_once(engine: Engine, broker: str) -> None:
+    class SlowBells(Bells):
+        def ring(self, jobs: Sequence[Any]) -> None:
+            super().ring(jobs)
+            time.sleep(database._LONGEST_REST.total_seconds() + 1)
+
+    ring(engine)
+    relay = Relay(engine, SlowBells(settings_of(broker)))
+
+    assert [relay.run_once() for _ in range(2)] == [1, 0]
+    assert messages(broker) == 1
 
 
 def test_nothing_is_rung_for_a_job_that_does_not_wait_any_more(engine: Engine, bells: Bells, broker: str) -> None:

@@ -2,16 +2,17 @@
 
 from collections.abc import Iterator
 from datetime import datetime, timedelta
+from threading import Event
 from typing import Any
 from uuid import UUID
 
 import pytest
-from sqlalchemy import Engine
+from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 
 from shared.database import make_engine
-from shared.jobs.rows import Job
-from shared.jobs.state import AttemptOutcome, JobState
+from shared.jobs.rows import Job, Model, ModelVersion
+from shared.jobs.state import AttemptOutcome, JobState, JobType
 from tests.conftest import WaitUntil
 from tests.worker.conftest import Workplace
 from tests.worker.test_company import Models
@@ -49,6 +50,55 @@ def test_a_row_that_somebody_keeps_locked_holds_up_no_other_lease(
     thread.join(20)
 
     assert [workplace.state(job) for job in jobs] == [JobState.SUCCEEDED] * 2
+
+
+def test_an_end_that_waits_for_a_locked_row_holds_up_no_other_lease(
+    workplace: Workplace, impatient: Engine, wait_until: WaitUntil
+) -> None:
+    models = Models(workplace)
+    version = models.version()
+    short, long = models.job(version, ["steps", 40, 0.05]), models.job(version, ["steps", 100, 0.05])
+    supervisor = workplace.supervisor(engine=impatient)
+    thread = workplace.background(supervisor.run_next)
+    wait_until(lambda: all(workplace.get(job).step for job in (short, long)))
+
+    with Session(workplace.engine) as holder:
+        holder.get_one(Job, short, with_for_update=True)
+        wait_until(lambda: workplace.get(long).step > 50)
+        for _ in range(2):
+            before = lease_of(workplace, long)
+            wait_until(lambda before=before: lease_of(workplace, long) != before)
+    thread.join(20)
+
+    assert [workplace.state(job) for job in (short, long)] == [JobState.SUCCEEDED] * 2
+    assert [len(workplace.attempts(job)) for job in (short, long)] == [1, 1]
+
+
+def test_an_end_that_waits_for_another_row_than_the_jobs_holds_its_own_lease(
+    workplace: Workplace, impatient: Engine, wait_until: WaitUntil
+) -> None:
+    """As the name of a model, which somebody else who publishes a version of it has locked."""
+    first, second = (workplace.job(["train", 5, 0.05, 100], type=JobType.TRAIN) for _ in range(2))
+    supervisor = workplace.supervisor(engine=impatient)
+    supervisor.run_next()
+    transact, tries = supervisor.transact, Event()
+
+    def trying(work: Any) -> Any:
+        tries.set()
+        return transact(work)
+
+    supervisor.transact = trying  # type: ignore[method-assign]
+    with Session(workplace.engine) as holder:
+        holder.scalars(select(Model).with_for_update()).one()
+        thread = workplace.background(supervisor.run_next)
+        wait_until(tries.is_set)
+        for _ in range(4):
+            before = lease_of(workplace, second)
+            wait_until(lambda before=before: lease_of(workplace, second) != before)
+    thread.join(20)
+
+    assert [workplace.state(job) for job in (first, second)] == [JobState.SUCCEEDED] * 2
+    assert [version.version for version in workplace.rows(ModelVersion)] == [1, 2]
 
 
 def test_a_claim_that_is_found_again_and_cannot_join_is_handed_back(workplace: Workplace) -> None:

@@ -85,6 +85,27 @@ def test_reports_are_written_once_and_in_order_although_every_third_statement_is
     assert [event.seq for event in events] == list(range(1, len(events) + 1))
 
 
+def test_a_report_behind_an_object_that_was_told_before_is_written_once(workplace: Workplace) -> None:
+    """As when a training that went back to a checkpoint makes the same preview again."""
+    preview = ["publish", "preview", "p", "x"]
+    job_id = workplace.job(preview, ["steps", 10, 0.05], preview, ["metrics", 1, {"loss": 1.0}], ["steps", 20, 0.05])
+    supervisor = workplace.supervisor()
+    ask, failed = supervisor.ask, Event()
+
+    def answered_by_an_error(work: Any) -> Any:
+        done = ask(work)
+        if not failed.is_set() and any(event.type == "job.metric" for event in workplace.events(job_id)):
+            failed.set()
+            raise UNCONFIRMED
+        return done
+
+    supervisor.ask = answered_by_an_error  # type: ignore[method-assign]
+    supervisor.run_next()
+
+    assert failed.is_set()
+    assert [event.type for event in workplace.events(job_id)].count("job.metric") == 1
+
+
 @pytest.mark.parametrize("executed", [True, False])
 def test_a_claim_whose_commit_was_not_confirmed_costs_nothing(workplace: Workplace, *, executed: bool) -> None:
     job_id = workplace.job(["steps", 1, 0.0], max_attempts=1)

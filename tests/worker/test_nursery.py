@@ -6,6 +6,8 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -104,6 +106,27 @@ def test_a_runner_outlives_its_nursery_and_ends_when_it_is_told_to(device: Devic
     assert device.kill() is None
     _, left = psutil.wait_procs([runner], timeout=5)
     assert not left
+
+
+def test_a_nursery_that_hangs_keeps_nobody_from_the_next_runner(device: Device) -> None:
+    runner = up(device)
+    [hung] = below("nursery")
+    hung.suspend()
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            killed = pool.submit(device.kill)
+            with suppress(TimeoutError):
+                killed.result(20)
+            was_killed = killed.done()
+            with suppress(psutil.NoSuchProcess):
+                hung.resume()
+
+        assert was_killed
+        assert not psutil.wait_procs([runner], timeout=5)[1]
+        assert up(device) != runner
+    finally:
+        with suppress(psutil.NoSuchProcess):
+            hung.resume()
 
 
 def test_a_supervisor_whose_nursery_was_killed_opens_one(workplace: Workplace) -> None:
