@@ -46,7 +46,8 @@ LIE_SHARE: Final = 0.2
 """Of the commits while there are lies; half of them are executed, so one in ten executes and reports failure."""
 
 _HELD: Final = text("""
-    SELECT jobs.id, jobs.fence, jobs.worker FROM jobs JOIN attempts USING (fence)
+    SELECT jobs.id, jobs.fence, jobs.worker, jobs.fence > jobs.max_attempts - 3 AS is_spent
+    FROM jobs JOIN attempts USING (fence)
     WHERE attempts.job_id = jobs.id AND state IN ('running', 'canceling', 'pausing') AND lease_until > clock_timestamp()
         AND clock_timestamp() - attempts.started_at >= make_interval(secs => :age) ORDER BY jobs.id
 """)
@@ -207,9 +208,10 @@ class Nemesis:
         return True
 
     def _choose_worker(self, chance: random.Random, *, after: float = 0.0) -> WorkerProcesses | None:
-        """A worker that has held a job for some seconds, if enough others do."""
+        """A worker that has held a job for some seconds, if enough others do; none whose job another blow might end."""
         held = [row for row in self.ask(_HELD, age=after) if not (self._goals.one_each and row.fence > 1)]
-        busy = {row.worker.partition("@")[0] for row in held} - set(self._stopped)
+        spent = {row.worker.partition("@")[0] for row in self.ask(_HELD, age=0.0) if row.is_spent}
+        busy = {row.worker.partition("@")[0] for row in held} - set(self._stopped) - spent
         up = [found for name in sorted(busy) if (found := self._installation.processes(name)) is not None]
         return chance.choice(up) if len(up) > min(self._goals.spared, len(self._installation.workers) - 1) else None
 

@@ -7,7 +7,7 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-from sqlalchemy import Engine, select
+from sqlalchemy import Engine, select, text
 from sqlalchemy.orm import Session
 
 from shared.database import make_engine
@@ -17,6 +17,9 @@ from tests.conftest import WaitUntil
 from tests.worker.conftest import Workplace
 from tests.worker.test_company import Models
 from tests.worker.test_faults import UNCONFIRMED
+
+PATIENTLY = text("SET LOCAL idle_in_transaction_session_timeout = 0")
+"""Who only keeps something locked does nothing meanwhile."""
 
 
 @pytest.fixture
@@ -43,6 +46,7 @@ def test_a_row_that_somebody_keeps_locked_holds_up_no_other_lease(
     wait_until(lambda: all(workplace.get(job).step for job in jobs))
 
     with Session(workplace.engine) as holder:
+        holder.execute(PATIENTLY)
         holder.get_one(Job, jobs[0], with_for_update=True)
         for _ in range(2):
             before = lease_of(workplace, jobs[1])
@@ -63,6 +67,7 @@ def test_an_end_that_waits_for_a_locked_row_holds_up_no_other_lease(
     wait_until(lambda: all(workplace.get(job).step for job in (short, long)))
 
     with Session(workplace.engine) as holder:
+        holder.execute(PATIENTLY)
         holder.get_one(Job, short, with_for_update=True)
         wait_until(lambda: workplace.get(long).step > 50)
         for _ in range(2):
@@ -89,6 +94,7 @@ def test_an_end_that_waits_for_another_row_than_the_jobs_holds_its_own_lease(
 
     supervisor.transact = trying  # type: ignore[method-assign]
     with Session(workplace.engine) as holder:
+        holder.execute(PATIENTLY)
         holder.scalars(select(Model).with_for_update()).one()
         thread = workplace.background(supervisor.run_next)
         wait_until(tries.is_set)
