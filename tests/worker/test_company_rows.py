@@ -1,13 +1,14 @@
 """What SQL does to those that share a device: rows that somebody keeps locked, claims that nobody confirmed."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime, timedelta
 from threading import Event
 from typing import Any
 from uuid import UUID
 
 import pytest
-from sqlalchemy import Engine, select
+from sqlalchemy import Engine, select, text
 from sqlalchemy.orm import Session
 
 from shared.database import make_engine
@@ -27,6 +28,14 @@ def impatient(workplace: Workplace) -> Iterator[Engine]:
     engine.dispose()
 
 
+@contextmanager
+def holding(workplace: Workplace) -> Iterator[Session]:
+    """A session that keeps what it locks for as long as it likes: the server does not end its transaction."""
+    with Session(workplace.engine) as session:
+        session.execute(text("SET LOCAL idle_in_transaction_session_timeout = 0"))
+        yield session
+
+
 def lease_of(workplace: Workplace, job_id: UUID) -> datetime | None:
     with Session(workplace.engine) as session:
         return session.get_one(Job, job_id).lease_until
@@ -42,7 +51,7 @@ def test_a_row_that_somebody_keeps_locked_holds_up_no_other_lease(
     thread = workplace.background(supervisor.run_next)
     wait_until(lambda: all(workplace.get(job).step for job in jobs))
 
-    with Session(workplace.engine) as holder:
+    with holding(workplace) as holder:
         holder.get_one(Job, jobs[0], with_for_update=True)
         for _ in range(2):
             before = lease_of(workplace, jobs[1])
@@ -62,7 +71,7 @@ def test_an_end_that_waits_for_a_locked_row_holds_up_no_other_lease(
     thread = workplace.background(supervisor.run_next)
     wait_until(lambda: all(workplace.get(job).step for job in (short, long)))
 
-    with Session(workplace.engine) as holder:
+    with holding(workplace) as holder:
         holder.get_one(Job, short, with_for_update=True)
         wait_until(lambda: workplace.get(long).step > 50)
         for _ in range(2):
@@ -88,7 +97,7 @@ def test_an_end_that_waits_for_another_row_than_the_jobs_holds_its_own_lease(
         return transact(work)
 
     supervisor.transact = trying  # type: ignore[method-assign]
-    with Session(workplace.engine) as holder:
+    with holding(workplace) as holder:
         holder.scalars(select(Model).with_for_update()).one()
         thread = workplace.background(supervisor.run_next)
         wait_until(tries.is_set)
