@@ -63,6 +63,7 @@ def test_a_tenant_whose_account_is_locked_holds_up_no_other(make_owner: MakeOwne
 
     with ThreadPoolExecutor(1) as pool:
         with engine.begin() as holder:
+            holder.execute(text("SET LOCAL idle_in_transaction_session_timeout = 0"))
             account = "INSERT INTO shares (tenant_id, attained) VALUES (:id, 0) ON CONFLICT DO NOTHING"
             holder.execute(text(account), {"id": stuck.id})
             waiting = pool.submit(lambda: stuck.client.post("/v1/jobs", json=bodies[stuck]))

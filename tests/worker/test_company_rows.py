@@ -1,6 +1,7 @@
 """What SQL does to those that share a device: rows that somebody keeps locked, claims that nobody confirmed."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime, timedelta
 from threading import Event
 from typing import Any
@@ -18,9 +19,6 @@ from tests.worker.conftest import Workplace
 from tests.worker.test_company import Models
 from tests.worker.test_faults import UNCONFIRMED
 
-PATIENTLY = text("SET LOCAL idle_in_transaction_session_timeout = 0")
-"""Who only keeps something locked does nothing meanwhile."""
-
 
 @pytest.fixture
 def impatient(workplace: Workplace) -> Iterator[Engine]:
@@ -28,6 +26,14 @@ def impatient(workplace: Workplace) -> Iterator[Engine]:
     engine = make_engine(workplace.settings.database, "test", ping=False, lock_timeout=timedelta(seconds=0.1))
     yield engine
     engine.dispose()
+
+
+@contextmanager
+def holding(workplace: Workplace) -> Iterator[Session]:
+    """A session that keeps what it locks for as long as it likes: the server does not end its transaction."""
+    with Session(workplace.engine) as session:
+        session.execute(text("SET LOCAL idle_in_transaction_session_timeout = 0"))
+        yield session
 
 
 def lease_of(workplace: Workplace, job_id: UUID) -> datetime | None:
@@ -45,8 +51,7 @@ def test_a_row_that_somebody_keeps_locked_holds_up_no_other_lease(
     thread = workplace.background(supervisor.run_next)
     wait_until(lambda: all(workplace.get(job).step for job in jobs))
 
-    with Session(workplace.engine) as holder:
-        holder.execute(PATIENTLY)
+    with holding(workplace) as holder:
         holder.get_one(Job, jobs[0], with_for_update=True)
         for _ in range(2):
             before = lease_of(workplace, jobs[1])
@@ -66,8 +71,7 @@ def test_an_end_that_waits_for_a_locked_row_holds_up_no_other_lease(
     thread = workplace.background(supervisor.run_next)
     wait_until(lambda: all(workplace.get(job).step for job in (short, long)))
 
-    with Session(workplace.engine) as holder:
-        holder.execute(PATIENTLY)
+    with holding(workplace) as holder:
         holder.get_one(Job, short, with_for_update=True)
         wait_until(lambda: workplace.get(long).step > 50)
         for _ in range(2):
@@ -93,8 +97,7 @@ def test_an_end_that_waits_for_another_row_than_the_jobs_holds_its_own_lease(
         return transact(work)
 
     supervisor.transact = trying  # type: ignore[method-assign]
-    with Session(workplace.engine) as holder:
-        holder.execute(PATIENTLY)
+    with holding(workplace) as holder:
         holder.scalars(select(Model).with_for_update()).one()
         thread = workplace.background(supervisor.run_next)
         wait_until(tries.is_set)

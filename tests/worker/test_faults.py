@@ -134,6 +134,7 @@ def test_a_claim_whose_commit_arrives_late_is_handed_back_while_another_job_runs
     supervisor = workplace.supervisor()
     settle = supervisor.settle
     with Session(workplace.engine) as late:
+        late.execute(text("SET LOCAL idle_in_transaction_session_timeout = 0"))
 
         def on_its_way(work: Any) -> Any:
             supervisor.settle = settle  # type: ignore[method-assign]
