@@ -267,8 +267,8 @@ class TrainSpec(Spec):
         if type(origin) is not type(self):
             return self
         left_out = {field for field in self.architecture - self.model_fields_set if origin.is_used(field)}
-        given = self.model_dump(include=self.model_fields_set)
-        return type(self).model_validate(origin.model_dump(include=left_out) | given)
+        given = {field: getattr(self, field) for field in self.model_fields_set}
+        return type(self).model_validate({field: getattr(origin, field) for field in left_out} | given)
 
     def check_references(self, models: Mapping[str, "Trained"], info: Mapping[str, Any]) -> None:
         """Refuse ``models``, by the field that names them, which this training cannot use; ``info`` tells of its data
