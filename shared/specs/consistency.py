@@ -5,6 +5,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
+from shared.specs.noising import DDPM
 from shared.specs.spec import Direction, Modality, ModelRef, wrong
 from shared.specs.tasks import Request
 from shared.specs.training import Beta, Trained, TrainSpec
@@ -21,7 +22,8 @@ class ConsistencySpec(TrainSpec):
 
     family: Literal["consistency"]
     init_from: ModelRef  # pyright: ignore[reportGeneralTypeIssues, reportIncompatibleVariableOverride]
-    """The diffusion model to tune, of any objective but ``x0``."""
+    """The diffusion model to tune, of any objective but ``x0``, and of ``eps`` with other betas than
+    ``squaredcos_cap_v2``."""
     stages: int = Field(default=8, ge=1, le=16)
     """How often the distance between two noise levels that must agree is divided by ``shrink``, at equal intervals."""
     shrink: float = Field(default=2.0, gt=1, le=256)
@@ -66,6 +68,10 @@ class ConsistencySpec(TrainSpec):
             raise wrong("init_from", "a model that works in latents cannot be tuned, only one that works in pixels")
         if getattr(origin.spec, "objective", None) == "x0":
             raise wrong("init_from", "a model of the objective x0 cannot be tuned: it does not end in its input")
+        process = getattr(origin.spec, "process", DDPM)
+        if getattr(origin.spec, "objective", None) == "eps" and process.beta_schedule == "squaredcos_cap_v2":
+            known = "at its last time, of squaredcos_cap_v2, no image can be told from the noise that eps estimates"
+            raise wrong("init_from", f"the model cannot be tuned: {known}")
         if (known := origin.num_classes) and not 0 < num_classes <= known:
             told = f"has {num_classes}" if num_classes else "has none"
             raise wrong("dataset", f"the model that init_from names knows {known} classes, and the dataset {told}")

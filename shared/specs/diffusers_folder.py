@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from shared.specs import diffusers_scheduler
 from shared.specs.diffusers_unet import TOLD, Told, UNetConfig
 from shared.specs.imports import ImportSpec
-from shared.specs.noising import EDM_TIME
+from shared.specs.noising import DDPM, EDM_TIME
 from shared.specs.spec import wrong
 from shared.specs.unet import UNETS, UNetLayout
 
@@ -46,6 +46,7 @@ def fields_of(wanted: ImportSpec, files: Mapping[str, Any]) -> tuple[dict[str, A
         "dropout": config.dropout,
     }
     fields |= {"sigma_data": told.sigma_data} if told.objective == "edm" else {}
+    fields |= {"process": told.process.told()} if told.process != DDPM else {}
     return fields, {"shape": _shape(config, layout.multiple), "num_classes": num_classes}
 
 
@@ -83,6 +84,8 @@ def _told(wanted: ImportSpec, files: Mapping[str, Any]) -> Told:
         raise wrong("objective", f"the folder says that the objective is {told.objective}")
     if by_scheduler is not None and (by_scheduler.objective, by_scheduler.sigma_data) != (told.objective, sigma_data):
         raise _of_folder(f"its scheduler is for another objective than {TOLD} in {CONFIG} says: {told.objective}")
+    if by_scheduler is not None and by_scheduler.process != told.process:
+        raise _of_folder(f"its scheduler has other betas than {TOLD} in {CONFIG} says")
     if told.objective == "edm" and (told.time_scale != EDM_TIME or sigma_data is None):
         raise _of_folder(
             f"networks of the objective edm are told {EDM_TIME:.0f} ln(sigma) / 4 here, as exports of ours say, and "
@@ -117,7 +120,8 @@ def _read(name: str, read: Callable[[Any], ReadT], content: Any) -> ReadT:
         return read(content)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ": ".join([name, *(str(part)[:100] for part in first["loc"])])
+        named = [*first["loc"], *([field] if (field := first.get("ctx", {}).get("field")) else [])]
+        where = ": ".join([name, *(str(part)[:100] for part in named)])
         raise _of_folder(f"{where}: {first['msg']}") from error
     except ValueError as error:
         raise _of_folder(f"{name}: {error}") from error

@@ -1,7 +1,7 @@
 """The schedulers of diffusers by their configuration: what a network was trained for that is drawn from with one.
 
-How samples are drawn (their number of steps and its spacing, clipping, the order of a solver) says nothing about the
-network, and is not looked at.
+How samples are drawn (their number of steps, ``timestep_spacing`` and ``steps_offset``, clipping, the order of a
+solver) says nothing about the network, and is not looked at.
 """
 
 from collections.abc import Mapping
@@ -9,40 +9,31 @@ from reprlib import repr as shown
 from typing import Any, Final
 
 from shared.specs.diffusers_unet import Told
-from shared.specs.noising import (
-    FIRST_BETA,
-    FLOW_TIME,
-    HIGHEST_SIGMA,
-    LAST_BETA,
-    LOWEST_SIGMA,
-    NUM_TIMES,
-    Objective,
-)
+from shared.specs.noising import DDPM, FLOW_TIME, HIGHEST_SIGMA, LOWEST_SIGMA, Objective, Process, telling
 
 PREDICTIONS: Final[Mapping[str, Objective]] = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
 """What the library calls what networks of DDPM's process predict."""
 _CALLED: Final = {objective: name for name, objective in PREDICTIONS.items()}
-_DDPM: Final[Mapping[str, Any]] = {
-    "num_train_timesteps": NUM_TIMES,
-    "beta_start": FIRST_BETA,
-    "beta_end": LAST_BETA,
-    "beta_schedule": "linear",
-}
-"""Our only process of this kind."""
 _OF_DDPM: Final = frozenset({
-    "DDIMInverseScheduler", "DDIMScheduler", "DDPMScheduler", "DEISMultistepScheduler", "DPMSolverMultistepScheduler",
-    "DPMSolverSinglestepScheduler", "EulerAncestralDiscreteScheduler", "EulerDiscreteScheduler",
-    "HeunDiscreteScheduler", "KDPM2AncestralDiscreteScheduler", "KDPM2DiscreteScheduler", "LMSDiscreteScheduler",
-    "PNDMScheduler", "UniPCMultistepScheduler",
+    "DDIMInverseScheduler", "DDIMParallelScheduler", "DDIMScheduler", "DDPMParallelScheduler", "DDPMScheduler",
+    "DEISMultistepScheduler", "DPMSolverMultistepInverseScheduler", "DPMSolverMultistepScheduler",
+    "DPMSolverSDEScheduler", "DPMSolverSinglestepScheduler", "EulerAncestralDiscreteScheduler",
+    "EulerDiscreteScheduler", "HeunDiscreteScheduler", "KDPM2AncestralDiscreteScheduler", "KDPM2DiscreteScheduler",
+    "LMSDiscreteScheduler", "PNDMScheduler", "SASolverScheduler", "UniPCMultistepScheduler",
 })  # fmt: skip
 _OF_FLOW: Final = frozenset({"FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler"})
 _OF_EDM: Final = frozenset({"EDMEulerScheduler", "EDMDPMSolverMultistepScheduler"})
-_CHANGES_THE_PROCESS: Final = ("trained_betas", "rescale_betas_zero_snr", "use_flow_sigmas", "invert_sigmas")
-"""Fields that say, unless they are empty or false, that the process is another."""
+_CHANGES_THE_PROCESS: Final[Mapping[str, str]] = {
+    "rescale_betas_zero_snr": "leaves nothing of the image at the last time, and no noise level of ours is infinite",
+    "use_flow_sigmas": "makes another process of it than networks of ours are trained for",
+    "invert_sigmas": "makes another process of it than networks of ours are trained for",
+}
+"""Fields that say, unless they are empty or false, that the process is none of ours."""
 
 
-def config_of(objective: Objective, sigma_data: float) -> dict[str, Any]:
-    """The configuration of a scheduler that draws from a network of ours."""
+def config_of(objective: Objective, sigma_data: float, process: Process = DDPM) -> dict[str, Any]:
+    """The configuration of a scheduler that draws from a network of ours: of DDPM's process as ``generate`` does with
+    the solver ``ddim`` and the schedule ``uniform``, or with ``ddpm`` where the library's DDIM lacks the process."""
     match objective:
         case "edm":
             edm = {"sigma_min": LOWEST_SIGMA, "sigma_max": HIGHEST_SIGMA, "sigma_data": sigma_data}
@@ -50,7 +41,14 @@ def config_of(objective: Objective, sigma_data: float) -> dict[str, Any]:
         case "flow":
             return {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": int(FLOW_TIME)}
         case _:
-            return {"_class_name": "DDIMScheduler", "prediction_type": _CALLED[objective], **_DDPM}
+            has_ddim = process.trained_betas is not None or process.beta_schedule != "sigmoid"
+            return {
+                "_class_name": "DDIMScheduler" if has_ddim else "DDPMScheduler",
+                "prediction_type": _CALLED[objective],
+                **process.told(),
+                "timestep_spacing": "trailing",
+                "clip_sample": False,
+            }
 
 
 def read(config: Mapping[str, Any]) -> Told:
@@ -60,9 +58,9 @@ def read(config: Mapping[str, Any]) -> Told:
         ValueError: that no network of ours is trained so, or nothing that we know.
     """
     kind, prediction = str(config.get("_class_name")), str(config.get("prediction_type", "epsilon"))
-    other = [name for name in _CHANGES_THE_PROCESS if config.get(name)]
-    if other:
-        raise ValueError(f"its {other[0]} makes another process of it than networks of ours are trained for")
+    for name, why in _CHANGES_THE_PROCESS.items():
+        if config.get(name):
+            raise ValueError(f"its {name} {why}")
     if kind in _OF_FLOW:
         _require(config, {"num_train_timesteps": int(FLOW_TIME)})
         return Told(objective="flow")
@@ -71,10 +69,22 @@ def read(config: Mapping[str, Any]) -> Told:
         return Told(objective="edm", sigma_data=config.get("sigma_data", 0.5))
     if kind not in _OF_DDPM:
         raise ValueError(f"its class {shown(kind)} is none that tells us what a network is trained for")
-    _require(config, _DDPM)
     if prediction not in PREDICTIONS or config.get("predict_epsilon") is False:
         raise ValueError(f"its prediction_type is {shown(prediction)}, and {' or '.join(PREDICTIONS)} is needed")
-    return Told(objective=PREDICTIONS[prediction])
+    return Told(objective=PREDICTIONS[prediction], process=_process(config))
+
+
+def _process(config: Mapping[str, Any]) -> Process:
+    """That of its betas.
+
+    Raises:
+        ValueError: it is none of ours, or the configuration does not say it whole.
+    """
+    wanted = telling(config.get("trained_betas"), config.get("beta_schedule"))
+    for name in wanted:
+        if name not in config:
+            raise ValueError(f"it does not say its {name}")
+    return Process.model_validate({name: config[name] for name in wanted})
 
 
 def _require(config: Mapping[str, Any], expected: Mapping[str, Any]) -> None:

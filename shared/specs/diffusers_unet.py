@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from shared.specs.noising import Objective
+from shared.specs.noising import DDPM, Objective, Process
 from shared.specs.unet import NORM_EPS, UNetLayout
 
 CLASS_NAME: Final = "UNet2DModel"
@@ -41,6 +41,8 @@ class Told(BaseModel):
     """Of ``edm`` alone."""
     time_scale: float | None = None
     """By what ``c_noise`` of ``edm`` is multiplied before the network is told it."""
+    process: Process = DDPM
+    """Of ``eps``, ``v`` and ``x0``."""
 
 
 class UNetConfig(BaseModel):

@@ -8,9 +8,10 @@ from pydantic import Field, model_validator
 from shared.specs import diffusers_folder
 from shared.specs.export import ExportSpec
 from shared.specs.imports import ImportSpec
-from shared.specs.noising import Objective
+from shared.specs.noising import DDPM, Objective, Process
 from shared.specs.spec import Direction, Modality, ModelRef, wrong
 from shared.specs.tasks import (
+    RESTORING_STEPS,
     Colourise,
     Generate,
     ImageToImage,
@@ -36,6 +37,13 @@ def plan_of(request: Sampling) -> tuple[Solver, int]:
     """The solver and its number of steps."""
     solver = request.solver or DEFAULT_SOLVER
     return solver, request.steps or DEFAULT_STEPS[solver]
+
+
+def num_steps(request: Sampling) -> int:
+    """How many noise levels there are above zero."""
+    if isinstance(request, Inpaint | SuperResolve | Colourise):
+        return request.steps or RESTORING_STEPS
+    return plan_of(request)[1]
 
 
 def steps_down(request: ImageToImage) -> int:
@@ -64,12 +72,14 @@ class DiffusionSpec(TrainSpec):
         **TrainSpec.used_with,
         "patch_size": {"network": {"dit"}},
         "sigma_data": {"objective": {"edm"}},
+        "process": {"objective": {"eps", "v", "x0"}},
         "noise_mean": {"objective": {"edm", "flow"}},
         "noise_std": {"objective": {"edm", "flow"}},
         "label_dropout": {"class_conditional": {True}},
     }
     architecture: ClassVar[frozenset[str]] = frozenset({
-        "network", "preset", "patch_size", "autoencoder", "objective", "sigma_data", "class_conditional",
+        "network", "preset", "patch_size", "autoencoder", "objective", "sigma_data", "process",
+        "class_conditional",
     })  # fmt: skip
 
     family: Literal["diffusion"]
@@ -89,9 +99,11 @@ class DiffusionSpec(TrainSpec):
     direction of rectified flow."""
     sigma_data: float = Field(default=0.5, gt=0, le=10)
     """Standard deviation of the data, whose grey levels are in [-1, 1]; latents are brought to it (``edm`` only)."""
+    process: Process = Field(default=DDPM, exclude_if=lambda process: process == DDPM)
+    """How images become noise, of ``eps``, ``v`` and ``x0``; the linear one of DDPM when left out."""
     noise_mean: float | None = Field(default=None, ge=-10, le=10)
     """Mean of ``ln sigma`` in training; when left out -1.2 for ``edm`` and 0 for ``flow`` (the logit of its time). The
-    other objectives train at DDPM's noise levels."""
+    other objectives train at those of ``process``."""
     noise_std: float | None = Field(default=None, gt=0, le=10)
     """Standard deviation of ``ln sigma`` in training; when left out 1.2 for ``edm`` and 1 for ``flow``."""
     class_conditional: bool = True
@@ -175,6 +187,9 @@ class DiffusionSpec(TrainSpec):
     def _check_schedule(self, request: Sampling) -> None:
         if request.schedule == "uniform" and self.objective == "edm":
             raise wrong("schedule", "edm has noise levels and no time: uniform is for eps, v, x0 and flow")
+        steps, times = num_steps(request), self.process.num_train_timesteps
+        if request.schedule == "uniform" and self.objective != "flow" and steps > times:
+            raise wrong("steps", f"the model has {times} times, between which {steps} steps of uniform find none")
 
     def check_export(self, export: ExportSpec, info: Mapping[str, Any]) -> None:
         """Refuse, beside what any family refuses, what ``UNet2DModel`` has no words for."""

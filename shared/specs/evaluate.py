@@ -36,6 +36,11 @@ FEWEST: Final[Mapping[Metric, int]] = {
 Samples are more than that in any case."""
 
 
+def usual_features(shape: Sequence[int]) -> Features:
+    """In what images of ``shape`` are compared unless somebody says it."""
+    return "digits" if tuple(shape) == (1, 28, 28) else "dct"
+
+
 class EvaluateSpec(Generate):
     """Draw samples as a generate job does, and measure them and the model on a dataset."""
 
@@ -63,7 +68,7 @@ class EvaluateSpec(Generate):
 
     def features_of(self, shape: Sequence[int]) -> Features:
         """In what images of ``shape`` are compared."""
-        return self.features or ("digits" if tuple(shape) == (1, 28, 28) else "dct")
+        return self.features or usual_features(shape)
 
     def wanted(self, trained: TrainSpec, info: Mapping[str, Any], data: Mapping[str, Any]) -> frozenset[Metric]:
         """What is measured of a model of ``trained`` on a dataset; ``info`` tells of the data that it has learned from,

@@ -13,4 +13,5 @@ class ExportSpec(Spec):
     model: ModelRef
     """The version to export."""
     format: ExportFormat = "diffusers"
-    """``diffusers``: a folder that its ``UNet2DModel.from_pretrained`` opens (UNets of family ``diffusion``)."""
+    """``diffusers``: a folder that its ``UNet2DModel.from_pretrained`` opens (UNets of family ``diffusion``), and a
+    pipeline's where one draws from such a model."""

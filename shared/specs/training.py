@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Final, Literal, Self
 
 from pydantic import Field, ModelWrapValidatorHandler, model_validator
 
@@ -15,6 +15,10 @@ from shared.specs.tasks import Request
 Precision = Literal["auto", "fp32", "tf32", "bf16", "fp16", "pure_bf16"]
 Schedule = Literal["cosine", "constant"]
 Beta = Annotated[float, Field(ge=0, lt=1)]
+NEARNESS: Final[Mapping[str, Direction]] = {"frechet_distance": "lower", "kernel_distance": "lower"}
+"""What can be measured of samples while a training goes on: as by an evaluate job, with fewer of them."""
+FEWEST_HELD_OUT: Final = 2
+"""Images that samples can be compared to."""
 Uses = Mapping[str, Mapping[str, Collection[Any]]]
 """Fields, each with the other fields that it depends on: it means something where each has one of these values."""
 
@@ -102,7 +106,9 @@ class TrainSpec(Spec):
     keep_checkpoints: int = Field(default=3, ge=1, le=100)
     """How many of the last checkpoints are kept, beside the best by ``best_by``."""
     best_by: str | None = None
-    """The held-out figure that says which of two states of the training is better; the loss when left out."""
+    """The figure that says which of two states of the training is better: a held-out loss or what it is made of, or the
+    ``frechet_distance`` or ``kernel_distance`` of 256 samples to held-out images, which are drawn for it whenever the
+    training is measured. The loss when left out."""
     weights: Literal["last", "best"] = "last"
     """Which weights become the model's version: those after the last step, or those that were measured best, by
     ``best_by``, at the end or when a sample sheet was made."""
@@ -160,7 +166,7 @@ class TrainSpec(Spec):
 
     @model_validator(mode="after")
     def _best_is_known(self) -> "TrainSpec":
-        known = self.compared_by()
+        known = self.ranked_by()
         if self.best_by is not None and self.best_by not in known:
             names = f"it can be {', '.join(sorted(known))}" if known else "this model has no such figure"
             raise wrong("best_by", f"{self.best_by} does not say which of two states is better; {names}")
@@ -202,6 +208,15 @@ class TrainSpec(Spec):
     def compared_by(self) -> Mapping[str, Direction]:
         """The held-out figures by which two states of a training are compared, each with what is better of it."""
         return {}
+
+    @property
+    def can_draw(self) -> bool:
+        """Whether samples can be drawn from the model, of no class in particular."""
+        return self.modality == "image" and "generate" in self.tasks
+
+    def ranked_by(self) -> Mapping[str, Direction]:
+        """What ``best_by`` may be."""
+        return {**self.compared_by(), **(NEARNESS if self.can_draw else {})}
 
     def scores_on(self, data: Mapping[str, Any], info: Mapping[str, Any]) -> frozenset[str]:
         """What a trained model can be measured by on images, beside its samples: keys of its family's ``scores``.
@@ -255,8 +270,11 @@ class TrainSpec(Spec):
             PydanticCustomError: as ``wrong`` makes it, naming the field.
         """
         for field, info in infos.items():
-            if self.weights == "best" and info.get("counts", {}).get("held_out") == 0:
+            num_held_out = info.get("counts", {}).get("held_out")
+            if self.weights == "best" and num_held_out == 0:
                 raise wrong("weights", f"{field} has no held-out samples, which say what is best")
+            if self.best_by in NEARNESS and num_held_out is not None and num_held_out < FEWEST_HELD_OUT:
+                raise wrong("best_by", f"{field} has {num_held_out} held-out images, and {FEWEST_HELD_OUT} are needed")
 
     def begun_with(self, origin: "TrainSpec") -> Self:
         """This spec with the architecture of the model that it begins with, where that was left out.
@@ -267,8 +285,8 @@ class TrainSpec(Spec):
         if type(origin) is not type(self):
             return self
         left_out = {field for field in self.architecture - self.model_fields_set if origin.is_used(field)}
-        given = self.model_dump(include=self.model_fields_set)
-        return type(self).model_validate(origin.model_dump(include=left_out) | given)
+        given = {field: getattr(self, field) for field in self.model_fields_set}
+        return type(self).model_validate({field: getattr(origin, field) for field in left_out} | given)
 
     def check_references(self, models: Mapping[str, "Trained"], info: Mapping[str, Any]) -> None:
         """Refuse ``models``, by the field that names them, which this training cannot use; ``info`` tells of its data

@@ -80,6 +80,10 @@ class VaeSpec(TrainSpec):
     def repeats_blocks(self) -> bool:
         return self.network != "mlp"
 
+    @property
+    def can_draw(self) -> bool:
+        return self.objective == "vae"
+
     def compared_by(self) -> Mapping[str, Direction]:
         """The loss and what it is made of; bits per dimension where the likelihood is one of bytes."""
         figures: dict[str, Direction] = {"loss": "lower", "reconstruction": "lower"}

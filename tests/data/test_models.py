@@ -56,6 +56,19 @@ def test_a_pipeline_is_found_in_any_folder(ingest_upload: Ingest, pack: Any, wit
     assert len(ingested.result["files"]) == 3
 
 
+@pytest.mark.parametrize("within", ["", "ddpm-cifar10-32/"])
+def test_a_pipeline_whose_files_lie_side_by_side_is_found(ingest_upload: Ingest, within: str) -> None:
+    """As in our exports, and in the library's first ones."""
+    flat = {name.rpartition("/")[2]: content for name, content in PIPELINE.items()}
+
+    ingested = ingest_upload(zipped({within + name: content for name, content in flat.items()}), "a.zip")
+
+    assert (ingested.result["info"]["scheduler"], len(ingested.result["files"])) == (SCHEDULER, 3)
+    others = flat | {"model_index.json": b'{"unet": 1, "vqvae": 2, "scheduler": 3}'}
+    with pytest.raises(DatasetInvalid, match="would be lost: 'vqvae'"):
+        ingest_upload(zipped({within + name: content for name, content in others.items()}), "a.zip")
+
+
 def test_the_same_model_has_the_same_digest_in_whatever_archive(ingest_upload: Ingest) -> None:
     spaced = {**FOLDER, "config.json": json.dumps(CONFIG, indent=4).encode()}
 

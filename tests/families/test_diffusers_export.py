@@ -2,6 +2,8 @@
 
 import json
 import re
+import sys
+from collections.abc import Mapping
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -9,24 +11,30 @@ from typing import Any
 import pytest
 import torch
 from diffusers.models.unets.unet_2d import UNet2DModel
+from diffusers.pipelines.ddim.pipeline_ddim import DDIMPipeline
+from diffusers.pipelines.ddpm.pipeline_ddpm import DDPMPipeline
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from pydantic_core import PydanticCustomError
 
 from shared.specs import FAMILIES as SPECS
-from shared.specs.diffusers_folder import WEIGHTS
+from shared.specs.diffusers_folder import INDEX, WEIGHTS
 from shared.specs.diffusion import DiffusionSpec
 from shared.specs.export import ExportSpec
 from shared.specs.imports import ImportSpec
+from shared.specs.tasks import Generate
 from shared.specs.unet import UNETS
 from tests.families.test_admission import spec_of as any_spec_of
 from tests.families.test_diffusion import spec_of, trained
 from worker.families import FAMILIES
 from worker.families.diffusion import build, network_of
-from worker.families.family import DataInfo
+from worker.families.family import DataInfo, Draw
 from worker.families.nets.denoiser import Denoiser
 from worker.families.nets.diffusers_export import to_diffusers
 from worker.families.nets.diffusers_import import from_diffusers
 from worker.families.nets.diffusers_layout import config_of
 from worker.families.nets.unet import UNet
+from worker.kernels.noise import Domain, Noise
 
 EXPORT = ExportSpec(model="m@1", format="diffusers")
 FOLDER = {"config": "config", "scheduler": "scheduler_config"}
@@ -96,9 +104,16 @@ def test_images_that_would_have_to_be_padded_are_beyond_the_library() -> None:
         theirs(torch.zeros(1, 1, 6, 8), 1)
 
 
-def exported(folder: Path, objective: Any, num_classes: int) -> tuple[Denoiser, str]:
+def keyed(step: int) -> Noise:
+    return Noise.of_step(Domain.SAMPLING, 4, step, range(2), torch.device("cpu"))
+
+
+def exported(
+    folder: Path, objective: Any, num_classes: int, process: Mapping[str, Any] | None = None
+) -> tuple[Denoiser, str]:
     """A model in its folder, and what is said of its use."""
-    spec, data = spec_of(objective=objective, preset="s"), DataInfo(shape=(1, 8, 8), num_classes=num_classes)
+    spec = spec_of(objective=objective, preset="s", process=process or {})
+    data = DataInfo(shape=(1, 8, 8), num_classes=num_classes)
     return (net := trained(spec, data)), to_diffusers(folder, spec, net, data)
 
 
@@ -119,7 +134,6 @@ def test_the_scheduler_of_the_card_makes_the_same_image_of_the_output(
     monkeypatch.chdir(tmp_path)
     names = ran(usage)
     scheduler, time = names["scheduler"], 499
-    scheduler.config.clip_sample = False
     signal = scheduler.alphas_cumprod[time].double().sqrt()
     x, label = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(0)).double(), torch.arange(4) % 3
     told = {"class_labels": label} if num_classes else {}
@@ -131,6 +145,93 @@ def test_the_scheduler_of_the_card_makes_the_same_image_of_the_output(
 
     assert names["images"].shape == (4, 1, 8, 8)
     assert (theirs - ours).abs().max() / ours.abs().max() < 1e-5
+
+
+DRAWN: list[tuple[str, dict[str, Any]]] = [
+    *((objective, {}) for objective in ("eps", "v", "x0")),
+    ("v", {"beta_schedule": "squaredcos_cap_v2"}),
+    ("eps", {"trained_betas": [0.001 * (1 + step) for step in range(60)], "num_train_timesteps": 60}),
+]
+
+
+@pytest.mark.parametrize("kind", [DDIMPipeline, DDPMPipeline, DiffusionPipeline])
+@pytest.mark.parametrize(("objective", "process"), DRAWN)
+def test_the_librarys_pipeline_draws_what_generate_draws(
+    kind: Any, objective: str, process: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net, _ = exported(tmp_path, objective, 0, process)
+    pipeline = kind.from_pretrained(tmp_path)
+    spec, data = spec_of(objective=objective, preset="s", process=process), DataInfo(shape=(1, 8, 8))
+    request = Generate(task="generate", model="m", solver="ddim", schedule="uniform", steps=10)
+    sampler = FAMILIES["diffusion"].tasks["generate"](spec, data)
+    state = sampler.start([Draw(request=request, index=index) for index in range(2)], keyed(0))
+    # Theirs begin at noise of deviation 1, ours at what the process makes of an image in the mean.
+    noise = state["x"] / (1 + net.objective.sigma_max**2) ** 0.5
+    monkeypatch.setattr(sys.modules[type(pipeline).__module__], "randn_tensor", lambda *_, **__: noise.float())
+
+    pipeline.set_progress_bar_config(disable=True)
+    theirs = pipeline(batch_size=2, num_inference_steps=10, output_type="np").images
+    with torch.no_grad():
+        for step in range(10):
+            state = state | sampler.step(net, state, keyed(step))
+
+    ours = (state["x"] / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
+    assert (torch.from_numpy(theirs) - ours).abs().max() < 1e-5 < 1e-3 * ours.std()
+
+
+def test_the_librarys_pipeline_draws_from_a_flow_what_the_card_draws(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, usage = exported(tmp_path, "flow", 0)
+    monkeypatch.chdir(tmp_path)
+    pipeline = DDPMPipeline.from_pretrained(tmp_path)
+    pipeline.set_progress_bar_config(disable=True)
+
+    theirs = pipeline(
+        batch_size=4, num_inference_steps=50, output_type="np", generator=torch.Generator().manual_seed(0)
+    ).images  # pyright: ignore[reportAttributeAccessIssue]
+    with torch.random.fork_rng(devices=[]):
+        torch.random.default_generator.manual_seed(0)
+        images = ran(usage)["images"]
+
+    assert (torch.from_numpy(theirs).permute(0, 3, 1, 2) - images).abs().max() < 1e-5 < 1e-3 * images.std()
+
+
+def test_a_network_that_a_pipeline_would_misuse_is_none(tmp_path: Path) -> None:
+    """Pipelines tell no classes and scale no input."""
+    found = {
+        (objective, num_classes): (exported(folder, objective, num_classes), (folder / INDEX).exists())[1]
+        for objective, num_classes in product(OBJECTIVES, (0, 3))
+        if (folder := tmp_path / f"{objective}{num_classes}")
+    }
+
+    assert {known for known, is_pipeline in found.items() if is_pipeline} == {
+        (objective, 0) for objective in OBJECTIVES if objective != "edm"
+    }
+
+
+@pytest.mark.parametrize(
+    ("objective", "process", "clips"),
+    [
+        ("eps", {}, False),
+        ("eps", {"beta_schedule": "squaredcos_cap_v2"}, True),
+        ("v", {"beta_schedule": "squaredcos_cap_v2"}, False),
+    ],
+)
+def test_a_pipeline_clips_where_estimates_of_noise_say_nothing_of_the_image(
+    objective: str, process: dict[str, Any], clips: bool, tmp_path: Path
+) -> None:
+    exported(tmp_path, objective, 0, process)
+
+    assert DDIMPipeline.from_pretrained(tmp_path).scheduler.config["clip_sample"] is clips
+
+
+def test_a_sigmoid_which_the_librarys_ddim_lacks_is_drawn_from_with_ddpm(tmp_path: Path) -> None:
+    exported(tmp_path, "eps", 0, {"beta_schedule": "sigmoid"})
+
+    pipeline = DiffusionPipeline.from_pretrained(tmp_path)
+
+    assert (type(pipeline), type(pipeline.scheduler)) == (DDPMPipeline, DDPMScheduler)
 
 
 @pytest.mark.parametrize("num_classes", [0, 3])
@@ -157,10 +258,15 @@ def test_the_scheduler_of_the_card_makes_the_same_image_of_what_edm_returns(
     assert (theirs - (x + (after - now) * (x - image) / now)).abs().max() / theirs.abs().max() < 1e-5
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize(
+    ("objective", "process"),
+    [*((objective, {}) for objective in OBJECTIVES), *DRAWN[3:], ("x0", {"beta_schedule": "sigmoid"})],
+)
 @pytest.mark.parametrize("num_classes", [0, 3])
-def test_a_folder_says_all_that_an_import_has_to_know(objective: str, num_classes: int, tmp_path: Path) -> None:
-    net, _ = exported(tmp_path, objective, num_classes)
+def test_a_folder_says_all_that_an_import_has_to_know(
+    objective: str, process: dict[str, Any], num_classes: int, tmp_path: Path
+) -> None:
+    net, _ = exported(tmp_path, objective, num_classes, process)
     wanted = ImportSpec.model_validate({"dataset": "ds_" + "0" * 32, "model": "m"})
 
     files = {name: json.loads((tmp_path / f"{path}.json").read_text()) for name, path in FOLDER.items()}

@@ -1,9 +1,11 @@
 """A folder of diffusers by what it says of itself: which model of ours it is, or that it is none."""
 
+import json
 from typing import Any
 
 import diffusers
 import pytest
+import torch
 from pydantic_core import PydanticCustomError
 
 from shared.specs import FAMILIES
@@ -11,9 +13,11 @@ from shared.specs.diffusers_scheduler import config_of, read
 from shared.specs.diffusers_unet import TOLD, fields_of
 from shared.specs.diffusion import DiffusionSpec
 from shared.specs.imports import ImportSpec
+from shared.specs.noising import Process
 from shared.specs.training import Trained
 from shared.specs.unet import UNETS
 from worker.families import FAMILIES as ABLE
+from worker.families.nets.preconditioning import betas_of, ddpm_log_sigmas
 
 DDPM = {
     "num_train_timesteps": 1000, "beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear",
@@ -33,6 +37,16 @@ CIFAR10_SCHEDULER = {
     "beta_start": 0.0001, "clip_sample": True, "num_train_timesteps": 1000, "trained_betas": None,
     "variance_type": "fixed_large",
 }  # fmt: skip
+
+
+BETAS: dict[str, dict[str, Any]] = {
+    "DDPM's own, for more": {"beta_schedule": "linear", "beta_start": 2e-4, "beta_end": 0.03},
+    "those of latent diffusion": {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012},
+    "improved DDPM's": {"beta_schedule": "squaredcos_cap_v2"},
+    "a sigmoid": {"beta_schedule": "sigmoid", "beta_start": 1e-4, "beta_end": 0.02},
+    "one by one": {"trained_betas": [1e-4 + 0.01 * abs((step / 500) % 2 - 1) for step in range(1000)]},
+}
+"""Other ways to become noise in 1000 steps, as the library's schedulers are told them."""
 
 
 def imported(
@@ -105,13 +119,20 @@ def test_a_dropout_that_is_none_is_refused(dropout: float) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"beta_schedule": "scaled_linear"}, "beta_schedule is 'scaled_linear'"),
-        ({"beta_schedule": "squaredcos_cap_v2"}, "beta_schedule is 'squaredcos_cap_v2'"),
-        ({"beta_start": 0.00085}, "beta_start is 0.00085"),
-        ({"beta_end": 0.012}, "beta_end is 0.012"),
-        ({"num_train_timesteps": 4000}, "num_train_timesteps is 4000"),
-        ({"trained_betas": [0.1, 0.2]}, "trained_betas makes another process"),
-        ({"rescale_betas_zero_snr": True}, "rescale_betas_zero_snr makes another process"),
+        ({"beta_schedule": "laplace"}, "scheduler_config.json: beta_schedule: Input should be 'linear'"),
+        ({"beta_start": 0}, "scheduler_config.json: beta_start: Input should be greater"),
+        ({"beta_end": 1.0}, "scheduler_config.json: beta_end: Input should be less"),
+        ({"beta_end": 0.2}, "scheduler_config.json: beta_end: by beta_end the last step leaves less than e^-112"),
+        ({"num_train_timesteps": 1}, "scheduler_config.json: num_train_timesteps: Input should be greater"),
+        (
+            {"num_train_timesteps": "many"},
+            "scheduler_config.json: num_train_timesteps: Input should be a valid integer",
+        ),
+        ({"trained_betas": [0.1, 0.2]}, "trained_betas needs a beta for each of num_train_timesteps, and has 2 for"),
+        ({"trained_betas": [0.1] * 1000}, "by trained_betas the last step leaves less than e^-105"),
+        ({"trained_betas": [0.0] * 1000}, "scheduler_config.json: trained_betas: 0: Input should be greater"),
+        ({"trained_betas": []}, "trained_betas needs a beta"),
+        ({"rescale_betas_zero_snr": True}, "its rescale_betas_zero_snr leaves nothing of the image at the last time"),
         ({"use_flow_sigmas": True}, "use_flow_sigmas makes another process"),
         ({"prediction_type": "flow_prediction"}, "prediction_type is 'flow_prediction'"),
         ({"prediction_type": {}}, "prediction_type is"),
@@ -153,6 +174,72 @@ def test_what_is_written_of_a_scheduler_of_ours_the_library_opens_and_an_import_
     assert all(theirs.config[name] == value for name, value in config.items() if not name.startswith("_"))
     assert read(config).objective == objective
     assert read(theirs.config | {"_class_name": config["_class_name"]}) == read(config)
+
+
+@pytest.mark.parametrize("betas", BETAS)
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
+def test_betas_of_the_library_are_the_process_of_the_model(betas: str, prediction: str) -> None:
+    given = BETAS[betas] | {"prediction_type": prediction}
+    kind = "DDPMScheduler"  # the only one that has all of them
+
+    model = imported(CONFIG, {"_class_name": kind, **getattr(diffusers, kind)(**given).config})
+
+    told = model.spec.model_dump(mode="json", exclude_unset=True)["process"]
+    assert told == {"num_train_timesteps": 1000, **BETAS[betas]}
+    theirs = diffusers.DDPMScheduler(**given).alphas_cumprod.double()
+    ours = torch.sigmoid(-2 * ddpm_log_sigmas(process_of(model)))
+    assert (ours - theirs).abs().max() < 1e-6
+
+
+def process_of(model: Trained) -> Any:
+    return model.spec.process
+
+
+@pytest.mark.parametrize(
+    "drawing",
+    [
+        *({"timestep_spacing": spacing} for spacing in ("leading", "linspace", "trailing")),
+        {"steps_offset": 1}, {"clip_sample": False}, {"set_alpha_to_one": False}, {"use_karras_sigmas": True},
+    ],
+)  # fmt: skip
+def test_how_samples_were_drawn_there_changes_nothing_of_the_model(drawing: dict[str, Any]) -> None:
+    assert imported(CONFIG, CIFAR10_SCHEDULER | drawing) == imported(CONFIG)
+
+
+@pytest.mark.parametrize("betas", BETAS)
+@pytest.mark.parametrize("objective", ["eps", "v", "x0"])
+def test_betas_that_are_written_the_library_opens_and_an_import_reads(betas: str, objective: Any) -> None:
+    process = Process.model_validate({"num_train_timesteps": 1000, **BETAS[betas]})
+    config = json.loads(json.dumps(config_of(objective, 0.5, process)))
+
+    theirs = getattr(diffusers, config["_class_name"]).from_config(config)
+
+    assert read(config) == read(theirs.config | {"_class_name": config["_class_name"]})
+    assert read(config).process == process
+    assert (theirs.alphas_cumprod.double() - (1 - betas_of(process)).cumprod(0)).abs().max() < 1e-6
+
+
+def test_a_scheduler_of_other_betas_than_the_network_is_refused() -> None:
+    told = {TOLD: {"objective": "eps", "process": {"beta_schedule": "squaredcos_cap_v2"}}}
+
+    assert "its scheduler has other betas" in refusal(CONFIG | told)[1]
+    assert process_of(imported(CONFIG | told, None)) == Process(beta_schedule="squaredcos_cap_v2")
+
+
+def test_a_training_goes_on_with_the_betas_that_it_begins_with() -> None:
+    """Left out they are the model's; others, DDPM's own among them, are refused."""
+    origin = imported(CONFIG, CIFAR10_SCHEDULER | {"beta_schedule": "scaled_linear"})
+    given = {"family": "diffusion", "dataset": "ds_" + "0" * 32, "model": "m", "init_from": "faces@1"}
+    info = {"shape": [3, 32, 32], "num_classes": 0}
+
+    left_out, linear = (
+        DiffusionSpec.model_validate(given | more).begun_with(origin.spec) for more in ({}, {"process": {}})
+    )
+
+    assert left_out.process.beta_schedule == "scaled_linear"
+    left_out.check_references({"init_from": origin}, info)
+    with pytest.raises(PydanticCustomError, match="process is"):
+        linear.check_references({"init_from": origin}, info)
 
 
 def test_an_objective_that_nobody_says_has_to_be_given() -> None:

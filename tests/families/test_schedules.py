@@ -12,6 +12,7 @@ from pydantic_core import PydanticCustomError
 from torch import Tensor
 
 from shared.specs.diffusion import DiffusionSpec
+from shared.specs.noising import Process
 from shared.specs.tasks import Colourise, Generate, ImageToImage, Inpaint, Interpolate, Sampling, SuperResolve
 from tests.families.test_diffusion import CPU, TINY, spec_of, trained
 from tests.families.test_diffusion_solvers import same
@@ -74,6 +75,72 @@ def test_ddim_at_equal_times_is_diffusers_ddim(prediction: str, name: str, eta: 
         theirs = scheduler.step(output, t, theirs, eta=eta, variance_noise=fresh).prev_sample
 
     same(drawn(spec, solver="ddim", eta=eta, steps=steps, schedule="uniform"), theirs)
+
+
+OTHER_BETAS: list[tuple[str, dict[str, Any]]] = [
+    ("eps", {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}),
+    ("v", {"beta_schedule": "squaredcos_cap_v2", "num_train_timesteps": 400}),
+    ("x0", {"trained_betas": [0.001 * (1 + step) for step in range(60)], "num_train_timesteps": 60}),
+]
+
+
+@pytest.mark.parametrize(("prediction", "process"), OTHER_BETAS)
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_ddim_with_other_betas_is_diffusers_ddim(prediction: str, process: dict[str, Any], eta: float) -> None:
+    scheduler = DDIMScheduler(
+        **process, timestep_spacing="trailing", clip_sample=False, prediction_type=dict(PREDICTIONS)[prediction]
+    )
+    scheduler.set_timesteps(20)
+    spec = spec_of(objective=prediction, process=process)
+    network, theirs = trained(spec).network, begun(scheduler)
+    for step, t in enumerate(scheduler.timesteps):
+        output = network(theirs.float(), t.float().expand(2), LABEL)
+        fresh = noise_at(step).normal(*TINY.shape, stream=FRESH)
+        theirs = scheduler.step(output, t, theirs, eta=eta, variance_noise=fresh).prev_sample
+
+    same(drawn(spec, solver="ddim", eta=eta, steps=20, schedule="uniform"), theirs)
+
+
+@pytest.mark.parametrize("times", [2, 50, 400])
+def test_equal_times_of_another_number_of_them_are_those_of_diffusers_trailing(times: int) -> None:
+    scheduler = DDIMScheduler(num_train_timesteps=times, timestep_spacing="trailing")
+    objective = VariancePreserving("eps", Process(num_train_timesteps=times))
+
+    for steps in range(1, times + 1):
+        scheduler.set_timesteps(steps)
+        levels = objective.levels_at_equal_times(steps)
+        assert objective.time_of(levels[:-1]).round().int().tolist() == scheduler.timesteps.tolist()[:steps], steps
+
+
+def test_a_network_is_trained_at_all_times_of_its_process() -> None:
+    objective = VariancePreserving("eps", Process(num_train_timesteps=7))
+    noise = Noise.of_step(Domain.TRAINING, 4, 0, range(200), CPU)
+
+    found = objective.time_of(objective.levels(noise, 3)).round().int().unique()
+
+    assert found.tolist() == [*range(7)]
+
+
+def test_more_equal_steps_than_there_are_times_are_refused() -> None:
+    spec, info = spec_of(objective="v", process={"num_train_timesteps": 20}), TINY.as_json()
+    known = {"model": "m", "dataset": DATASET, "schedule": "uniform"}
+    allowed: list[Any] = [
+        Generate(task="generate", model="m", steps=20, schedule="uniform"),
+        Generate(task="generate", model="m", steps=21),
+        SuperResolve(task="super_resolve", steps=20, factor=2, **known),
+    ]
+    refused: list[Any] = [
+        Generate(task="generate", model="m", steps=21, schedule="uniform"),
+        Generate(task="generate", model="m", solver="ddim", schedule="uniform"),
+        SuperResolve(task="super_resolve", factor=2, **known),
+    ]
+
+    for request in allowed:
+        spec.check_task(request, info)
+    for request in refused:
+        with pytest.raises(PydanticCustomError) as error:
+            spec.check_task(request, info)
+        assert error.value.context is not None and error.value.context["field"] == "steps"
 
 
 @pytest.mark.parametrize("steps", [10, 50])

@@ -149,6 +149,13 @@ def test_without_held_out_samples_nothing_is_best(train_run: MakeRun, dataset: d
         ("vae", {"best_by": "bits_per_dim"}, "best_by"),
         ("vae", {"likelihood": "logistic", "best_by": "bits_per_dim"}, None),
         ("diffusion", {"best_by": "denoising_error"}, None),
+        *((family, {"best_by": "frechet_distance", "weights": "best"}, None) for family in ("gan", "vq", "vae")),
+        ("diffusion", {"best_by": "kernel_distance"}, None),
+        ("consistency", {"best_by": "kernel_distance", "init_from": "m@1"}, None),
+        ("style", {"best_by": "frechet_distance", "style_dataset": SPEC["dataset"]}, "best_by"),
+        ("translation", {"best_by": "kernel_distance", "target_dataset": SPEC["dataset"]}, "best_by"),
+        ("vae", {"objective": "denoising", "best_by": "frechet_distance"}, "best_by"),
+        ("vae", {"best_by": "mind"}, "best_by"),
     ],
 )
 def test_a_figure_that_does_not_compare_states_is_refused(

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers.models.unets.unet_2d import UNet2DModel
+from diffusers.pipelines.ddim.pipeline_ddim import DDIMPipeline
 
 from shared.errors import ModelLoadFailed
 from tests.families.test_diffusers_layout import filled
@@ -74,6 +75,19 @@ def test_the_folder_is_opened_by_the_library_and_means_the_same(
         expected = ours(x, t, label)
         assert (theirs(x, t, **told).sample - expected).abs().max() <= 1e-5
     assert expected.std() > 0.05
+
+
+@pytest.mark.parametrize("choice", [{}, {"process": {"beta_schedule": "scaled_linear"}}])
+def test_a_model_without_classes_is_a_pipeline_of_the_library(
+    export_run: MakeRun, choice: dict[str, Any], tmp_path: Path
+) -> None:
+    result = export(run := export_run(spec=UNET | {"class_conditional": False} | choice))
+
+    pipeline = DDIMPipeline.from_pretrained(folder_of(run, tmp_path / "out"))
+
+    assert sorted(result["files"]) == sorted([*FILES, "model_index.json"])
+    assert pipeline.scheduler.config["beta_schedule"] == choice.get("process", {}).get("beta_schedule", "linear")
+    assert "`DDIMPipeline.from_pretrained" in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_the_same_request_gives_the_same_files(export_run: MakeRun) -> None:

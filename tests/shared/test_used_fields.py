@@ -16,7 +16,7 @@ from tests.jobs.variants import options
 from tests.shared.desk import Desk
 
 CHOICES: Final = ("network", "objective", "quantizer", "preset", "ema", "class_conditional", "encoder")
-VALUES: Final = (0.25, 0.5, 1.5, 2, 3, 7, 16, (4, 4))
+VALUES: Final = (0.25, 0.5, 1.5, 2, 3, 7, 16, (4, 4), {"num_train_timesteps": 500})
 """Among which each number, and the levels of codes, find one that they may have instead of their default."""
 RULES: Final = [(family, field) for family, kind in FAMILIES.items() for field in kind.used_with]
 

@@ -23,7 +23,7 @@ class Best:
 
     def __init__(self, spec: TrainSpec) -> None:
         self._by = spec.best_by or "loss"
-        self._sign = -1 if spec.compared_by().get(self._by) == "higher" else 1
+        self._sign = -1 if spec.ranked_by().get(self._by) == "higher" else 1
         self._keeps_weights = spec.weights == "best"
         self._found: Mapping[str, Any] | None = None
         self._weights: Mapping[str, Tensor] = {}

@@ -10,11 +10,12 @@ from typing import Any, Final
 import numpy as np
 import torch
 from pydantic_core import PydanticCustomError
+from torch import Tensor
 
 from shared.errors import DatasetInvalid, NanLoss
 from shared.specs import FAMILIES as SPECS
 from shared.specs.tasks import Generate
-from shared.specs.training import TrainSpec
+from shared.specs.training import FEWEST_HELD_OUT, NEARNESS, TrainSpec
 from worker.data.dataset import open_images
 from worker.engine.checkpoint import Checkpoint, weights_of
 from worker.engine.estimate import require, training_bytes
@@ -31,6 +32,7 @@ from worker.jobs.best import Best, Measures
 from worker.jobs.checkpoints import Checkpoints
 from worker.jobs.crew import crew, order
 from worker.jobs.inputs import fetch_files, stored
+from worker.jobs.nearness import MOST_COMPARED, NUM_DRAWN, Nearness
 from worker.jobs.pictures import encode_png, sheet
 from worker.jobs.switching import Switch
 from worker.jobs.weights import publish_averages, publish_weights
@@ -114,10 +116,20 @@ class _Training:
         if spec.weights == "best" and "held_out" not in batches.measured(1):
             raise DatasetInvalid("the dataset has no held-out samples, which say what is best")
         self.checkpoints = Checkpoints(run, keep=spec.keep_checkpoints)
-        self.best = Best(spec)
+        self.best, self.nearness = Best(spec), self._nearness()
         self.notes = self._begin()
         if self.trainer.step:
             run.log(f"Going on from step {self.trainer.step}.")
+
+    def _nearness(self) -> Nearness | None:
+        """What measures samples, where that says which state is the best."""
+        metric = self.spec.best_by
+        if metric is None or metric not in NEARNESS:
+            return None
+        num = self.batches.measured(MOST_COMPARED).get("held_out", 0)
+        if num < FEWEST_HELD_OUT:
+            raise DatasetInvalid(f"{metric} needs {FEWEST_HELD_OUT} held-out images, and the dataset has {num}")
+        return Nearness(metric, torch.cat([batch["image"] for batch in self.batches.of("held_out", num, 256)]))
 
     def _begin(self) -> Notes:
         """Begin at the best checkpoint, or afresh; returns what was noted there."""
@@ -263,11 +275,14 @@ class _Training:
         return self.best.put_into(self.trainer.checkpoint(asdict(self.notes)))
 
     def _measure(self) -> dict[Split, dict[str, float]]:
-        """Evaluate the averaged weights on equally many samples of both splits, and record it."""
+        """Evaluate the averaged weights on equally many samples of both splits, and by what they draw where ``best_by``
+        asks for it, and record it."""
         metrics: dict[Split, dict[str, float]] = {}
         for split in (measured := self.batches.measured(MOST_EVALUATED)):
             figures = evaluate(self.trainer, self._batches(split, measured[split]))
             metrics[split] = {name: value for name, value in figures.items() if isfinite(value)}
+        if self.nearness is not None and (samples := self.previewer.drawn(NUM_DRAWN, self._still_here)) is not None:
+            metrics["held_out"] |= self.nearness.of(samples, self._still_here)
         # Together, so that a stop in between does not leave one of them to be recorded twice.
         for split, figures in metrics.items():
             self.run.metrics(self.trainer.step, split, figures)
@@ -279,13 +294,15 @@ class _Training:
     def _batches(self, split: Split, num_samples: int) -> Iterator[Batch]:
         for batch in self.batches.of(split, num_samples, min(self.trainer.micro_batch, 256)):
             yield batch
-            # Measuring may take long, and a cancel must not wait for it.
-            self.run.step(self.trainer.step, self.spec.steps)
+            self._still_here()
+
+    def _still_here(self, _done: int = 0) -> None:
+        """Measuring and drawing may take long, and a cancel must not wait for it."""
+        self.run.step(self.trainer.step, self.spec.steps)
 
     def _publish_preview(self) -> None:
         step = self.trainer.step
-        # Drawing may take long, too.
-        if (picture := self.previewer.picture(lambda _done: self.run.step(step, self.spec.steps))) is not None:
+        if (picture := self.previewer.picture(self._still_here)) is not None:
             name = f"preview-{step:08d}.png"
             self.run.publish("preview", name, picture, media_type="image/png", metadata={"step": step})
 
@@ -306,7 +323,7 @@ class _Training:
             publish_averages(self.run, trainer, trainer.averages, description | {"step": trainer.step})
         return {
             "metrics": metrics,
-            "best": self.best.shown(),
+            "best": self._best(),
             "steps": trainer.step,
             "weights": published.as_json(),
             "info": info,
@@ -314,6 +331,11 @@ class _Training:
             "reproducibility": REPRODUCIBILITY if trainer.numerics.is_repeatable(self.spec) else BY_CHANCE,
             "fingerprint": fingerprint(trainer.device) | trainer.numerics.as_json() | seen_with,
         }
+
+    def _best(self) -> dict[str, Any] | None:
+        """The best state, and what a figure of samples was measured with."""
+        shown, nearness = self.best.shown(), self.nearness
+        return shown if shown is None or nearness is None else shown | nearness.told()
 
 
 def milestone_interval(steps: int, steps_per_epoch: int) -> int:
@@ -330,18 +352,26 @@ class Previewer:
 
     def picture(self, on_step: Callable[[int], None]) -> bytes | None:
         """A PNG sheet of the averaged weights' samples; None for a model that does not generate images."""
+        if (images := self.drawn(None, on_step)) is None:
+            return None
+        return encode_png(sheet(images.numpy()), {"step": self.trainer.step, "seed": self.trainer.spec.seed})
+
+    def drawn(self, num_samples: int | None, on_step: Callable[[int], None]) -> Tensor | None:
+        """Samples of the averaged weights, bytes ``(N, C, H, W)``: the first of the same draws each time, as many as a
+        sheet has when that is left out; None for a model that does not generate images."""
         trainer = self.trainer
         asked = Generate(task="generate", model="preview", seed=trainer.spec.seed)
         if len(trainer.data.shape) != 3 or not is_understood(asked, trainer):
             return None
         sampler = trainer.family.tasks["generate"](trainer.spec, trainer.data)
-        draws = [Draw(request=asked, index=index) for index in range(self._num_samples(sampler.num_steps(asked)))]
+        num_samples = num_samples or self._num_shown(sampler.num_steps(asked))
+        draws = [Draw(request=asked, index=index) for index in range(num_samples)]
         if self._tile is None:
             self._tile = Tile(trainer.average, sampler, draws[0], trainer.device)
-        images = torch.stack([image for _, image in sample(self._tile, draws, on_step)])
-        return encode_png(sheet(images.numpy()), {"step": trainer.step, "seed": trainer.spec.seed})
+        images = {draw.index: image for draw, image in sample(self._tile, draws, on_step)}
+        return torch.stack([images[index] for index in range(num_samples)])
 
-    def _num_samples(self, steps: int) -> int:
+    def _num_shown(self, steps: int) -> int:
         """As many as are seen well and drawn soon."""
         pixels = int(np.prod(self.trainer.data.shape[1:]))
         return FEWEST_SHOWN if steps > QUICK_STEPS else min(64, max(FEWEST_SHOWN, SHEET_PIXELS // pixels))

@@ -58,7 +58,7 @@ def objective_of(spec: DiffusionSpec) -> AnyObjective:
         case "flow":
             return Flow(**levels)
         case prediction:
-            return VariancePreserving(prediction)
+            return VariancePreserving(prediction, spec.process)
 
 
 def num_classes_of(spec: DiffusionSpec, data: DataInfo) -> int:

@@ -1,13 +1,14 @@
-"""A diffusion model for diffusers: its UNet and a scheduler as a folder, and what its times and outputs mean there."""
+"""A diffusion model for diffusers: its UNet and a scheduler as a folder, which is a pipeline's, too, where the library
+has one that draws from it, and what its times and outputs mean there."""
 
 from pathlib import Path
 from typing import Any, Final
 
 from shared.specs import diffusers_scheduler
-from shared.specs.diffusers_folder import SCHEDULER
-from shared.specs.diffusers_unet import TOLD
+from shared.specs.diffusers_folder import INDEX, SCHEDULER
+from shared.specs.diffusers_unet import CLASS_NAME, TOLD
 from shared.specs.diffusion import DiffusionSpec
-from shared.specs.noising import EDM_TIME, FIRST_BETA, FLOW_TIME, LAST_BETA, NUM_TIMES
+from shared.specs.noising import DDPM, EDM_TIME, FLOW_TIME, Process
 from worker.families.family import DataInfo
 from worker.families.nets.denoiser import Denoiser
 from worker.families.nets.diffusers_layout import write_folder, write_json
@@ -16,6 +17,15 @@ from worker.families.nets.unet import UNet
 
 OUTPUTS: Final = {"eps": "the noise `n`", "v": "the velocity `a n - s x0`", "x0": "the image `x0`"}
 STEPS: Final = 50
+PIPELINES: Final = {
+    "DDIMScheduler": "DDIMPipeline",
+    "DDPMScheduler": "DDPMPipeline",
+    "FlowMatchEulerDiscreteScheduler": "DDPMPipeline",
+}
+"""The pipelines that draw from a ``UNet2DModel`` without classes with such a scheduler; of EDM's none scales the
+input."""
+CLIPPED_ABOVE: Final = 1000.0
+"""The noise level from which an estimate ``x0 = x - sigma n`` is so far out that the pipeline has to clip it."""
 
 
 def to_diffusers(folder: Path, spec: DiffusionSpec, net: Denoiser, data: DataInfo) -> str:
@@ -27,17 +37,40 @@ def to_diffusers(folder: Path, spec: DiffusionSpec, net: Denoiser, data: DataInf
     if isinstance(net, LatentDenoiser) or not isinstance(net.network, UNet):
         raise ValueError("UNet2DModel is a UNet of images: this network cannot be exported")
     write_folder(folder, net.network, data.shape, {TOLD: _told(spec, net)})
-    scheduler = diffusers_scheduler.config_of(spec.objective, spec.sigma_data)
+    scheduler = _scheduler(spec, net)
     write_json(folder / SCHEDULER, scheduler)
+    name = scheduler["_class_name"]
+    pipeline = None if net.num_classes else PIPELINES.get(name)
+    if pipeline is not None:
+        write_json(folder / INDEX, _index(pipeline, name))
     classes = [_classes(net.num_classes)] if net.num_classes else []
-    usage = _sampling(spec, scheduler["_class_name"], net.num_classes, data.shape)
-    return "\n\n".join([_meaning(spec), *classes, usage])
+    usage = _sampling(spec, name, net.num_classes, data.shape)
+    drawn = [] if pipeline is None else [_drawing(pipeline)]
+    return "\n\n".join([_meaning(spec), *classes, usage, *drawn])
+
+
+def _scheduler(spec: DiffusionSpec, net: Denoiser) -> dict[str, Any]:
+    """The configuration of one that draws from the network."""
+    config = diffusers_scheduler.config_of(spec.objective, spec.sigma_data, spec.process)
+    if spec.objective == "eps" and net.objective.sigma_max > CLIPPED_ABOVE:
+        config["clip_sample"] = True
+    return config
+
+
+def _index(pipeline: str, scheduler: str) -> dict[str, Any]:
+    """Which classes the folder is of: whose files lie beside it, as those of the first pipelines did."""
+    return {"_class_name": pipeline, "scheduler": ["diffusers", scheduler], "unet": ["diffusers", CLASS_NAME]}
+
+
+def _drawing(pipeline: str) -> str:
+    return f'The folder is a `{pipeline}`, too: `{pipeline}.from_pretrained(".")(batch_size=4)` draws images.'
 
 
 def _told(spec: DiffusionSpec, net: Denoiser) -> dict[str, Any]:
     """What an import reads again (``shared.specs.diffusers_unet.Told``)."""
     edm = {"sigma_data": spec.sigma_data, "time_scale": EDM_TIME} if spec.objective == "edm" else {}
-    return {"objective": spec.objective, "num_classes": net.num_classes, **edm}
+    betas = {"process": spec.process.told()} if spec.process != DDPM else {}
+    return {"objective": spec.objective, "num_classes": net.num_classes, **edm, **betas}
 
 
 def _meaning(spec: DiffusionSpec) -> str:
@@ -58,10 +91,23 @@ def _meaning(spec: DiffusionSpec) -> str:
             )
         case prediction:
             return (
-                f"{images}. The network is told `a x0 + s n` and DDPM's time, 0 to {NUM_TIMES - 1}, and returns "
-                f"{OUTPUTS[prediction]}. `a²` is the product of `1 - beta` up to that time, `s² = 1 - a²`, and beta "
-                f"rises linearly from {FIRST_BETA} to {LAST_BETA}."
+                f"{images}. The network is told `a x0 + s n` and DDPM's time, 0 to "
+                f"{spec.process.num_train_timesteps - 1}, and returns {OUTPUTS[prediction]}. `a²` is the product of "
+                f"`1 - beta` up to that time, `s² = 1 - a²`, and beta {_betas(spec.process)}."
             )
+
+
+def _betas(process: Process) -> str:
+    """How they go."""
+    if process.trained_betas is not None:
+        return f"is each of `trained_betas` in `{SCHEDULER}`"
+    match process.beta_schedule:
+        case "linear":
+            return f"rises linearly from {process.beta_start} to {process.beta_end}"
+        case "squaredcos_cap_v2":
+            return "is the library's `squaredcos_cap_v2`"
+        case name:
+            return f"rises from {process.beta_start} to {process.beta_end} as the library's `{name}`"
 
 
 def _classes(num_classes: int) -> str:

@@ -17,7 +17,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from shared.specs.noising import FIRST_BETA, FLOW_TIME, HIGHEST_SIGMA, LAST_BETA, LOWEST_SIGMA, NUM_TIMES
+from shared.specs.noising import DDPM, FLOW_TIME, HIGHEST_SIGMA, LOWEST_SIGMA, Process
 from worker.kernels.noise import Noise
 
 Prediction = Literal["eps", "v", "x0"]
@@ -106,15 +106,15 @@ class Flow(nn.Module):
 
 
 class VariancePreserving(nn.Module):
-    """DDPM's process, in which the image shrinks as the noise grows; trained at its 1000 times, uniformly.
+    """DDPM's process, in which the image shrinks as the noise grows; trained at its times, uniformly.
 
-    Between the times, which the network is told as 0 to 999, time is linear in ``ln sigma``.
+    Between the times, which the network is told as numbers from 0 on, time is linear in ``ln sigma``.
     """
 
-    def __init__(self, prediction: Prediction) -> None:
+    def __init__(self, prediction: Prediction, process: Process = DDPM) -> None:
         super().__init__()
         self.prediction: Prediction = prediction
-        log_sigma_T = ddpm_log_sigmas()
+        log_sigma_T = ddpm_log_sigmas(process)
         self.sigma_min, self.sigma_max = (end.exp().item() for end in log_sigma_T[[0, -1]])
         self.log_sigma_T: Tensor
         self.register_buffer("log_sigma_T", log_sigma_T, persistent=False)
@@ -129,28 +129,47 @@ class VariancePreserving(nn.Module):
         return Scales(c_skip=c_skip, c_out=c_out, c_in=alpha_B, c_noise=self.time_of(sigma_B))
 
     def time_of(self, sigma_B: Tensor) -> Tensor:
-        """The time, 0 to 999, at which the process has this noise level."""
+        """The time, from 0 on, at which the process has this noise level."""
         log_sigma_B = sigma_B.log().clamp(self.log_sigma_T[0], self.log_sigma_T[-1])
         after_B = torch.searchsorted(self.log_sigma_T, log_sigma_B).clamp(min=1)
         low_B, high_B = self.log_sigma_T[after_B - 1], self.log_sigma_T[after_B]
         return after_B - 1 + (log_sigma_B - low_B) / (high_B - low_B)
 
     def levels(self, noise: Noise, stream: int) -> Tensor:
-        time_B = (noise.uniform(stream=stream) * NUM_TIMES).long()
+        time_B = (noise.uniform(stream=stream) * len(self.log_sigma_T)).long()
         return self.log_sigma_T[time_B].exp()
 
     def levels_at_equal_times(self, steps: int) -> Tensor:
-        """At DDPM's times as diffusers' ``trailing`` spaces them: the last of each of ``steps`` parts of the process
-        (Lin et al., 2024, arXiv 2305.08891, table 2)."""
+        """At the process's times as diffusers' ``trailing`` spaces them: the last of each of ``steps`` parts of it
+        (Lin et al., 2024, arXiv 2305.08891, table 2); no more than there are times."""
         # Rounded as numpy's arange is, which decides what lies half way between two times.
-        part = NUM_TIMES - (NUM_TIMES - NUM_TIMES / steps)
-        ends_N = NUM_TIMES - torch.arange(steps, dtype=torch.float64) * part
+        num_times = len(self.log_sigma_T)
+        part = num_times - (num_times - num_times / steps)
+        ends_N = num_times - torch.arange(steps, dtype=torch.float64) * part
         sigma_N = self.log_sigma_T[ends_N.round().long() - 1].exp()
         return torch.cat((sigma_N, torch.zeros(1, dtype=torch.float64)))
 
 
-def ddpm_log_sigmas() -> Tensor:
-    """``ln sigma`` at DDPM's times, ascending: noise over signal, float64 ``(T,)``."""
-    betas_T = torch.linspace(FIRST_BETA, LAST_BETA, NUM_TIMES, dtype=torch.float64)
-    signal_T = (1 - betas_T).cumprod(0)
+def ddpm_log_sigmas(process: Process = DDPM) -> Tensor:
+    """``ln sigma`` at the process's times, ascending: noise over signal, float64 ``(T,)``."""
+    signal_T = (1 - betas_of(process)).cumprod(0)
     return 0.5 * ((1 - signal_T) / signal_T).log()
+
+
+def betas_of(process: Process) -> Tensor:
+    """Variance of the noise that each step adds, float64 ``(T,)``; diffusers' schedulers have them in float32."""
+    if process.trained_betas is not None:
+        return torch.tensor(process.trained_betas, dtype=torch.float64)
+    num_times, first, last = process.num_train_timesteps, process.beta_start, process.beta_end
+    match process.beta_schedule:
+        case "linear":
+            return torch.linspace(first, last, num_times, dtype=torch.float64)
+        case "scaled_linear":
+            return torch.linspace(first**0.5, last**0.5, num_times, dtype=torch.float64) ** 2
+        case "sigmoid":
+            return torch.linspace(-6, 6, num_times, dtype=torch.float64).sigmoid() * (last - first) + first
+        case "squaredcos_cap_v2":
+            # Equation 17 of Nichol and Dhariwal (2021, arXiv 2102.09672), where the signal is told instead of beta.
+            time_N = torch.linspace(0, 1, num_times + 1, dtype=torch.float64)
+            signal_N = ((time_N + 0.008) / 1.008 * torch.pi / 2).cos() ** 2
+            return (1 - signal_N[1:] / signal_N[:-1]).clamp(max=0.999)

@@ -1,0 +1,147 @@
+"""The best state of a training by what it draws: a distance of samples to held-out images, as ``best_by`` may say."""
+
+from collections.abc import Callable
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from pydantic_core import PydanticCustomError
+from torch import Tensor
+
+from shared.errors import DatasetInvalid
+from shared.specs import FAMILIES as SPECS
+from tests.jobs.conftest import DIFFUSION, SPEC
+from tests.jobs.folder_run import FolderRun, store_array
+from tests.jobs.test_best import measured, weights_of
+from worker.jobs import nearness
+from worker.jobs import train as training
+from worker.jobs.generate import generate
+from worker.jobs.train import train
+from worker.metrics import sets
+from worker.metrics.features import dct
+from worker.run import Stopped
+
+MakeRun = Callable[..., FolderRun]
+NUM_DRAWN = 24
+FIELDS = {"checkpoint_every": 4, "learning_rate": 1e-2, "preview_every": 4, "best_by": "frechet_distance"}
+FIGURES = {"frechet_distance", "kernel_distance"}
+
+
+@pytest.fixture(autouse=True)
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Samples are drawn, so that a test takes a moment."""
+    for module in (nearness, training):
+        monkeypatch.setattr(module, "NUM_DRAWN", NUM_DRAWN)
+
+
+def held_out(folder: Path) -> Tensor:
+    """Every eighth image."""
+    shards = [np.load(folder / f"datasets/images-0000{shard}.npy") for shard in range(2)]
+    return torch.from_numpy(np.concatenate(shards)[::8])
+
+
+@pytest.mark.parametrize("figure", sorted(FIGURES))
+def test_the_figure_is_that_of_what_the_model_draws(
+    train_run: MakeRun, generate_run: MakeRun, tmp_path: Path, figure: str
+) -> None:
+    """Drawn by a generate job of the same seed, and compared by what evaluate jobs compare with."""
+    run = train_run(**FIELDS | {"best_by": figure})
+    result = train(run)
+
+    generate(drawing := generate_run(result, num_samples=NUM_DRAWN, seed=0))
+
+    found = [np.asarray(Image.open(BytesIO(drawing.body(one)))) for one in drawing.artifacts("sample")]
+    samples, reference = torch.from_numpy(np.stack(found))[:, None], held_out(tmp_path)
+    features = dct()
+    expected = sets.values(features.of(samples), features.of(reference), [figure])
+    assert {split: values[figure] for split, values in result["metrics"].items() if figure in values} == {
+        "held_out": pytest.approx(expected[figure], rel=1e-5)
+    }
+    told = {"num_samples": NUM_DRAWN, "features": features.digest, "reference": sets.digest(reference)}
+    assert {name: result["best"][name] for name in told} == told
+
+
+@pytest.mark.parametrize("fields", [{}, {"base": DIFFUSION, "steps": 2, "preview_every": 1}])
+def test_the_state_whose_samples_are_nearest_is_registered(train_run: MakeRun, fields: dict[str, Any]) -> None:
+    run = train_run(**FIELDS | {"weights": "best"} | fields)
+
+    result = train(run)
+
+    figures = measured(run, "frechet_distance")
+    step = min(figures, key=figures.__getitem__)
+    assert (result["best"]["by"], result["best"]["step"]) == ("frechet_distance", step)
+    assert result["best"]["value"] == figures[step] == result["metrics"]["held_out"]["frechet_distance"]
+    assert len(figures) == len([*run.artifacts("preview")]) > 1
+
+
+def test_measuring_samples_changes_nothing_of_the_training(train_run: MakeRun) -> None:
+    plain, drawn = train_run(**FIELDS | {"best_by": None}), train_run(**FIELDS)
+    results = train(plain), train(drawn)
+
+    first, second = weights_of(plain, results[0]), weights_of(drawn, results[1])
+    assert all(np.array_equal(first[name], second[name]) for name in first)
+    sheets = [[run.body(one) for one in run.artifacts("preview")] for run in (plain, drawn)]
+    assert sheets[0] == sheets[1]
+
+
+@pytest.mark.parametrize("fields", [{}, {"base": DIFFUSION, "steps": 6, "preview_every": 2}])
+@pytest.mark.parametrize("calls", [0, 2])
+def test_a_training_that_was_stopped_while_it_was_measured_goes_on_to_the_same_best(
+    train_run: MakeRun, monkeypatch: pytest.MonkeyPatch, calls: int, fields: dict[str, Any]
+) -> None:
+    """Stopped when samples are drawn and when they are compared: what is measured again is measured as before."""
+    given = FIELDS | {"weights": "best"} | fields
+    straight = train(whole := train_run(**given))
+    stopped = train_run(**given)
+    _stop_in_the_second_measurement(stopped, monkeypatch, calls)
+    with pytest.raises(Stopped):
+        train(stopped)
+
+    resumed = train(again := train_run(**given, resume=[stopped]))
+
+    assert (resumed["best"], resumed["metrics"]) == (straight["best"], straight["metrics"])
+    assert resumed["weights"]["sha256"] == straight["weights"]["sha256"]
+    found = {**measured(stopped, "frechet_distance"), **measured(again, "frechet_distance")}
+    assert found == measured(whole, "frechet_distance")
+
+
+def _stop_in_the_second_measurement(run: FolderRun, monkeypatch: pytest.MonkeyPatch, calls: int) -> None:
+    """So many calls of ``step`` after its samples are asked for."""
+    asked: list[int] = []
+    drawn = training.Previewer.drawn
+
+    def counted(previewer: training.Previewer, num_samples: int | None, on_step: Any) -> Tensor | None:
+        if num_samples is not None:
+            asked.append(len(run.steps))
+        return drawn(previewer, num_samples, on_step)
+
+    step = run.step
+
+    def stopping(at: int, steps: int, **values: float) -> None:
+        step(at, steps, **values)
+        if len(asked) == 2 and run.stop_at is None and len(run.steps) > asked[1] + calls:
+            run.stop_at = (at, "interrupt")
+            raise Stopped("interrupt")
+
+    monkeypatch.setattr(training.Previewer, "drawn", counted)
+    monkeypatch.setattr(run, "step", stopping)
+
+
+@pytest.mark.parametrize("num_held_out", [0, 1])
+def test_one_image_is_nothing_to_compare_to(
+    train_run: MakeRun, dataset: dict[str, Any], tmp_path: Path, num_held_out: int
+) -> None:
+    is_held_out = np.zeros(64, np.uint8)
+    is_held_out[:num_held_out] = 1
+    dataset["files"][2] = store_array(tmp_path, "split.npy", is_held_out)
+    spec: Any = SPECS["vae"].model_validate({**SPEC, "best_by": "frechet_distance"})
+
+    with pytest.raises(DatasetInvalid, match=f"needs 2 held-out images, and the dataset has {num_held_out}"):
+        train(train_run(**FIELDS))
+    with pytest.raises(PydanticCustomError) as refused:
+        spec.check_data({"dataset": {"shape": [1, 12, 12], "counts": {"train": 60, "held_out": num_held_out}}})
+    assert refused.value.context["field"] == "best_by"  # pyright: ignore[reportOptionalSubscript]
