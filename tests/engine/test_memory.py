@@ -248,6 +248,8 @@ def test_the_next_width_gives_all_slots_the_same_bits() -> None:
         torch.OutOfMemoryError("CUDA out of memory."),
         RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried to"),
         RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`"),
+        RuntimeError("GET was unable to find an engine to execute this computation after trying 12 plans."),
     ],
 )
 def test_the_ways_in_which_memory_runs_out(error: BaseException) -> None:

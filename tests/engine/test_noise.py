@@ -143,3 +143,15 @@ def test_every_epoch_has_an_order_of_its_own() -> None:
     same_place = permutation(1000, seed=1, epoch=0) == permutation(1000, seed=1, epoch=1)
 
     assert same_place.sum() < 10
+
+
+def test_the_step_is_known_without_asking_the_numbers() -> None:
+    noise = Noise.of_step(Domain.TRAINING, 3, 41, range(2), torch.device("meta"))
+
+    assert noise.step == 41
+
+
+def test_the_step_of_keys_alone_is_theirs() -> None:
+    keys = torch.tensor([5, 5])
+
+    assert Noise(domain=Domain.TRAINING, seed_B=keys, step_B=keys, index_B=keys).step == 5

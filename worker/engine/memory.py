@@ -10,7 +10,12 @@ from typing import Final
 import torch
 from torch import nn
 
-_SIGNS: Final = ("can't allocate memory", "not enough memory", "out of memory", "ALLOC_FAILED", "bad_alloc")
+_SIGNS: Final = (
+    *("can't allocate memory", "not enough memory", "out of memory", "ALLOC_FAILED", "bad_alloc"),
+    # A library's handle, and the scratch of a convolution: torch tries one algorithm after another, and tells only that
+    # none was left.
+    *("CUBLAS_STATUS_NOT_INITIALIZED", "CUDNN_STATUS_NOT_INITIALIZED", "unable to find an engine to execute this"),
+)
 """How torch's allocators, CUDA's libraries and the C++ runtime say it where they raise a plain RuntimeError."""
 _PROC: Final = Path("/proc")
 _CGROUPS: Final = Path("/sys/fs/cgroup")

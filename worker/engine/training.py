@@ -134,6 +134,8 @@ class Trainer(Generic[SpecT, NetT]):
             net.train()
             for part in _frozen(net, self.spec, self.data):
                 part.eval()
+        # As bytes, before anything is done to them, so that the device does it.
+        batch = {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
         share = Share(batch, self.team.rows(batch_size), batch_size)
         share = replace(share, batch=augmented(batch, self.spec.augmentation, self._augmentation_noise(share)))
         if self.spec.micro_batch == "auto" and self.numerics.micro_batch is None:

@@ -63,7 +63,7 @@ def loss(spec: ConsistencySpec, net: Denoiser, batch: Batch, noise: Noise) -> Me
 
     Pseudo-Huber over each image, in units of the difference of the two levels (section 3).
     """
-    x0_BCHW, step = centred(batch["image"]), int(noise.step_B[0])
+    x0_BCHW, step = centred(batch["image"]), noise.step
     sigma_B = (spec.noise_mean + spec.noise_std * noise.normal(stream=LEVEL).double()).exp()
     sigma_B = sigma_B.clamp(net.objective.sigma_min, net.objective.sigma_max)
     lower_B = nearer(spec, sigma_B, step)

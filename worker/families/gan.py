@@ -145,7 +145,7 @@ class Duel:
     def __init__(self, spec: GanSpec, net: Gan, real_BX: Tensor, label_B: Tensor | None, noise: Noise) -> None:
         self.spec, self.net, self.noise = spec, net, noise
         self.real_BX, self.label_B = real_BX, label_B
-        self.step = int(noise.step_B[0])
+        self.step = noise.step
 
     def fakes(self, stream: Stream) -> Tensor:
         return self.net.generator(self.noise.normal(self.spec.latent_dim, stream=stream), self.label_B)

@@ -178,7 +178,7 @@ class Matching(Drawing):
         second_SCHW = BETAS[1] * state["second"] + (1 - BETAS[1]) * gradient_SCHW.square()
         # In float64, where a power of a whole number of steps rounds alike on all devices.
         unbias1_S111, unbias2_S111 = (
-            (1 - torch.tensor(beta, dtype=torch.float64, device=noise.device) ** (noise.step_B + 1))
+            (1 - torch.full((), beta, dtype=torch.float64, device=noise.device) ** (noise.step_B + 1))
             .float()[:, None, None, None]
             for beta in BETAS
         )  # fmt: skip

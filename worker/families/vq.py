@@ -228,14 +228,16 @@ class FromPrior(Decoding):
             state["code"].clone(),
             state["cache"].clone(),
         )
+        # The first step decodes, too: by it the engine judges whether all slots of a tile are computed alike. Asked
+        # before the prior is begun, whose end a device would have to reach first to answer.
+        decodes = bool(((place_S == 0) | (place_S == self.num_codes - 1)).any())
         slot_S = torch.arange(len(place_S), device=place_S.device)
         before_S = code_ST[slot_S, (place_S - 1).clamp(min=0)]
         token_S = torch.where(place_S == 0, net.first_token(state["label"]), before_S)
         logits_SK = net.prior.step(token_S, place_S, cache)
         code_ST[slot_S, place_S] = drawn(logits_SK, state["temperature"], noise)
         state = state | {"code": code_ST, "cache": cache}
-        # The first step decodes, too: by it the engine judges whether all slots of a tile are computed alike.
-        if bool(((place_S == 0) | (place_S == self.num_codes - 1)).any()):
+        if decodes:
             state["x"] = net.autoencoder.decode(net.autoencoder.quantizer.vectors(code_ST))
         return state
 

@@ -63,6 +63,8 @@ class Noise:
     index_B: Tensor
     first_row: int = 0
     """The index of the first row that this process computes in the step."""
+    known_step: int | None = None
+    """The step of all rows, where whoever made this had them of one."""
 
     @classmethod
     def of_step(
@@ -76,11 +78,17 @@ class Noise:
             step_B=torch.full_like(index_B, step),
             index_B=index_B,
             first_row=first_row,
+            known_step=step,
         )
 
     @property
     def device(self) -> torch.device:
         return self.index_B.device
+
+    @property
+    def step(self) -> int:
+        """The step that all rows are of; the device is asked only where nobody said it."""
+        return int(self.step_B[0]) if self.known_step is None else self.known_step
 
     @property
     def begins_step(self) -> Tensor:
@@ -95,7 +103,8 @@ class Noise:
         """Uniform 32-bit words, int64 of shape ``(B, num_elements)``."""
         num_blocks = -(-num_elements // WORDS_PER_BLOCK)
         block = torch.arange(num_blocks, device=self.device)
-        purpose = torch.tensor(self.domain << STREAM_BITS | stream, device=self.device)
+        # Not torch.tensor, whose copy to a device is waited for.
+        purpose = torch.full((), self.domain << STREAM_BITS | stream, dtype=torch.int64, device=self.device)
         counter = (block, self.index_B[:, None] & WORD, self.step_B[:, None] & WORD, purpose)
         seed_B1 = self.seed_B[:, None]
         words = philox(torch.broadcast_tensors(*counter), (seed_B1 & WORD, seed_B1 >> 32))

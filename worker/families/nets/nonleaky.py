@@ -68,8 +68,9 @@ def warped(x_BCHW: Tensor, placed_B33: Tensor) -> Tensor:
     y_H, x_W = (torch.arange(size, device=x_BCHW.device) - (size - 1) / 2 for size in (height, width))
     y_HW, x_HW = torch.meshgrid(y_H.double(), x_W.double(), indexing="ij")
     to_HW3 = torch.stack((x_HW, y_HW, torch.ones_like(x_HW)), dim=-1)
-    from_BHW3 = torch.einsum("bij,hwj->bhwi", torch.linalg.inv(placed_B33), to_HW3)
-    half_2 = torch.tensor([width / 2, height / 2], dtype=torch.float64, device=x_BCHW.device)
+    # Nothing here waits for the device: not a check of what is inverted, nor a copy of numbers that are known.
+    from_BHW3 = torch.einsum("bij,hwj->bhwi", torch.linalg.inv_ex(placed_B33).inverse, to_HW3)
+    half_2 = torch.stack([to_HW3.new_full((), size / 2) for size in (width, height)])
     grid_BHW2 = from_BHW3[..., :2] / half_2
     return F.grid_sample(x_BCHW, grid_BHW2, mode="bilinear", padding_mode="reflection", align_corners=False)
 

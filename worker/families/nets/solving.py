@@ -68,6 +68,8 @@ class Solve:
         here_SK = state["table"][torch.arange(len(row_S), device=row_S.device), row_S]
         at = dict(zip(COLUMNS, here_SK.unbind(1), strict=True))
         x_SCHW, memory_SCHW = state["x"], state["memory"]
+        # Asked before the network is begun, whose end a device would have to reach first to answer.
+        adds_noise = bool(at["x_from_n"].any())
         estimate_SCHW = self.estimate(net, state, at["sigma"])
         # Not in place and never by addcmul: with one rounding less, some slots would differ in the last bit.
         next_SCHW = (
@@ -75,7 +77,7 @@ class Solve:
             + spread(at["x_from_D"]) * estimate_SCHW
             + spread(at["x_from_m"]) * memory_SCHW
         )
-        if at["x_from_n"].any():
+        if adds_noise:
             fresh_SCHW = spread(at["x_from_n"]) * noise.normal(*self.shape_CHW, stream=FRESH).double()
             next_SCHW = torch.where(spread(at["x_from_n"]) > 0, next_SCHW + fresh_SCHW, next_SCHW)
         memory_SCHW = (
@@ -90,10 +92,11 @@ class Solve:
 
         Whatever a sample is known to satisfy is put into this estimate, here and nowhere else.
         """
-        estimate_SCHW = net(state["x"], sigma_S, state["label"])
         scale_S, low_S, high_S = state["guidance"].unbind(1)
         is_guided_S = (scale_S != 1) & (sigma_S > low_S) & (sigma_S <= high_S)
-        if not is_guided_S.any():
+        is_any_guided = bool(is_guided_S.any())  # before the network is begun, as above
+        estimate_SCHW = net(state["x"], sigma_S, state["label"])
+        if not is_any_guided:
             return estimate_SCHW
         # All slots once more, as the shape decides about the bits; those that are not guided ignore it.
         unlabelled_SCHW = net(state["x"], sigma_S, torch.full_like(state["label"], net.num_classes))
