@@ -1,4 +1,5 @@
-"""All that is measured on a GPU, in one call, with torch and pydantic; with Triton and diffusers where they are there.
+"""All that is measured on a GPU, in one call, with torch, numpy, safetensors and pydantic; with Triton and diffusers
+where they are there.
 
 Writes JSON after each part, and prints a table last. A part that breaks is told of by its error. On a machine without
 GPU ``--tiny`` shows that everything runs; its figures mean nothing.

@@ -181,3 +181,9 @@ def test_what_is_asked_for_comes_in_the_layout_of_the_input():
     y = group_norm_silu(x, norm)
     assert y.is_contiguous(memory_format=torch.channels_last)
     assert torch.equal(y, plain(x, norm))
+
+
+@pytest.mark.parametrize(("size", "is_small"), [(2047, True), (2048, False)])
+def test_an_image_of_more_pieces_than_a_grid_has_room_for_is_left_to_torch(size: int, is_small: bool) -> None:
+    launching = pytest.importorskip("worker.kernels.group_norm_launch", exc_type=ImportError)
+    assert launching.fits(torch.empty(1, 64, size, size, device="meta")) is is_small

@@ -18,9 +18,10 @@ def group_norm_silu(x_BCHW: Tensor, norm: Norm, modulation: Modulation | None = 
     On CUDA, images in channels-last layout go through Triton's kernels, which can be differentiated once.
     """
     if takes_triton(x_BCHW) and x_BCHW.is_contiguous(memory_format=torch.channels_last):
-        from worker.kernels.group_norm_launch import fused  # noqa: PLC0415 - Triton may not be installed
+        from worker.kernels.group_norm_launch import fits, fused  # noqa: PLC0415 - Triton may not be installed
 
-        return fused(x_BCHW, norm, modulation)
+        if fits(x_BCHW):
+            return fused(x_BCHW, norm, modulation)
     return group_norm.plain(x_BCHW, norm, modulation)
 
 

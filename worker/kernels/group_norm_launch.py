@@ -28,6 +28,8 @@ TILE: Final = 4096
 MOST_CHANNELS: Final = 64
 PIECES: Final = 32
 """That are put together at once."""
+MOST_PIECES: Final = 65_535
+"""Of an image: CUDA's bound on the second dimension of a grid."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,6 +166,11 @@ def _of_parameters(
         (weight_C * product_BC + bias_C * sum_BC).to(scale_BC.dtype),
         sum_BC.to(shift_BC.dtype),
     )
+
+
+def fits(x_BCHW: Tensor) -> bool:
+    """Whether the images are small enough for these kernels: 2,047 by 2,047 pixels of 64 channels or more are."""
+    return _Cut.of(x_BCHW, 1).num_pieces <= MOST_PIECES
 
 
 def fused(x_BCHW: Tensor, norm: Norm, modulation: Modulation | None = None) -> Tensor:
