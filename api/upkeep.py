@@ -81,13 +81,13 @@ class UpkeepThread:
             return
         if leases_mean_something:
             self._reap(engine)
-        for job_id in self._ask(engine, upkeep.expire):
+        for job_id in self._transact(engine, upkeep.expire):
             self._tell(job_id)
-        self._ask(engine, upkeep.settle_needs)
+        self._transact(engine, upkeep.settle_needs)
         self._ask(engine, upkeep.settle_datasets)
 
     def _reap(self, engine: Engine) -> None:
-        for job_id, state in self._ask(engine, upkeep.reap):
+        for job_id, state in self._transact(engine, upkeep.reap):
             logger.warning("job %s: lease ran out and no worker lives, now %s", job_id, state.value)
             self._tell(job_id)
 
@@ -96,8 +96,16 @@ class UpkeepThread:
             self._ask(engine, lambda s: upkeep.release(s, upkeep.LEASE, self._name))
             self._leads = False
 
-    def _ask(self, engine: Engine, work: Callable[[Session], T]) -> T:
-        """Do ``work`` in one transaction of its own."""
+    def _ask(self, engine: Engine, statement: Callable[[Session], T]) -> T:
+        """Do what is one statement, without a transaction around it: stopped after it, we would keep its rows locked.
+
+        Every worker's round waits for the row of ``rounds``.
+        """
+        with Session(engine.execution_options(isolation_level="AUTOCOMMIT")) as session:
+            return statement(session)
+
+    def _transact(self, engine: Engine, work: Callable[[Session], T]) -> T:
+        """Do ``work`` in one transaction of its own, and tell of those who waited for what ended there."""
         with Session(engine) as session:
             with session.begin():
                 done = work(session)

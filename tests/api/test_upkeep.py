@@ -6,7 +6,7 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-from sqlalchemy import Engine, create_engine, func, text
+from sqlalchemy import Engine, create_engine, event, func, text
 from sqlalchemy.orm import Session
 
 from api.upkeep import UpkeepThread
@@ -93,6 +93,27 @@ def test_who_ends_with_another_is_told_of_as_well(alone: Settings, its_engine: E
     UpkeepThread(alone, told.append)._round(its_engine)
 
     assert sorted(told) == sorted([late, waiting])
+
+
+def test_an_api_that_is_stopped_after_any_statement_keeps_no_lease_locked(alone: Settings, its_engine: Engine) -> None:
+    """Where it is stopped, another asks for the rows of the named leases, and waits for nobody."""
+    thread, held = UpkeepThread(alone, lambda _: None), list[str]()
+
+    def look(*_: object) -> None:
+        with other.begin() as connection:
+            free = set(connection.scalars(text("SELECT name FROM named_leases FOR UPDATE SKIP LOCKED")))
+            held.extend(set(connection.scalars(text("SELECT name FROM named_leases"))) - free)
+
+    other = create_engine(its_engine.url)
+    try:
+        thread._round(its_engine)  # so that the rows are there
+        event.listen(its_engine, "after_cursor_execute", look)
+        thread._round(its_engine)
+        thread._resign(its_engine)
+    finally:
+        other.dispose()
+
+    assert held == []
 
 
 def late_job(engine: Engine) -> UUID:

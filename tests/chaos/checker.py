@@ -11,7 +11,7 @@ from shared.ids import parse, public
 from shared.jobs.rows import Attempt, Event, Job
 from shared.jobs.state import MOVES, AttemptOutcome, JobState
 from tests.chaos.history import PASSING_KINDS, History
-from tests.chaos.load import Ticket
+from tests.chaos.load import Ticket, tells_versions
 
 Violations = Iterator[str]
 
@@ -63,7 +63,7 @@ class Checker:
             job, expected = self._job(ticket), self.references.get(ticket.request)
             if job is None or job.state != JobState.SUCCEEDED or expected is None:
                 continue
-            made = self.history.result_of(job)
+            made = self.history.result_of(job, essential=tells_versions(ticket.request))
             if made != expected:
                 wrong = sorted(name for name in made.keys() | expected.keys() if made.get(name) != expected.get(name))
                 yield f"{ticket.job_id} ({ticket.request}): {', '.join(wrong)} differ from the undisturbed run"
@@ -91,13 +91,53 @@ class Checker:
             job = self._job(ticket)
             if job is None:
                 continue
-            if job.state.value not in ticket.ends:
+            ends, expected = self._demanded(ticket)
+            if job.state.value not in ends:
                 error = f" ({job.error_code}: {job.error_message})" if job.error_code else ""
-                yield f"{ticket.job_id} ({ticket.request}) ended {job.state.value}{error}, not {sorted(ticket.ends)}"
-            elif ticket.error is not None and job.error_code != ticket.error:
-                yield f"{ticket.job_id} ({ticket.request}) failed with {job.error_code}, not {ticket.error}"
+                yield f"{ticket.job_id} ({ticket.request}) ended {job.state.value}{error}, not {sorted(ends)}"
+            elif expected is not None and job.error_code != expected:
+                yield f"{ticket.job_id} ({ticket.request}) failed with {job.error_code}, not {expected}"
             if ticket.told.get("cancel") in ("canceling", "canceled") and job.state != JobState.CANCELED:
                 yield f"{ticket.job_id} is {job.state.value} after its cancel was acknowledged"
+
+    def _demanded(self, ticket: Ticket) -> tuple[Collection[str], str | None]:
+        """How its job must end: who waited for one that did not succeed, with that."""
+        needed = self._needed(ticket)
+        if needed is None or needed.state == JobState.SUCCEEDED:
+            return ticket.ends, ticket.error
+        return {"failed"}, "dependency_failed"
+
+    def waits(self) -> Violations:
+        """Who waited began after the other had succeeded, with the version that it made, or else not at all."""
+        for ticket in self.tickets:
+            job, needed = self._job(ticket), self._needed(ticket)
+            if job is None or needed is None:
+                continue
+            began = [one.started_at for one in self.history.attempts_of.get(job.id, []) if one.started_at is not None]
+            if needed.state != JobState.SUCCEEDED:
+                if began:
+                    yield f"{ticket.job_id} began, and {ticket.needs}, for which it waited, is {needed.state.value}"
+                continue
+            if began and (needed.completed_at is None or min(began) < needed.completed_at):
+                yield f"{ticket.job_id} began before {ticket.needs}, for which it waited, had ended"
+            if job.state == JobState.SUCCEEDED:
+                yield from self._read_what_was_made(ticket, job, needed)
+
+    def _read_what_was_made(self, ticket: Ticket, job: Job, needed: Job) -> Violations:
+        names = {model.id: model.name for model in self.history.models}
+        made = {one.job_id: one for one in self.history.versions}.get(needed.id)
+        if made is None:
+            yield f"{ticket.needs} made no version, and {ticket.job_id} waited for it"
+            return
+        expected = f"{names.get(made.model_id)}@{made.version}"
+        if job.spec.get(ticket.field) != expected:
+            yield f"{ticket.job_id}: its {ticket.field} is {job.spec.get(ticket.field)}, and {expected} was made for it"
+        read = job.inputs.get("models", {}).get(ticket.field) or job.inputs.get("version_id")
+        if read != str(made.id):
+            yield f"{ticket.job_id} read version {read}, and {made.id} was made for it"
+
+    def _needed(self, ticket: Ticket) -> Job | None:
+        return None if ticket.needs is None else self.history.by_id.get(parse("job", ticket.needs))
 
     def attempts(self) -> Violations:
         """Fences without a gap, one attempt at a time, and the last one is the job's."""

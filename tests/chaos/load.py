@@ -1,6 +1,7 @@
 """What is asked of the system during a run, over REST as a client asks: mixed jobs, each with what must become of it.
 
-A few distinct requests are asked again and again, so that an undisturbed run of each gives the bytes to compare with.
+Some orders are chains of jobs that are submitted at once, where each waits for the model that the one before makes. A
+few distinct requests are asked again and again, so that an undisturbed run of each gives the bytes to compare with.
 Whoever gets no answer asks again with the same idempotency key, as the client library does.
 """
 
@@ -29,6 +30,7 @@ PATIENCE: Final = 300.0
 """Seconds after which a client gives up, which is a violation."""
 _USERS: Final = 8
 _SMALL: Final = {"family": "vae", "network": "mlp", "hidden_dim": 32, "latent_dim": 4, "batch_size": 16}
+_WELL: Final = frozenset({"succeeded"})
 _PASSING: Final = frozenset({429, 502, 503, 504, 507})
 
 
@@ -40,12 +42,12 @@ class Kind:
     """Of a hundred orders."""
     asks: str
     then: str = "nothing"
-    ends: frozenset[str] = frozenset({"succeeded"})
+    ends: frozenset[str] = _WELL
     error: str | None = None
 
 
 KINDS: Final[Mapping[str, Kind]] = {
-    "generate": Kind(share=50, asks="generate"),
+    "generate": Kind(share=44, asks="generate"),
     "train": Kind(share=14, asks="train"),
     "training that starts over": Kind(share=2, asks="steady"),
     "ingest": Kind(share=6, asks="ingest"),
@@ -55,7 +57,11 @@ KINDS: Final[Mapping[str, Kind]] = {
     "canceled drawing": Kind(share=3, asks="generate", then="cancel", ends=frozenset({"canceled", "succeeded"})),
     "paused training": Kind(share=8, asks="train", then="pause"),
     "tried again": Kind(share=4, asks="train", then="retry", ends=frozenset({"canceled", "succeeded"})),
+    "chain": Kind(share=3, asks="chain"),
+    "canceled chain": Kind(share=2, asks="chain", then="cancel", ends=frozenset({"canceled", "succeeded"})),
+    "doomed chain": Kind(share=1, asks="doomed", ends=frozenset({"failed"}), error="timeout"),
 }
+"""Of a chain it is the first job that this is said of; how the others end, that decides (``Ticket.needs``)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +90,24 @@ class Ticket:
     error: str | None = None
     told: dict[str, str] = field(default_factory=dict[str, str])
     """State in the answer to each action."""
+    needs: str | None = None
+    """The job that it named in the place of a model. Unless that succeeds this one must end as dependency_failed."""
+    field: str = "model"
+    """Of its spec, where it named that."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Link:
+    """One job of a chain: all but the first name the job before, by its id, where a model is named."""
+
+    request: str
+    body: dict[str, Any]
+    field: str = ""
+    """Of the spec."""
+
+    def after(self, needed: str | None) -> dict[str, Any]:
+        """What to ask for, once the id of the job before is known."""
+        return self.body if needed is None else self.body | {"spec": self.body["spec"] | {self.field: needed}}
 
 
 class Catalogue:
@@ -93,6 +117,7 @@ class Catalogue:
         self._folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         self.bodies: dict[str, dict[str, Any]] = {}
+        self.chains: dict[str, list[Link]] = {}
         self.files = {f"ingest-{seed}": _blobs(folder / f"blobs-{seed}.npz", seed) for seed in range(2)}
         self.files["garbage-0"] = folder / "garbage.npz"
         self.files["garbage-0"].write_bytes(b"PK\x03\x04" + bytes(3000))
@@ -111,7 +136,21 @@ class Catalogue:
             self.bodies[f"generate-walk-{seed}"] = _generate(drawn | {"task": "interpolate"} | paths)
             pictures = {"task": "reconstruct", "dataset": dataset, "num_samples": 6 + 6 * seed}
             self.bodies[f"generate-again-{seed}"] = _generate(drawn | pictures)
-        self.bodies["endless-0"] = _train(quiet | {"model": "endless", "steps": 10_000_000}) | {"timeout_seconds": 4}
+        endless = _train(quiet | {"model": "endless", "steps": 10_000_000}) | {"timeout_seconds": 4}
+        self.bodies["endless-0"] = endless
+        for seed in range(2):
+            first = _train(quiet | {"model": f"first-{seed}", "seed": seed, "steps": 150, "checkpoint_every": 60})
+            self.chains[f"chain-{seed}"] = self._chain(f"chain-{seed}", first, quiet, seed)
+        self.chains["doomed-0"] = self._chain("doomed-0", endless, quiet, 0)
+
+    def _chain(self, name: str, first: dict[str, Any], quiet: Mapping[str, Any], seed: int) -> list[Link]:
+        """A training, one that goes on from its weights, and samples of what that makes."""
+        second = _train(quiet | {"model": f"second-{seed}", "seed": seed, "steps": 100, "checkpoint_every": 60})
+        return [
+            Link(request=f"{name}/first", body=first),
+            Link(request=f"{name}/second", body=second, field="init_from"),
+            Link(request=f"{name}/drawn", body=_generate({"num_samples": 6, "seed": seed}), field="model"),
+        ]
 
     @property
     def lasting(self) -> list[str]:
@@ -120,14 +159,30 @@ class Catalogue:
         return [name for name in named if not name.startswith(("garbage", "endless"))]
 
     def choose(self, what: str, chance: random.Random) -> str:
-        return chance.choice([name for name in (*self.bodies, *self.files) if name.startswith(what)])
+        named = (*self.bodies, *self.files, *self.chains)
+        return chance.choice([name for name in named if name.startswith(what)])
 
     def submit(self, client: Client, request: str, key: str) -> str:
         """Ask for it until there is an answer; returns the id of the job."""
         if request in self.files:
             return _upload(client, self.files[request], key)
-        body = self.bodies[request] | {"max_attempts": 10}
-        return insist(lambda: client.submit(body, idempotency_key=key)).id
+        return _submit(client, self.bodies[request], key)
+
+    def submit_chain(self, client: Client, name: str, key: str) -> Iterator[tuple[Link, str]]:
+        """Ask for all of its jobs at once; yields each link with the id of its job."""
+        needed = None
+        for number, link in enumerate(self.chains[name]):
+            needed = _submit(client, link.after(needed), f"{key}-{number}")
+            yield link, needed
+
+
+def tells_versions(request: str) -> bool:
+    """Whether what it makes says of which version it was made: those of a chain are others each time."""
+    return request.startswith("chain") and not request.endswith("/first")
+
+
+def _submit(client: Client, body: Mapping[str, Any], key: str) -> str:
+    return insist(lambda: client.submit({**body, "max_attempts": 10}, idempotency_key=key)).id
 
 
 def _train(spec: Mapping[str, Any]) -> dict[str, Any]:
@@ -236,12 +291,31 @@ class Load:
 
     def _place(self, client: Client, order: Order) -> None:
         kind = KINDS[order.kind]
-        job_id = self._catalogue.submit(client, order.request, order.key)
-        ticket = Ticket(job_id=job_id, request=order.request, ends=kind.ends, error=kind.error)
-        self.tickets.append(ticket)
+        if order.request in self._catalogue.chains:
+            ticket = self._place_chain(client, order, kind)
+        else:
+            job_id = self._catalogue.submit(client, order.request, order.key)
+            ticket = Ticket(job_id=job_id, request=order.request, ends=kind.ends, error=kind.error)
+            self.tickets.append(ticket)
         if kind.then != "nothing":
             time.sleep(order.delay)
             ACTIONS[kind.then](self, client, ticket)
+
+    def _place_chain(self, client: Client, order: Order, kind: Kind) -> Ticket:
+        """Returns the ticket of its first job."""
+        placed: list[Ticket] = []
+        try:
+            for link, job_id in self._catalogue.submit_chain(client, order.request, order.key):
+                about: dict[str, Any] = {"ends": kind.ends, "error": kind.error}
+                if placed:
+                    about = {"ends": _WELL, "needs": placed[-1].job_id, "field": link.field}
+                placed.append(Ticket(job_id=job_id, request=link.request, **about))
+                self.tickets.append(placed[-1])
+        except ApiError as error:
+            # Of a job that has failed before the next one was submitted nothing can be asked any more.
+            if error.code != "dependency_failed" or kind.error is None:
+                raise
+        return placed[0]
 
     def cancel(self, client: Client, ticket: Ticket) -> None:
         ticket.told["cancel"] = insist(lambda: _ask(client, ticket.job_id, "cancel")).state
@@ -310,5 +384,9 @@ def references(
     asked = tuple(kind.asks for name, kind in KINDS.items() if only is None or name in only)
     rest = [name for name in catalogue.lasting if name != "ingest-0" and name.startswith(asked)]
     jobs = {name: catalogue.submit(client, name, f"reference-{name}") for name in rest}
+    for chain in catalogue.chains:
+        if chain.startswith(asked) and not chain.startswith("doomed"):
+            links = catalogue.submit_chain(client, chain, f"reference-{chain}")
+            jobs |= {link.request: job_id for link, job_id in links}
     wait(list(jobs.values()))
     return {"ingest-0": first, "base": trained, **jobs}

@@ -1,7 +1,8 @@
 """What goes wrong, when: a seeded stream of faults of many kinds, each recorded with its time and its target.
 
-Three streams run at once: kills, zombies (a worker is stopped until its lease is lost, then continues), and outages of
-what the processes depend on. Nothing is repaired by hand: killed processes are restarted by the installation.
+Four streams run at once: kills, zombies (a worker is stopped until its lease is lost, then continues), naps (the API or
+a runner alone is stopped for seconds, which must cost nothing), and outages of what the processes depend on. Nothing is
+repaired by hand: killed processes are restarted by the installation.
 """
 
 import logging
@@ -30,6 +31,8 @@ logger = logging.getLogger(__name__)
 KILLS: Final[Mapping[str, int]] = {"kill_runner": 5, "kill_supervisor": 3, "kill_worker": 4, "kill_api": 2}
 """Each with its weight."""
 ZOMBIES: Final = ("stop_worker", "stop_supervisor")
+NAPS: Final = ("stop_api", "stop_runner")
+"""A runner's supervisor keeps its lease meanwhile, and waits minutes before it takes the runner for stalled."""
 OUTAGES: Final[Mapping[str, int]] = {
     "flush_broker": 1, "kill_broker": 1, "blind_broker": 1, "cut_broker": 1,
     "restart_database": 1, "kill_database": 1, "terminate_backends": 2, "lie_about_commits": 2,
@@ -38,6 +41,8 @@ OUTAGES: Final[Mapping[str, int]] = {
 _S3_SHARE: Final = {"error": 0.6, "stall": 0.3, "reset": 0.4, "truncate": 0.6, "lie": 0.4}
 _ZOMBIE_PATIENCE: Final = 20.0
 """Seconds that a zombie sleeps on at most, for the next attempt to begin."""
+_SHORTEST_NAP: Final = 2.0
+"""Seconds; the longest takes half a lease."""
 _REST: Final = 0.5
 """Seconds for which a runner must do hardly anything to be taken for done."""
 _LONGEST_OUTAGE: Final = 40.0
@@ -68,6 +73,7 @@ class Goals:
     """Seconds, on average; also for outages."""
     outage_every: float = 14.0
     stop_every: float = 9.0
+    nap_every: float = 20.0
     stopped_at_once: int = 2
     stopped_after: float = 0.0
     """Seconds that an attempt must have run before its worker is stopped."""
@@ -75,7 +81,7 @@ class Goals:
     """Whether of each job only the first attempt is stopped, and continues when its runner has nothing left to do."""
     spared: int = 2
     """Workers that are up and hold a job, below which none is killed or stopped: a run must get on."""
-    kinds: frozenset[str] = frozenset({*KILLS, *ZOMBIES, *OUTAGES})
+    kinds: frozenset[str] = frozenset({*KILLS, *ZOMBIES, *NAPS, *OUTAGES})
 
 
 @dataclass(kw_only=True)
@@ -117,12 +123,14 @@ class Nemesis:
 
     def __init__(self, installation: Installation, goals: Goals, seed: int) -> None:
         self._installation, self._goals = installation, goals
-        self._chance = {stream: random.Random(f"{stream} {seed}") for stream in ("kill", "stop", "outage")}
+        self._chance = {stream: random.Random(f"{stream} {seed}") for stream in ("kill", "stop", "nap", "outage")}
         self._engine = installation.engine()
         self._stopped: dict[str, _Stopped] = {}
+        self._napping = ""
+        """The worker whose runner is stopped alone."""
         self._ending = Event()
         self.lookout = Lookout(self.ask)
-        streams = (self._kill_on, self._stop_on, self._outages_on)
+        streams = (self._kill_on, self._stop_on, self._nap_on, self._outages_on)
         self._streams = [Thread(target=self._guard, args=(stream,), name=stream.__name__) for stream in streams]
         self.faults: list[Fault] = []
         self.failures: list[str] = []
@@ -211,7 +219,7 @@ class Nemesis:
         """A worker that has held a job for some seconds, if enough others do; none whose job another blow might end."""
         held = [row for row in self.ask(_HELD, age=after) if not (self._goals.one_each and row.fence > 1)]
         spent = {row.worker.partition("@")[0] for row in self.ask(_HELD, age=0.0) if row.is_spent}
-        busy = {row.worker.partition("@")[0] for row in held} - set(self._stopped) - spent
+        busy = {row.worker.partition("@")[0] for row in held} - {*self._stopped, self._napping} - spent
         up = [found for name in sorted(busy) if (found := self._installation.processes(name)) is not None]
         return chance.choice(up) if len(up) > min(self._goals.spared, len(self._installation.workers) - 1) else None
 
@@ -271,6 +279,45 @@ class Nemesis:
                 process.resume()
         stopped.fault.seconds = time.monotonic() - stopped.since
         del self._stopped[name]
+
+    # Naps
+
+    def _nap_on(self) -> None:
+        chance, kinds = self._chance["nap"], [kind for kind in NAPS if kind in self._goals.kinds]
+        while kinds and not self._ending.wait(self._goals.nap_every * chance.uniform(0.5, 1.5)):
+            kind = chance.choice(kinds)
+            seconds = chance.uniform(_SHORTEST_NAP, max(_SHORTEST_NAP, self._installation.setup.lease / 2))
+            while not self._ending.is_set() and not self._nap(kind, seconds, chance):
+                self._ending.wait(0.2)
+
+    def _nap(self, kind: str, seconds: float, chance: random.Random) -> bool:
+        """Stop it for so long, or until the end of the run; False if there was none to stop."""
+        fault = Fault(kind=kind, target="api", at=self._now())
+        if kind == "stop_api":
+            targets = self._installation.tree("api") if self._installation.is_ready("api") else []
+        elif (worker := self._choose_worker(chance)) is None:
+            targets = []
+        else:
+            targets, fault.target, self._napping = [worker.runner], worker.name, worker.name
+        began, stopped = time.monotonic(), list[psutil.Process]()
+        try:
+            for target in targets:
+                with suppress(psutil.Error):
+                    target.suspend()
+                    stopped.append(target)
+            if stopped and kind == "stop_runner" and (held := self._held_by(fault.target)) is not None:
+                fault.job_id, fault.fence = held.id, held.fence
+            if stopped:
+                self._ending.wait(seconds)
+        finally:
+            for target in stopped:
+                with suppress(psutil.Error):
+                    target.resume()
+            self._napping = ""
+        fault.seconds = time.monotonic() - began
+        if stopped:
+            self.faults.append(fault)
+        return bool(stopped)
 
     # Outages
 

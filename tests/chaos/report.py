@@ -66,6 +66,7 @@ def judge(
         late(killed, excuses),
         checker.objects(),
         checker.endings(),
+        checker.waits(),
         checker.attempts(),
         checker.events(),
         checker.usage(),

@@ -17,7 +17,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from noisemill.client import Client
 from tests.chaos.checker import Checker
 from tests.chaos.history import History
-from tests.chaos.load import Catalogue, Load, Ticket, plan, references
+from tests.chaos.load import Catalogue, Load, Ticket, plan, references, tells_versions
 from tests.chaos.nemesis import Goals, Nemesis
 from tests.chaos.recovery import Excuses
 from tests.chaos.report import Report, judge
@@ -29,6 +29,9 @@ _CALM_LIMIT: Final = 300.0
 _HEALING_LIMIT: Final = 240.0
 """Seconds in which every job must have ended once nothing is broken any more."""
 _FINAL: Final = "('succeeded', 'failed', 'canceled', 'expired')"
+_ENDED: Final = text(f"""
+    SELECT count(*) FROM jobs WHERE state IN {_FINAL} AND NOT EXISTS (SELECT FROM needs WHERE job_id = jobs.id)
+""")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +58,7 @@ class Run:
         self._engine = installation.engine()
         self._catalogue = Catalogue(wanted.setup.folder / "requests")
         self._references: dict[str, str] = {}
-        self._ended = 0
+        self._ended = self._calm = 0
         self._digests: dict[str, Mapping[str, str]] = {}
 
     def __enter__(self) -> Self:
@@ -97,10 +100,12 @@ class Run:
                 lambda ids: [client.wait(one, _CALM_LIMIT) for one in ids],
                 self._wanted.kinds,
             )
+        self._calm, self._ended = self._count_ended(), 0
         history = History.read(self._engine, self._installation.s3.objects)
         jobs = {job.id.hex: job for job in history.jobs}
         self._digests = {
-            name: history.result_of(jobs[job_id.partition("_")[2]]) for name, job_id in self._references.items()
+            name: history.result_of(jobs[job_id.partition("_")[2]], essential=tells_versions(name))
+            for name, job_id in self._references.items()
         }
         logger.info(
             "the undisturbed run of %d requests took %.0f s", len(self._digests), time.monotonic() - self._began
@@ -133,10 +138,9 @@ class Run:
         return max(0, (most if is_behind else least) - (load.released - self._count_ended()))
 
     def _count_ended(self) -> int:
-        calm = len(self._references)
+        """Of the orders: a chain counts as its first job does, so that workers have enough to do while others wait."""
         with suppress(SQLAlchemyError), self._engine.begin() as connection:
-            ended = connection.execute(text(f"SELECT count(*) FROM jobs WHERE state IN {_FINAL}")).scalar_one()
-            self._ended = max(0, ended - calm)
+            self._ended = connection.execute(_ENDED).scalar_one() - self._calm
         return self._ended
 
     def _wait_for_the_end(self, limit: float) -> None:

@@ -194,6 +194,15 @@ class Installation:
             os.kill(pid, number)
             return True
 
+    def tree(self, name: str) -> list[psutil.Process]:
+        """All processes of a part that runs now."""
+        pid = self.pid(name)
+        with suppress(psutil.Error):
+            if pid is not None:
+                first = psutil.Process(pid)
+                return [first, *first.children(recursive=True)]
+        return []
+
     def processes(self, name: str) -> WorkerProcesses | None:
         """The processes of a worker, if all of them are up."""
         pid = self.pid(name)

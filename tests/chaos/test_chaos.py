@@ -30,14 +30,15 @@ def test_nothing_is_lost_and_nothing_done_twice_under_faults(tmp_path: Path) -> 
         kill_every=3,
         stop_every=6,
         outage_every=2,
-        kinds=frozenset({*KILLS, *nemesis.ZOMBIES, *OUTAGES}),
+        nap_every=6,
+        kinds=frozenset({*KILLS, *nemesis.ZOMBIES, *nemesis.NAPS, *OUTAGES}),
     )
 
     report = run(Wanted(setup=Setup(folder=tmp_path, workers=4, lease=5, seed=1), jobs=24, goals=goals, limit=300))
 
     assert report.violations == []
     assert (report.lost, report.duplicates, report.wrong_bytes, report.manual_actions) == (0, 0, 0, 0)
-    assert report.kills >= 6 and report.zombies >= 2 and len(report.faults) >= 8
+    assert report.kills >= 6 and report.zombies >= 2 and len(report.faults) >= 10
 
 
 def test_without_the_fence_in_sql_alone_the_same_checks_fail(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from uuid import UUID
 import pytest
 
 from shared.ids import public
-from shared.jobs.rows import Artifact, Attempt, Event, Job, ModelVersion, Usage
+from shared.jobs.rows import Artifact, Attempt, Event, Job, Model, ModelVersion, Usage
 from shared.jobs.state import AttemptOutcome, JobState, JobType
 from tests.chaos.checker import Checker
 from tests.chaos.history import History
@@ -252,6 +252,65 @@ def test_a_planted_bug_is_found_by_the_rule_meant_for_it(history: History, bug: 
     corrupt(history)
 
     assert list(getattr(checker(history), rule)())
+
+
+WAITING = UUID(int=4)
+
+
+def wait(history: History, model: str = "made@1", began: float = 21) -> Checker:
+    """Another job that waited for the model which the first makes."""
+    history.models = [Model(id=OTHER, tenant_id=TENANT, name="made")]
+    history.versions[0].id = UUID(int=9)
+    history.jobs.append(
+        Job(
+            id=WAITING, tenant_id=TENANT, type=JobType.GENERATE, queue="generate", spec={"model": model}, summary="w",
+            inputs={"version_id": str(UUID(int=9))}, max_attempts=3, state=JobState.SUCCEEDED, fence=1, event_seq=0,
+        )
+    )  # fmt: skip
+    won = attempt(1, AttemptOutcome.SUCCEEDED, began, began + 5)
+    won.job_id = WAITING
+    history.attempts.append(won)
+    first = Ticket(job_id=NAME, request="train-0", ends=frozenset({"succeeded", "failed"}))
+    well = frozenset({"succeeded"})
+    return Checker(history, [first, Ticket(job_id=public("job", WAITING), request="x", ends=well, needs=NAME)], {})
+
+
+def said(checker: Checker) -> str:
+    return "; ".join([*checker.waits(), *checker.endings()])
+
+
+def test_who_waited_runs_after_the_other_on_what_that_made(history: History) -> None:
+    assert said(wait(history)) == ""
+
+
+def test_a_start_before_the_other_had_ended_is_found(history: History) -> None:
+    assert "before" in said(wait(history, began=19))
+
+
+def test_another_version_than_the_one_that_was_made_is_found(history: History) -> None:
+    checker = wait(history, model="made@2")
+    history.jobs[1].inputs = {"version_id": str(UUID(int=8))}
+
+    assert [found.split()[1] for found in checker.waits()] == ["its", "read"]
+
+
+def test_who_ran_though_the_other_failed_is_found(history: History) -> None:
+    history.jobs[0].state = JobState.FAILED
+
+    found = said(wait(history))
+
+    assert "began" in found and "ended succeeded, not ['failed']" in found
+
+
+def test_who_ends_with_the_other_says_so(history: History) -> None:
+    checker = wait(history)
+    history.jobs[0].state, history.jobs[1].state = JobState.FAILED, JobState.FAILED
+    history.attempts.pop()
+    history.jobs[1].error_code = "timeout"
+
+    assert "failed with timeout, not dependency_failed" in said(checker)
+    history.jobs[1].error_code = "dependency_failed"
+    assert said(checker) == ""
 
 
 def test_a_success_after_an_acknowledged_cancel_is_found(history: History) -> None:
