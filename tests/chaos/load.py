@@ -145,7 +145,7 @@ class Catalogue:
 
     def _chain(self, name: str, first: dict[str, Any], quiet: Mapping[str, Any], seed: int) -> list[Link]:
         """A training, one that goes on from its weights, and samples of what that makes."""
-        second = _train(quiet | {"model": f"second-{seed}", "seed": seed, "steps": 100, "checkpoint_every": 60})
+        second = _train({**quiet, "model": f"second-{seed}", "seed": seed, "steps": 100, "checkpoint_every": 60})
         return [
             Link(request=f"{name}/first", body=first),
             Link(request=f"{name}/second", body=second, field="init_from"),
