@@ -15,7 +15,7 @@ from api import views
 from api.news import Listener
 from api.parts import Parts
 from api.threads import ThreadParts, run
-from api.together import Together
+from api.together import Ended, Together
 from api.views import Links
 from api.waiting import JobFacts, facts
 from shared import ids
@@ -54,7 +54,7 @@ class Ends(Together[Awaited, JobView | None]):
         """
         async for _ in listener.chances(seconds):
             # The job is there: an error would have the client submit it again.
-            with suppress(*AWAY):
+            with suppress(*AWAY, Ended):
                 if (found := await self.ask(awaited)) is not None:
                     return found
         return None

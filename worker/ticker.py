@@ -59,7 +59,8 @@ class Ticker:
     def publish(self) -> None:
         """One round of that."""
         has_settled = self._supervisor.has_settled.wait(self._settings.worker.tick.total_seconds())
-        self._supervisor.has_settled.clear()
+        if has_settled:  # else it may have come just now
+            self._supervisor.has_settled.clear()
         if has_settled or self._leads.is_set():
             self._survive(self._publish)
 

@@ -311,6 +311,8 @@ class Watch:
             # An error does not say whether the commit happened: the attempt's row does.
             gives_up = self._supervisor.draining.is_set() and time.monotonic() > self._give_up
             self.over = self._has_ended() or gives_up
+            # Whoever waits for it should not wait for a beat besides.
+            self.next_beat = time.monotonic() + _AGAIN
             # However long it takes from here, the device is not this attempt's to free any more.
             self._alarm.put_out()
             self._fuse.put_out()

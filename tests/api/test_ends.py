@@ -10,12 +10,13 @@ from pydantic import ValidationError
 from sqlalchemy import Engine, text
 
 from api.app import create_app
-from api.ends import Awaited, _look
+from api.ends import Awaited, Ends, _look
+from api.news import News
 from api.parts import Parts
 from api.threads import ThreadParts, run
 from api.together import Together
 from api.views import Links
-from shared.ids import parse
+from shared.ids import parse, uuid7
 from shared.settings import Settings
 from shared.wire import JobView
 from tests.api.support import Owner, claim, succeed
@@ -52,3 +53,18 @@ def test_who_comes_when_nobody_is_left_to_answer_is_told_to_come_again(settings:
     answer = asyncio.run(ask())
 
     assert (answer.status_code, answer.json()["code"], answer.headers["Retry-After"]) == (503, "unavailable", "2")
+
+
+def test_who_waits_for_an_end_while_the_server_ends_is_told_of_its_job_all_the_same(settings: Settings) -> None:
+    """An error would have the client submit it again."""
+    unused = dict[str, Any].fromkeys(field.name for field in fields(Parts))
+    ends, news, job_id = Ends(Parts(**unused)), News(None, settings.broker), uuid7()
+    ends.start()
+    ends.stop()
+
+    async def wait() -> JobView | None:
+        with news.of(job_id, only_ends=True) as listener:
+            listener.ring()
+            return await ends.wait(Awaited(job_id=job_id, links=Links("http://here")), listener, 0.1)
+
+    assert asyncio.run(wait()) is None

@@ -1,9 +1,10 @@
 """The best state of a training by what it draws: a distance of samples to held-out images, as ``best_by`` may say."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from io import BytesIO
 from pathlib import Path
 from typing import Any
+from weakref import ReferenceType, ref
 
 import numpy as np
 import pytest
@@ -129,6 +130,25 @@ def _stop_in_the_second_measurement(run: FolderRun, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(training.Previewer, "drawn", counted)
     monkeypatch.setattr(run, "step", stopping)
+
+
+def test_images_that_samples_are_compared_to_are_not_kept() -> None:
+    """All of them may be gigabytes, and a training lasts."""
+    images, read = torch.arange(48 * 64, dtype=torch.uint8).view(48, 1, 8, 8), list[ReferenceType[Tensor]]()
+
+    def held_out() -> Iterator[Tensor]:
+        for part in images.split(nearness.BATCH_SIZE):
+            copied = part.clone()
+            read.append(ref(copied))
+            yield copied
+
+    near = nearness.Nearness("frechet_distance", images.shape, held_out)
+    figure = near.of(images.flip(3), lambda: None)
+
+    assert len(read) == 3
+    assert not any(part() is not None for part in read)
+    assert figure == sets.values(dct().of(images.flip(3)), dct().of(images), ["frechet_distance"])
+    assert near.told()["reference"] == sets.digest(images)
 
 
 @pytest.mark.parametrize("num_held_out", [0, 1])

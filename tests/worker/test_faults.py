@@ -155,6 +155,25 @@ def test_a_claim_whose_commit_arrives_late_is_handed_back_while_another_job_runs
     running.join(20)
 
 
+def test_an_end_that_was_not_committed_is_tried_again_without_waiting_for_a_beat(
+    workplace: Workplace, wait_until
+) -> None:
+    job_id = workplace.job(["steps", 1, 0.0])
+    supervisor = workplace.supervisor(beat=timedelta(minutes=10))
+    settle, asked = supervisor.settle, itertools.count(1)
+
+    def refusing_the_end(work: Any) -> Any:
+        if next(asked) == 2:
+            raise UNCONFIRMED
+        return settle(work)
+
+    supervisor.settle = refusing_the_end  # type: ignore[method-assign]
+    workplace.background(supervisor.run_next)
+
+    wait_until(lambda: workplace.state(job_id) == JobState.SUCCEEDED)
+    assert next(asked) > 3
+
+
 def test_a_claim_that_is_found_too_late_is_forgotten(workplace: Workplace) -> None:
     job_id = workplace.job(["steps", 1, 0.0])
     supervisor = workplace.supervisor()

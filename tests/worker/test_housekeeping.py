@@ -178,3 +178,21 @@ def test_a_worker_rings_at_once_for_whom_it_released(workplace: Workplace) -> No
     ticker.publish()
 
     assert None not in [bell.sent_at for bell in workplace.rows(Bell)]
+
+
+def test_what_is_released_while_the_publisher_stops_waiting_is_rung_for_next(workplace: Workplace) -> None:
+    supervisor = workplace.supervisor(tick=timedelta(seconds=0.1))
+    ticker, wait = workplace.ticker(supervisor), supervisor.has_settled.wait
+    workplace.job()
+
+    def in_vain(seconds: float | None = None) -> bool:
+        has_settled = wait(seconds)
+        supervisor.has_settled.set()
+        return has_settled
+
+    supervisor.has_settled.wait = in_vain  # type: ignore[method-assign]
+    ticker.publish()
+    assert [bell.sent_at for bell in workplace.rows(Bell)] == [None]
+    ticker.publish()
+
+    assert None not in [bell.sent_at for bell in workplace.rows(Bell)]

@@ -1,9 +1,10 @@
 """How near a training's samples are to held-out images, in features that are shipped. Knows neither network nor job."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
+import torch
 from torch import Tensor
 
 from shared.specs.evaluate import usual_features
@@ -21,20 +22,22 @@ BATCH_SIZE: Final = 16
 class Nearness:
     """A distance between samples and the same images each time; nothing of it has to be in a checkpoint."""
 
-    def __init__(self, metric: str, held_out_NCHW: Tensor) -> None:
-        """``metric`` is one of ``shared.specs.training.NEARNESS``."""
-        self._metric, self._held_out_NCHW = metric, held_out_NCHW
-        self._features = replace(FEATURES[usual_features(held_out_NCHW.shape[1:])](), batch_size=BATCH_SIZE)
+    def __init__(self, metric: str, shape: Sequence[int], held_out: Callable[[], Iterable[Tensor]]) -> None:
+        """``metric`` is one of ``shared.specs.training.NEARNESS``; ``held_out`` reads the images, bytes, part by part,
+        which together are of ``shape`` ``(N, C, H, W)``. Only their features are kept: they may be gigabytes."""
+        self._metric, self._shape, self._held_out = metric, shape, held_out
+        self._features = replace(FEATURES[usual_features(shape[1:])](), batch_size=BATCH_SIZE)
         self._reference_ND: Tensor | None = None
 
     def of(self, samples_NCHW: Tensor, on_batch: Callable[[], None]) -> dict[str, float]:
         """The figure by its name; ``on_batch`` is called now and then, and may raise."""
         if self._reference_ND is None:
-            self._reference_ND = self._features.of(self._held_out_NCHW, on_batch=on_batch)
+            described = [self._features.of(image_BCHW, on_batch=on_batch) for image_BCHW in self._held_out()]
+            self._reference_ND = torch.cat(described)
         described_ND = self._features.of(samples_NCHW, on_batch=on_batch)
         return sets.values(described_ND, self._reference_ND, [self._metric])
 
     def told(self) -> dict[str, Any]:
         """What the figure was measured with: as beside an evaluation's."""
-        reference = sets.digest(self._held_out_NCHW)
+        reference = sets.digest_of_parts((self._shape, self._held_out()))
         return {"num_samples": NUM_DRAWN, "features": self._features.digest, "reference": reference}

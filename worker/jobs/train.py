@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from copy import copy
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from math import ceil, isfinite
 from typing import Any, Final
 
@@ -32,7 +33,7 @@ from worker.jobs.best import Best, Measures
 from worker.jobs.checkpoints import Checkpoints
 from worker.jobs.crew import crew, order
 from worker.jobs.inputs import fetch_files, stored
-from worker.jobs.nearness import MOST_COMPARED, NUM_DRAWN, Nearness
+from worker.jobs.nearness import BATCH_SIZE, MOST_COMPARED, NUM_DRAWN, Nearness
 from worker.jobs.pictures import encode_png, sheet
 from worker.jobs.switching import Switch
 from worker.jobs.weights import publish_averages, publish_weights
@@ -129,7 +130,8 @@ class _Training:
         num = self.batches.measured(MOST_COMPARED).get("held_out", 0)
         if num < FEWEST_HELD_OUT:
             raise DatasetInvalid(f"{metric} needs {FEWEST_HELD_OUT} held-out images, and the dataset has {num}")
-        return Nearness(metric, torch.cat([batch["image"] for batch in self.batches.of("held_out", num, 256)]))
+        held_out = partial(self.batches.of, "held_out", num, BATCH_SIZE)
+        return Nearness(metric, (num, *self.batches.shape), lambda: (batch["image"] for batch in held_out()))
 
     def _begin(self) -> Notes:
         """Begin at the best checkpoint, or afresh; returns what was noted there."""

@@ -4,7 +4,7 @@ Shape suffixes: N = samples, M = reference images, D = features.
 """
 
 import hashlib
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Final
 
 import torch
@@ -70,8 +70,14 @@ def pixel_noise(image_NCHW: Tensor, num_images: int) -> Tensor:
 
 def digest(*sets_NCHW: Tensor) -> str:
     """SHA-256 of sets of images, one after the other: of each its shape, then its bytes in order."""
+    return digest_of_parts(*((image_NCHW.shape, [image_NCHW]) for image_NCHW in sets_NCHW))
+
+
+def digest_of_parts(*sets: tuple[Sequence[int], Iterable[Tensor]]) -> str:
+    """``digest`` of sets of which each is given as its shape ``(N, C, H, W)`` and its images part by part."""
     sha256 = hashlib.sha256()
-    for image_NCHW in sets_NCHW:
-        sha256.update(f"{'x'.join(map(str, image_NCHW.shape))}\n".encode())
-        sha256.update(image_NCHW.contiguous().numpy().data)
+    for shape, parts in sets:
+        sha256.update(f"{'x'.join(map(str, shape))}\n".encode())
+        for image_BCHW in parts:
+            sha256.update(image_BCHW.contiguous().numpy().data)
     return sha256.hexdigest()
