@@ -95,7 +95,8 @@ class News:
     async def _run(self) -> None:
         from redis.exceptions import RedisError  # noqa: PLC0415  (slow to import, and only a running app needs it)
 
-        while True:
+        # Asked besides being canceled: where a time-out comes at the same moment, a library may take one for the other.
+        while not self.closing:
             try:
                 await self._hear()
             except (RedisError, OSError) as error:
@@ -110,7 +111,7 @@ class News:
 
         async with self._redis.pubsub() as subscription:
             await subscription.psubscribe(f"{self._prefix}*")
-            while True:
+            while not self.closing:
                 message = await subscription.get_message(timeout=1.0)
                 if message is None:
                     # Answers only while the connection lives.

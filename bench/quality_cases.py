@@ -27,7 +27,6 @@ from bench.quality_parts import (
 )
 from bench.quality_transfer import OF_STYLES, STYLE, TO_NEGATIVES, TRANSLATION, drawn_in_styles, negatives_of
 from shared.specs import ConsistencySpec, DiffusionSpec, GanSpec, VaeSpec, VqSpec
-from shared.specs.augmentation import Augmentation
 from shared.specs.training import TrainSpec
 from worker.engine.training import Trainer
 from worker.families.family import Origin
@@ -115,7 +114,7 @@ VAE_MLP: Final = Case(
 VAE_CONV: Final = Case(
     spec=VaeSpec(
         family="vae", network="conv", base_channels=32, latent_dim=20, steps=4500, batch_size=64, learning_rate=2e-3,
-        weight_decay=0.3, ema_decay=0.995, augmentation=Augmentation(shift=1), **fields("vae-conv"),
+        weight_decay=0.3, ema_decay=0.995, **fields("vae-conv"),
     ),
     measure=vae_figures,
     asked=[at_most("loss", 102), at_most("way", 0.15), at_least("probe_accuracy", 0.90)],
