@@ -31,7 +31,7 @@ TRIED: Final = """## Tried for what is not reached
   standardised. That training, of 600 steps, also with 32 dimensions, is at 109.6 nats: of these two, the one with the
   tighter bound has its classes less linearly apart. Of `beta`, `weight_decay` and `augmentation` no other value was
   tried beside 32 dimensions. With `augmentation: {shift: 1}` the recipe as it is, of 20 dimensions, reads 91.7 % (-ELBO
-  101.4 nats, way 10.7 %), once, in fp32, beside other work: all that is asked. It becomes the recipe when it is recorded.
+  101.4 nats, way 10.7 %), once, in fp32: all that is asked. It becomes the recipe when it is recorded.
 """
 
 NAMES: Final[Mapping[str, str]] = {
