@@ -72,11 +72,11 @@ class UpkeepThread:
             self._fails = False
 
     def _round(self, engine: Engine) -> None:
-        leases_mean_something = self._ask(engine, lambda s: continuity.see(s, self._name, **self._rounds))
-        if self._ask(engine, upkeep.is_watched):
+        leases_mean_something = _ask(engine, lambda s: continuity.see(s, self._name, **self._rounds))
+        if _ask(engine, upkeep.is_watched):
             self._resign(engine)
             return
-        self._leads = self._ask(engine, lambda s: upkeep.hold(s, upkeep.LEASE, self._name, self._lead_lease))
+        self._leads = _ask(engine, lambda s: upkeep.hold(s, upkeep.LEASE, self._name, self._lead_lease))
         if not self._leads:
             return
         if leases_mean_something:
@@ -84,7 +84,7 @@ class UpkeepThread:
         for job_id in self._transact(engine, upkeep.expire):
             self._tell(job_id)
         self._transact(engine, upkeep.settle_needs)
-        self._ask(engine, upkeep.settle_datasets)
+        _ask(engine, upkeep.settle_datasets)
 
     def _reap(self, engine: Engine) -> None:
         for job_id, state in self._transact(engine, upkeep.reap):
@@ -93,16 +93,8 @@ class UpkeepThread:
 
     def _resign(self, engine: Engine) -> None:
         if self._leads:
-            self._ask(engine, lambda s: upkeep.release(s, upkeep.LEASE, self._name))
+            _ask(engine, lambda s: upkeep.release(s, upkeep.LEASE, self._name))
             self._leads = False
-
-    def _ask(self, engine: Engine, statement: Callable[[Session], T]) -> T:
-        """Do what is one statement, without a transaction around it: stopped after it, we would keep its rows locked.
-
-        Every worker's round waits for the row of ``rounds``.
-        """
-        with Session(engine.execution_options(isolation_level="AUTOCOMMIT")) as session:
-            return statement(session)
 
     def _transact(self, engine: Engine, work: Callable[[Session], T]) -> T:
         """Do ``work`` in one transaction of its own, and tell of those who waited for what ended there."""
@@ -112,6 +104,15 @@ class UpkeepThread:
             for job_id in needs.news(session):
                 self._tell(job_id)
             return done
+
+
+def _ask(engine: Engine, statement: Callable[[Session], T]) -> T:
+    """Do what is one statement, without a transaction around it: stopped after it, we would keep its rows locked.
+
+    Every worker's round waits for the row of ``rounds``.
+    """
+    with Session(engine.execution_options(isolation_level="AUTOCOMMIT")) as session:
+        return statement(session)
 
 
 def _first_line(error: SQLAlchemyError) -> str:

@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 _FRESH_SECONDS: Final = 1.0
 
 _LONGEST_REST: Final = timedelta(seconds=3)
-"""After so long without a statement a transaction is ended by the server. Ours compute nothing in between: whoever
-rests was stopped or cut off, and what it keeps locked others wait for, if only for the account of their tenant."""
+"""After so long without a statement a transaction is ended by the server. But for the relay's, which asks for longer,
+ours wait for nothing in between: whoever rests was stopped or cut off, and what it keeps locked others wait for, if
+only for the account of their tenant."""
 
 AWAY: Final = (OperationalError, InterfaceError, PoolTimeout)
 """What a statement raises while the database cannot be reached or written to, or asks to be tried again."""
