@@ -1,6 +1,7 @@
 """What a training reads of its datasets, as a function of the step. Knows no network and no job."""
 
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import chain
 from typing import Literal
 
@@ -71,6 +72,35 @@ class Batches:
         if self._first.labels is not None:
             batch["label"] = torch.from_numpy(self._first.labels[next(iter(indices.values()))])
         return batch
+
+
+class Ahead:
+    """The batches of a training's steps, each gathered by a thread while the step before is computed."""
+
+    def __init__(self, batches: Batches, team: Team, device: torch.device) -> None:
+        self.batches, self.team = batches, team
+        # What a GPU copies while it computes must not be moved by the system meanwhile.
+        self._is_pinned = device.type == "cuda"
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="batches")
+        self._next: tuple[int, Future[Batch]] | None = None
+
+    def at(self, step: int) -> Batch:
+        """The batch that ``step``, counted from 0, trains on; whatever comes after it is begun with."""
+        coming = self._next
+        batch = coming[1] if coming and coming[0] == step else self._begin(step)
+        self._next = step + 1, self._begin(step + 1)
+        return batch.result()
+
+    def close(self) -> None:
+        """End the thread, when it has gathered what it is at."""
+        self._thread.shutdown(cancel_futures=True)
+
+    def _begin(self, step: int) -> Future[Batch]:
+        return self._thread.submit(self._gathered, step)
+
+    def _gathered(self, step: int) -> Batch:
+        batch = self.batches.at(step, self.team)
+        return {name: tensor.pin_memory() for name, tensor in batch.items()} if self._is_pinned else batch
 
 
 def indices_of(dataset: ImageDataset, split: Split) -> NDArray[np.int64]:

@@ -24,7 +24,7 @@ from worker.engine.team import ALONE, Team
 from worker.engine.training import Trainer
 from worker.families import FAMILIES
 from worker.families.family import DataInfo
-from worker.jobs.batches import Batches
+from worker.jobs.batches import Ahead, Batches
 
 Order = Literal["join", "step"]
 
@@ -99,7 +99,7 @@ def order(team: Team, what: Order, **about: Any) -> None:
     team.tell({"do": what, **about})
 
 
-def follow(team: Team, device: torch.device, spec: TrainSpec, batches: Batches) -> None:
+def follow(team: Team, device: torch.device, spec: TrainSpec, ahead: Ahead) -> None:
     """Do what the first process of the team orders; does not return."""
     family, trainer = FAMILIES[spec.model_dump()["family"]], None
     while True:
@@ -110,7 +110,7 @@ def follow(team: Team, device: torch.device, spec: TrainSpec, batches: Batches) 
             torch.set_num_threads(trainer.numerics.num_threads)
         elif trainer is not None:
             with suppress(NanLoss, OutOfMemory):  # the first process meets it, too, and decides
-                trainer.advance(batches.at(trainer.step, team))
+                trainer.advance(ahead.at(trainer.step))
 
 
 def main() -> None:
@@ -123,7 +123,7 @@ def main() -> None:
         spec = SPECS[orders["spec"]["family"]].model_validate(orders["spec"])
         files = {name: {file: Path(path) for file, path in paths.items()} for name, paths in orders["files"].items()}
         batches = Batches({name: open_images(paths) for name, paths in files.items()}, spec)
-        follow(team, device, spec, batches)
+        follow(team, device, spec, Ahead(batches, team, device))
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from worker.engine.team import Team
 from worker.engine.training import Trainer
 from worker.families import FAMILIES
 from worker.families.family import Batch, DataInfo, Draw, Origin
-from worker.jobs.batches import Batches, Split
+from worker.jobs.batches import Ahead, Batches, Split
 from worker.jobs.best import Best, Measures
 from worker.jobs.checkpoints import Checkpoints
 from worker.jobs.crew import crew, order
@@ -73,9 +73,10 @@ def train(run: Run) -> dict[str, Any]:
     with (
         exact(),
         crew(devices, spec.model_dump(mode="json"), files) as team,
+        closing(Ahead(batches, team, torch.device(run.device))) as ahead,
         closing(Switch(run, spec, len(devices))) as switch,
     ):
-        return _Training(run, spec, batches, team, switch).execute()
+        return _Training(run, spec, ahead, team, switch).execute()
 
 
 def devices_for(run: Run, spec: TrainSpec) -> Sequence[str]:
@@ -107,8 +108,9 @@ class Notes:
 class _Training:
     """One attempt at one training."""
 
-    def __init__(self, run: Run, spec: TrainSpec, batches: Batches, team: Team, switch: Switch) -> None:
-        self.run, self.spec, self.batches, self.team, self.switch = run, spec, batches, team, switch
+    def __init__(self, run: Run, spec: TrainSpec, ahead: Ahead, team: Team, switch: Switch) -> None:
+        self.run, self.spec, self.ahead, self.team, self.switch = run, spec, ahead, team, switch
+        self.batches = batches = ahead.batches
         self.models: Mapping[str, Mapping[str, Any]] = run.assignment.inputs.get("models", {})
         origins = {field: Origin.from_json(model) for field, model in self.models.items()}
         self.data = DataInfo(shape=batches.shape, num_classes=batches.num_classes, models=origins)
@@ -205,7 +207,7 @@ class _Training:
 
     def _advance(self) -> dict[str, float] | None:
         """Do one step and return its figures; None if the training went back instead."""
-        batch = self.batches.at(self.trainer.step, self.team)
+        batch = self.ahead.at(self.trainer.step)
         before = self.trainer.numerics
         order(self.team, "step")
         try:
