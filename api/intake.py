@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ConfigDict, ValidationError
 from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import col
@@ -19,6 +19,7 @@ from api.errors import FieldsRefused
 from api.multipart import FilePart, Form
 from api.parts import Parts
 from api.pointers import field_error
+from shared.described import Described
 from shared.errors import IllegalMove, InvalidSpec, NotFound, StorageAway, UnsupportedMedia
 from shared.ids import public, uuid7
 from shared.jobs import requests
@@ -30,10 +31,10 @@ from shared.specs.spec import DatasetKind
 from shared.wire import DatasetName, DatasetUpload, FieldError, Resolution
 
 
-class DatasetForm(BaseModel):
+class DatasetForm(Described):
     """The fields of the form besides ``file``."""
 
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid")
 
     name: DatasetName
     """What to call it."""

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 from pydantic import SecretStr
 from pydantic.fields import FieldInfo
 
+from shared.described import descriptions
 from shared.settings import Section, Settings
 
 HEAD = """# Configuration
@@ -59,9 +60,10 @@ def section_lines(name: str, section: type[Section]) -> Iterator[str]:
     yield f"\n## {name.capitalize() if len(name) > 3 else name.upper()}: {(section.__doc__ or '').strip()}\n"
     yield "| variable | type | default | meaning |"
     yield "|---|---|---|---|"
+    told = descriptions(section)
     for field_name, field in section.model_fields.items():
         variable = f"`NOISEMILL_{name}_{field_name}`".upper()
-        meaning = " ".join((field.description or "").split()).replace("``", "`")
+        meaning = " ".join(told.get(field_name, "").split()).replace("``", "`")
         yield f"| {variable} | {type_of(field)} | {default_of(field)} | {meaning} |"
 
 

@@ -6,11 +6,13 @@ training the weights, of an evaluation its report, of an ingestion the dataset's
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import ConfigDict
+
+from shared.described import Described
 
 
-class _Told(BaseModel):
-    model_config = ConfigDict(extra="ignore", frozen=True, use_attribute_docstrings=True)
+class _Told(Described):
+    model_config = ConfigDict(extra="ignore", frozen=True)
 
 
 class Original(_Told):

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
+from shared.described import Described
 from shared.reproduction import Original
 from shared.specs import AnyTrainSpec, GenerateSpec
 from shared.specs.evaluate import EvaluateSpec
@@ -28,8 +29,8 @@ LabelKey = Annotated[str, StringConstraints(min_length=1, max_length=63, pattern
 ItemT = TypeVar("ItemT")
 
 
-class _Request(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
+class _Request(Described, BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class _JobRequest(_Request):
@@ -110,17 +111,14 @@ class DatasetUpload(_Request):
     """Side length that images are brought to; their own when left out."""
 
 
-class View(BaseModel):
+class View(Described, BaseModel):
     """Something the server shows. Clients ignore fields they do not know."""
 
-    model_config = ConfigDict(extra="ignore", use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="ignore")
 
 
 class Page(View, Generic[ItemT]):
     """One page of a list; ``next_cursor`` asks for the one after it."""
-
-    # Looking for docstrings in ``Page[X]`` would read the source of whoever writes that, and fail there.
-    model_config = ConfigDict(use_attribute_docstrings=False)
 
     data: list[ItemT]
     next_cursor: str | None = None

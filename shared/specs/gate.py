@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 from typing import Annotated, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import ConfigDict, Field, StringConstraints, model_validator
 
+from shared.described import Described
 from shared.specs.spec import DatasetId, Direction, JobId, Spec, wrong
 
 BETTER: Final[Mapping[str, Direction]] = {
@@ -77,10 +78,10 @@ class AliasRequest(Spec):
     """The evaluate job of the version that is looked at; for each bound the newest that measured it when left out."""
 
 
-class Check(BaseModel):
+class Check(Described):
     """How a version stands to one bound of a gate."""
 
-    model_config = ConfigDict(extra="ignore", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="ignore", frozen=True)
 
     bound: Bound
     passed: bool

@@ -10,6 +10,7 @@ import pytest
 from pydantic import ValidationError
 from pydantic_core import PydanticCustomError
 
+from shared.described import descriptions
 from shared.errors import InvalidSpec
 from shared.specs import FAMILIES, TrainSpec
 from tests.jobs.variants import options
@@ -82,8 +83,8 @@ def test_what_presets_bring_and_what_was_stored_is_never_refused(family: str) ->
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_field_that_says_it_is_for_one_choice_only_has_a_rule(family: str) -> None:
-    fields = FAMILIES[family].model_fields.items()
-    said = {field for field, info in fields if re.search(r"\(``\w+``[^)]* only\)", info.description or "")}
+    told = descriptions(FAMILIES[family]).items()
+    said = {field for field, text in told if re.search(r"\(``\w+``[^)]* only\)", text)}
 
     assert said <= FAMILIES[family].used_with.keys()
 
