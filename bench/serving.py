@@ -4,22 +4,32 @@ Thirty-two requests for one sample each, of 10 to 50 DDIM steps, at the moments 
 ``--load`` times what serving at a batch of one keeps up with. All ways of serving have the same network (the UNet of
 ``bench/unet.py``, prepared as for jobs of ``precision: auto``: bf16 where the processor multiplies it), the same
 requests and the same moments; they take turns, in another order each round. The loop of diffusers' pipeline at a batch
-of one stands beside them. Told are makespan and 95th percentile of latency, and what one request alone costs in the
-exact tile.
+of one stands beside them, by itself and behind LitServe (``bench/litserve_service.py``), over HTTP. Told are makespan,
+95th percentile of latency, and what one request alone costs in the exact tile.
 
+    pip install litserve
     python -m bench.serving [--rounds 5] [--requests 32] [--load 4] [--threads 2] [--output FILE]
 """
 
 import argparse
 import json
+import os
 import random
+import signal
+import socket
 import statistics
+import subprocess
+import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
+import httpx
 import torch
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 
@@ -32,6 +42,8 @@ from worker.families import FAMILIES
 from worker.families.family import Draw
 
 FEWEST, MOST = 10, 50
+LONGEST: Final = 3600.0
+"""Seconds that an answer over HTTP is waited for."""
 GOALS: Final = {
     "exact makespan / serial": 0.5,
     "exact p95 / serial": 0.5,
@@ -134,6 +146,50 @@ def as_diffusers_does() -> Callable[[Arrival], object]:
     return draw
 
 
+@contextmanager
+def litserve() -> Iterator[Serve]:
+    """A server with the same loop and as many threads; who asks waits for the answer, each in a thread.
+
+    Raises:
+        RuntimeError: it did not come up; LitServe is not installed, for one.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    service = f"http://127.0.0.1:{port}"
+    command = [sys.executable, "-m", "bench.litserve_service", str(port), str(torch.get_num_threads())]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True) as server:
+        try:
+            _await(service, server)
+            with httpx.Client(base_url=service, timeout=LONGEST, limits=httpx.Limits(max_connections=None)) as client:
+                yield partial(_over_http, client)
+        finally:
+            os.killpg(server.pid, signal.SIGKILL)
+
+
+def _await(service: str, server: subprocess.Popen[bytes]) -> None:
+    for _ in range(240):
+        with suppress(httpx.HTTPError):
+            if httpx.get(f"{service}/health").is_success:
+                return
+        if server.poll() is not None:
+            break
+        time.sleep(0.25)
+    raise RuntimeError("LitServe did not come up")
+
+
+def _over_http(client: httpx.Client, arrivals: Sequence[Arrival]) -> list[float]:
+    began = time.perf_counter()
+
+    def ask(one: Arrival) -> float:
+        time.sleep(max(0.0, one.after - (time.perf_counter() - began)))
+        client.post("/predict", json={"steps": one.steps, "seed": one.seed}).raise_for_status()
+        return time.perf_counter() - began
+
+    with ThreadPoolExecutor(len(arrivals)) as threads:
+        return list(threads.map(ask, arrivals))
+
+
 def process(num_requests: int, seconds_of_a_step: float, load: float) -> list[Arrival]:
     """The same requests in every run; their moments scale with the machine."""
     chance = random.Random(20)
@@ -160,12 +216,12 @@ def step_seconds(draw: Callable[[Arrival], object], steps: int = 10) -> float:
     return (time.perf_counter() - began) / steps
 
 
-def compared(rounds: int, num_requests: int, load: float) -> dict[str, Any]:
+def compared(rounds: int, num_requests: int, load: float, served: Serve) -> dict[str, Any]:
     network = Network()
     lines = {"exact": network.line(Tile), "relaxed": network.line(LooseTile), "serial": network.line(Tile, 1)}
     single = {"exact": alone(network, lines["exact"]), "serial": alone(network, lines["serial"])}
     ways = {name: shared(network, lines[name]) for name in ("exact", "relaxed")}
-    ways |= {"serial": one_by_one(single["serial"]), "diffusers": one_by_one(as_diffusers_does())}
+    ways |= {"serial": one_by_one(single["serial"]), "diffusers": one_by_one(as_diffusers_does()), "LitServe": served}
     for draw in single.values():
         step_seconds(draw)
     arrivals = process(num_requests, min(step_seconds(single["serial"]) for _ in range(3)), load)
@@ -194,6 +250,8 @@ def summary(told: dict[str, list[dict[str, float]]], lone: dict[str, list[float]
         "exact makespan / relaxed": of["exact"]["makespan"] / of["relaxed"]["makespan"],
         "one request, exact tile / batch 1": alone["exact"]["median"] / alone["serial"]["median"],
         "exact makespan / diffusers": of["exact"]["makespan"] / of["diffusers"]["makespan"],
+        "exact makespan / LitServe": of["exact"]["makespan"] / of["LitServe"]["makespan"],
+        "exact p95 / LitServe": of["exact"]["p95"] / of["LitServe"]["p95"],
     }
     return {
         "seconds": seconds,
@@ -219,7 +277,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    found = compared(options.rounds, options.requests, options.load)
+    with litserve() as served:
+        found = compared(options.rounds, options.requests, options.load, served)
     about = {
         "rounds": options.rounds,
         "requests": options.requests,
