@@ -1,11 +1,16 @@
 """What a training reads of several datasets: as many samples of each, never in pairs."""
 
+from collections.abc import Callable
+from threading import current_thread
+from typing import Any
+
 import numpy as np
 import pytest
 
 from shared.errors import DatasetInvalid
 from shared.specs import TranslationSpec
 from worker.data.dataset import ImageDataset
+from worker.engine.team import ALONE, Team
 from worker.jobs.batches import Batches
 
 SPEC = TranslationSpec(
@@ -58,3 +63,36 @@ def test_what_is_measured_is_the_first_of_each() -> None:
     pieces = [piece["target_dataset"][:, 0, 0, 0].tolist() for piece in batches.of("held_out", 6, 4)]
 
     assert pieces == [[24, 25, 26, 27], [28, 29]]
+
+
+def test_the_next_batch_is_gathered_while_a_step_is_done(
+    monkeypatch: pytest.MonkeyPatch, wait_until: Callable[..., None]
+) -> None:
+    gathered: list[str] = []
+    gather = ImageDataset.gather
+
+    def gather_told(dataset: ImageDataset, indices: Any) -> Any:
+        found = gather(dataset, indices)
+        gathered.append(current_thread().name)
+        return found
+
+    monkeypatch.setattr(ImageDataset, "gather", gather_told)
+    batches = Batches({"image": numbered(40)}, SPEC)
+    batches.at(0)
+
+    wait_until(lambda: len(gathered) == 2)  # before anybody asks for it
+    batches.at(1)
+    wait_until(lambda: len(gathered) == 3)
+    assert (gathered[0], {name.partition("_")[0] for name in gathered[1:]}) == ("MainThread", {"gather"})
+
+
+def test_a_batch_is_that_of_its_step_whatever_was_asked_before() -> None:
+    """A training goes back to a checkpoint, and a process of a team has its own rows."""
+    asked = [(0, ALONE), (1, ALONE), (4, ALONE), (5, Team(1, 2)), (6, Team(1, 2)), (7, ALONE), (2, ALONE), (3, ALONE)]
+    datasets = {"image": numbered(40, labels=True), "target_dataset": numbered(30)}
+    batches = Batches(datasets, SPEC)
+
+    for step, team in asked:
+        batch, expected = batches.at(step, team), Batches(datasets, SPEC).at(step, team)
+        assert batch.keys() == expected.keys()
+        assert all(batch[name].equal(expected[name]) for name in expected)

@@ -1,8 +1,9 @@
 """What a training reads of its datasets, as a function of the step. Knows no network and no job."""
 
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import chain
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -16,6 +17,14 @@ from worker.engine.team import ALONE, Team
 from worker.families.family import Batch
 
 Split = Literal["train", "held_out"]
+
+
+class _Ahead(NamedTuple):
+    """A batch that is being gathered."""
+
+    step: int
+    rows: range
+    batch: "Future[Batch]"
 
 
 class Batches:
@@ -39,14 +48,28 @@ class Batches:
         }
         self.steps_per_epoch = next(iter(self.orders.values())).steps_per_epoch
         """Of the first dataset."""
+        self._thread = ThreadPoolExecutor(1, "gather")
+        self._ahead: _Ahead | None = None
 
     @property
     def _first(self) -> ImageDataset:
         return next(iter(self.datasets.values()))
 
     def at(self, step: int, team: Team = ALONE) -> Batch:
-        """The batch that ``step``, counted from 0, trains on; of a team, the rows that this process computes."""
+        """The batch that ``step``, counted from 0, trains on; of a team, the rows that this process computes.
+
+        That of the step after it is gathered meanwhile, by a thread: no device waits for a disk between two steps.
+        """
         rows = team.rows(self.batch_size)
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None and (ahead.step, ahead.rows) == (step, rows):
+            batch = ahead.batch.result()
+        else:
+            batch = self._at(step, rows)
+        self._ahead = _Ahead(step + 1, rows, self._thread.submit(self._at, step + 1, rows))
+        return batch
+
+    def _at(self, step: int, rows: range) -> Batch:
         places = {name: order.at(step)[rows.start : rows.stop] for name, order in self.orders.items()}
         return self._gathered({name: one.train_indices[places[name]] for name, one in self.datasets.items()})
 
