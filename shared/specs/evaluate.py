@@ -66,6 +66,10 @@ class EvaluateSpec(Generate):
 
     preview_every: None = None  # pyright: ignore[reportIncompatibleVariableOverride]
     """An evaluation shows no samples on the way."""
+    compiled: Literal[False] = Field(  # pyright: ignore[reportIncompatibleVariableOverride]
+        default=False, exclude_if=lambda compiled: not compiled
+    )
+    """What an evaluation draws is not compiled."""
 
     def features_of(self, shape: Sequence[int]) -> Features:
         """In what images of ``shape`` are compared."""
