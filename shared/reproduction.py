@@ -4,11 +4,16 @@ A job is known by one SHA-256 of all that it made, which its result tells: of a 
 training the weights, of an evaluation its report, of an ingestion the dataset's digest, of an export over its files.
 """
 
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from pydantic import ConfigDict
 
 from shared.described import Described
+
+Reproducibility = Literal["exact", "same_hardware", "none"]
+"""Where the same request makes the same bytes again, as a job's result says of itself."""
+EXACT: Final[Reproducibility] = "exact"
+"""On any machine: bytes are copied, or computed in whole numbers."""
 
 
 class _Told(Described):
@@ -21,9 +26,8 @@ class Original(_Told):
     job_id: str
     sha256: str
     """Of what it made."""
-    reproducibility: Literal["exact", "same_hardware", "none"] | None = None
-    """What it said of itself; after ``none`` other bytes are no fault. None: it computes no floats (an ingestion or an
-    export)."""
+    reproducibility: Reproducibility | None = None
+    """What it said of itself; after ``none`` other bytes are no fault."""
     fingerprint: dict[str, Any] | None = None
     """What else its last bits depended on."""
 
@@ -44,7 +48,7 @@ class Reproduction(_Told):
     """Whether both made the same bytes."""
     expected_sha256: str
     found_sha256: str | None
-    reproducibility: Literal["exact", "same_hardware", "none"] | None
+    reproducibility: Reproducibility | None
     """What the first job said of itself."""
     same_fingerprint: bool | None
     """Whether both ran alike, as far as it is recorded; None if one of them recorded nothing."""

@@ -169,8 +169,8 @@ class WorkerSettings(Section):
     """Weights of models that stay on the device between jobs, those used last; a model in use always may. A quarter of
     the memory that is free when the first one is loaded, when left out."""
     feature_networks: Path | None = None
-    """Folder with networks that jobs may compare images in: ``inception.safetensors``, which is FID's, to evaluate, and
-    ``vgg19.safetensors`` to train style transfer."""
+    """Folder with networks that jobs may compare images in: ``inception.safetensors``, which is FID's, and
+    ``imagenet.safetensors`` to evaluate, and ``vgg19.safetensors`` to train style transfer."""
     poll: Duration = timedelta(seconds=3)
     """How often an idle worker looks into SQL by itself (with jitter)."""
     beat: Duration = timedelta(seconds=0.75)

@@ -21,7 +21,7 @@ OF_SAMPLES: Final[frozenset[Metric]] = frozenset({
 })  # fmt: skip
 """Those that look at samples: the model must be able to ``generate``."""
 
-Features = Literal["digits", "dct", "pixels", "inception"]
+Features = Literal["digits", "dct", "pixels", "inception", "imagenet"]
 
 CLASSIFIERS: Final[Mapping[Features, int]] = {"digits": 10}
 """Features that know classes, and how many."""
@@ -58,13 +58,18 @@ class EvaluateSpec(Generate):
     """What to measure, refused where it cannot be; when left out, whatever this model can be measured by on this
     dataset."""
     features: Features | None = None
-    """In what images are compared: a shipped classifier of digits, low frequencies, pixels, or FID's own network where
-    the operator has put its weights. When left out, digits for grey images of 28x28 and else dct."""
+    """In what images are compared: a shipped classifier of digits, low frequencies, pixels, or FID's own network or a
+    smaller one of photographs where the operator has put their weights. When left out, digits for grey images of 28x28
+    and else dct."""
     batch_size: int = Field(default=64, ge=1, le=4096)
     """Images that go through a network at once when they are scored."""
 
     preview_every: None = None  # pyright: ignore[reportIncompatibleVariableOverride]
     """An evaluation shows no samples on the way."""
+    compiled: Literal[False] = Field(  # pyright: ignore[reportIncompatibleVariableOverride]
+        default=False, exclude_if=lambda compiled: not compiled
+    )
+    """What an evaluation draws is not compiled."""
 
     def features_of(self, shape: Sequence[int]) -> Features:
         """In what images of ``shape`` are compared."""

@@ -16,6 +16,13 @@ RECIPES: Final[Mapping[Encoder, Mapping[str, Any]]] = {
 }
 """A decoder about as large as the encoder, and how fast it learns."""
 
+PRESETS: Final[Mapping[str, Mapping[str, Any]]] = {
+    "xs": {"encoder": "digits", **RECIPES["digits"]},
+    "s": {"encoder": "digits", **RECIPES["digits"], "base_channels": 32},
+    "b": {"encoder": "vgg19", **RECIPES["vgg19"]},
+}
+"""Sizes from two CPU cores (``xs``) to one large GPU (``b``, with the operator's VGG-19)."""
+
 SMALLEST_SIDES: Final[Mapping[Encoder, int]] = {"digits": 2, "vgg19": 8}
 """Pixels of images that are halved to one."""
 
@@ -26,8 +33,8 @@ COLOURED: Final[frozenset[Encoder]] = frozenset({"vgg19"})
 class StyleSpec(TrainSpec):
     """Learn to draw the images of ``dataset`` in the styles of ``style_dataset``: AdaIN (Huang and Belongie, 2017).
 
-    What is left out follows from ``encoder`` (``RECIPES``). Matching a style by descent (Gatys et al., 2016) needs the
-    encoder alone: a training of one step will do.
+    What is left out follows from ``preset`` (``PRESETS``), or from another ``encoder`` than it has (``RECIPES``).
+    Matching a style by descent (Gatys et al., 2016) needs the encoder alone: a training of one step will do.
     """
 
     modality: ClassVar[Modality] = "image"
@@ -37,12 +44,15 @@ class StyleSpec(TrainSpec):
         "reconstruct": frozenset(),
     }
     further_datasets: ClassVar[tuple[str, ...]] = ("style_dataset",)
-    architecture: ClassVar[frozenset[str]] = frozenset({"encoder", "base_channels"})
+    architecture: ClassVar[frozenset[str]] = frozenset({"preset", "encoder", "base_channels"})
 
     family: Literal["style"]
     style_dataset: DatasetId
     """The styles to learn: images of the same size and number of channels as those of ``dataset``; it may be the same
     dataset."""
+    preset: Literal["xs", "s", "b"] = "xs"
+    """What sees and how large the decoder is, where the fields below leave it open: from two CPU cores to one large
+    GPU."""
     encoder: Encoder = "digits"
     """In whose features style is compared: a shipped classifier of grey digits, or VGG-19 up to relu4_1 where the
     operator has put its weights. It becomes a frozen part of the model."""
@@ -57,7 +67,9 @@ class StyleSpec(TrainSpec):
 
     @classmethod
     def derived(cls, given: Mapping[str, Any]) -> Mapping[str, Any]:
-        return RECIPES["vgg19" if given.get("encoder") == "vgg19" else "digits"]
+        sizes = PRESETS.get(str(given.get("preset", "xs")), PRESETS["xs"])
+        encoder = "vgg19" if given.get("encoder", sizes["encoder"]) == "vgg19" else "digits"
+        return sizes if encoder == sizes["encoder"] else RECIPES[encoder]
 
     def compared_by(self) -> Mapping[str, Direction]:
         """The loss and what it is made of."""

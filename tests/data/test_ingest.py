@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +37,7 @@ def test_the_result_says_what_came_of_it(ingest_upload: Ingest) -> None:
         },
         "rejected": {"count": 0, "files": []},
     }
+    assert (result["reproducibility"], result["fingerprint"]) == ("exact", {"pillow": version("pillow")})
 
 
 @pytest.mark.parametrize("suffix", ["zip", "tar", "npz", "txt", "wav.zip"])

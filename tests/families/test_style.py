@@ -351,6 +351,25 @@ def test_what_is_left_out_follows_from_the_encoder() -> None:
 
 
 @pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({}, ("digits", 16, 2e-3)),
+        ({"preset": "s"}, ("digits", 32, 2e-3)),
+        ({"preset": "b"}, ("vgg19", 64, 1e-4)),
+        ({"preset": "b", "base_channels": 8}, ("vgg19", 8, 1e-4)),
+        ({"preset": "b", "encoder": "digits"}, ("digits", 16, 2e-3)),
+        ({"preset": "s", "encoder": "digits", "learning_rate": 0.1}, ("digits", 32, 0.1)),
+    ],
+)
+def test_what_is_left_out_follows_from_the_preset(fields: dict[str, Any], expected: tuple[str, int, float]) -> None:
+    spec = spec_of(**fields)
+
+    assert (spec.encoder, spec.base_channels, spec.learning_rate) == expected
+    # As it is stored, with everything written out, it is the same again.
+    assert StyleSpec.model_validate(spec.model_dump(mode="json")) == spec
+
+
+@pytest.mark.parametrize(
     ("task", "field", "value"),
     [
         ("stylise", "strength", 1.01), ("stylise", "strength", -0.1), ("stylise", "style", "mdl_" + "0" * 32),

@@ -11,9 +11,10 @@ import pytest
 from torch import nn
 
 from shared.errors import DatasetInvalid
-from shared.specs import GanSpec
+from shared.specs import DiffusionSpec, GanSpec
 from tests.jobs.conftest import DATASET_ID, DIFFUSION, bars
 from tests.jobs.folder_run import FolderRun, put, store_array
+from worker.engine.blocks import disturb
 from worker.engine.checkpoint import write_weights
 from worker.engine.training import build
 from worker.families import FAMILIES
@@ -91,6 +92,26 @@ def test_the_likelihood_of_a_diffusion_model_is_measured_on_a_few_images_step_by
     assert figure["num_samples"] == 2
     assert figure["confidence_95"][0] < figure["value"] < figure["confidence_95"][1]
     assert [step[:2] for step in run.steps] == [(1, 2)] * 33 + [(2, 2)] * 33
+
+
+def test_a_likelihood_is_that_of_fp32_whatever_samples_are_drawn_in(
+    tmp_path: Path, evaluate_run: MakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores: dict[str, Any] = FAMILIES["diffusion"].scores  # pyright: ignore[reportAssignmentType]
+    monkeypatch.setitem(scores, "bits_per_dim", replace(scores["bits_per_dim"], most=2))
+    monkeypatch.setattr("worker.families.nets.likelihood.STEPS", 2)
+    spec = {"family": "diffusion", "dataset": DATASET_ID, "model": "bars"}
+    info, path = DataInfo(shape=(1, 12, 12)), tmp_path / "model.safetensors"
+    net = build(FAMILIES["diffusion"], DiffusionSpec.model_validate(spec), info)
+    disturb(net)  # first weights give zeros in any precision
+    write_weights(path, net, {})
+    model = {"info": info.as_json(), "weights": put(tmp_path, "weights", path.read_bytes()).as_json()}
+    runs = {one: evaluate_run(model, model_spec=spec, metrics=["scores"], precision=one) for one in ("fp32", "bf16")}
+
+    results = {precision: evaluate(run) for precision, run in runs.items()}
+
+    assert results["bf16"]["fingerprint"]["precision"] == "bf16"
+    assert results["bf16"]["figures"] == results["fp32"]["figures"]
 
 
 def test_the_report_and_its_pictures_are_published(evaluate_run: MakeRun, trained: dict[str, Any]) -> None:

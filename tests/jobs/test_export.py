@@ -94,7 +94,7 @@ def test_the_same_request_gives_the_same_files(export_run: MakeRun) -> None:
     first, second = (export(export_run(fence=fence)) for fence in (1, 2))
 
     assert first == second
-    assert sorted(first["files"]) == FILES
+    assert (sorted(first["files"]), first["reproducibility"]) == (FILES, "exact")
 
 
 def test_the_result_has_the_digest_of_every_file_and_one_over_all(export_run: MakeRun) -> None:

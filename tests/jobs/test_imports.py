@@ -129,6 +129,7 @@ def test_the_same_request_gives_the_same_bytes(import_run: MakeRun) -> None:
     first, second = (import_model(import_run(fence=fence)) for fence in (1, 2))
 
     assert first["weights"]["sha256"] == second["weights"]["sha256"]
+    assert first["reproducibility"] == second["reproducibility"] == "exact"
 
 
 SPOILT: dict[str, tuple[Any, str]] = {

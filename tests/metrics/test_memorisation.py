@@ -1,9 +1,14 @@
 """A model that repeats its training images is found out; one that draws afresh is not accused."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from sklearn.neighbors import NearestNeighbors
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from tests.metrics.conftest import strokes
 from worker.metrics.memorisation import memorisation, nearest
@@ -47,6 +52,39 @@ def test_one_copy_among_fresh_samples_is_the_closest_pair() -> None:
 
     assert (sample, image, distance) == (17, 123, pytest.approx(0, abs=1e-4))
     assert sorted(pair[2] for pair in others) == [pair[2] for pair in others]
+
+
+def test_copying_is_the_share_of_held_out_images_that_are_farther_and_half_of_those_as_far() -> None:
+    """Among distances of a few grey levels there are many ties."""
+    levels = torch.arange(240, dtype=torch.uint8)[:, None, None, None]
+    samples, train, held_out = levels[:31] * 7 % 50, levels[40:60] * 3 % 100, levels * 5 % 90
+
+    found = memorisation(samples, train, held_out)
+
+    fresh = nearest(held_out, train).distance.tolist()
+    wins = [sum((a < b) + 0.5 * (a == b) for b in fresh) for a in found.nearest.distance.tolist()]
+    assert len(set(wins)) > 5 and any(win % 1 for win in wins)
+    assert found.copying.tolist() == [win / len(fresh) for win in wins]
+
+
+class Largest(TorchDispatchMode):
+    """Notices how many numbers the largest tensor has."""
+
+    num = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        self.num = max([self.num, *(one.numel() for one in tree_leaves(made) if isinstance(one, Tensor))])
+        return made
+
+
+def test_however_many_images_there_are_no_two_sets_are_compared_at_once() -> None:
+    sets = [torch.arange(num).remainder(251).byte()[:, None, None, None] for num in (1500, 2500, 3000)]
+
+    with Largest() as seen:
+        memorisation(*sets)
+
+    assert seen.num == 1000 * 1000
 
 
 def test_without_held_out_images_there_is_nothing_to_compare_with() -> None:

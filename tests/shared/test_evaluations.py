@@ -224,6 +224,8 @@ def test_bits_are_told_where_they_bound_what_bytes_cost_or_by_a_name_of_their_ow
         {"num_samples": 5},
         {"features": "/etc/inception.pt"},
         {"task": "reconstruct"},
+        {"preview_every": 5},
+        {"compiled": True, "determinism": "relaxed"},
     ],
 )
 def test_what_makes_no_sense_is_refused(fields: dict[str, Any]) -> None:

@@ -8,18 +8,18 @@ or on the order of requests. Knows no family and no job.
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Generic, Literal, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from shared.errors import NanLoss, OutOfMemory
+from shared.reproduction import Reproducibility
 from worker.engine.memory import is_out_of_memory, release
 from worker.engine.tile_width import WIDEST, widest
 from worker.families.family import Draw, Foreseeing, Sampler, Seeded, SlotState
 from worker.kernels.noise import Domain, Noise
 
-Reproducibility = Literal["exact", "same_hardware", "none"]
 REPRODUCIBILITY: Final[Reproducibility] = "same_hardware"
 """Equal bytes are promised between workers whose fingerprints are equal."""
 BY_CHANCE: Final[Reproducibility] = "none"

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Generator, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from functools import cached_property
 from math import ceil
 from typing import Any, Final
@@ -112,15 +112,26 @@ class _Evaluation:
     # The model on data
 
     def _scores(self) -> None:
-        for name, score in self.scores.items():
-            values = torch.cat([self._score(score, batch, rows) for rows, batch in self._batches(score.most)])
-            images = torch.from_numpy(self.dataset.gather(self.indices[: len(values)]))
-            self.report.tell(self._estimates(name, score, values), reference=sets.digest(images))
+        with self._in_fp32() as model:
+            for name, score in self.scores.items():
+                batches = self._batches(score.most)
+                values = torch.cat([self._score(model, score, batch, rows) for rows, batch in batches])
+                images = torch.from_numpy(self.dataset.gather(self.indices[: len(values)]))
+                self.report.tell(self._estimates(name, score, values), reference=sets.digest(images))
 
-    def _score(self, score: Score[Any, Any], batch: Batch, rows: range) -> Tensor:
+    @contextmanager
+    def _in_fp32(self) -> Iterator[LoadedModel]:
+        """The model as it is compared with others, in whatever precision its samples are drawn."""
+        if self.model.numerics.precision == "fp32":
+            yield self.model
+            return
+        with closing(LoadedModel.load(self.run, self.run.assignment.inputs["model"], self.device)) as model:
+            yield model
+
+    def _score(self, model: LoadedModel, score: Score[Any, Any], batch: Batch, rows: range) -> Tensor:
         self._step()
         noise = Noise.of_step(Domain.EVALUATION, self.spec.seed, 0, rows, self.device)
-        values = score.values(self.model.spec, self.model.net, batch, noise)
+        values = score.values(model.spec, model.net, batch, noise)
         return (values if isinstance(values, Tensor) else self._waited_for(values)).cpu()
 
     def _waited_for(self, values: Generator[None, None, Tensor]) -> Tensor:
@@ -257,8 +268,8 @@ class _Evaluation:
 
     def _asked_classes(self) -> Tensor | None:
         """The class of each sample that was asked for; None of a model that knows none."""
-        num_classes = self.model.data.num_classes
-        if not num_classes or not getattr(self.model.spec, "class_conditional", False):
+        num_classes = self.model.spec.num_classes(self.model.data.as_json())
+        if not num_classes:
             return None
         labels = torch.tensor(self.spec.labels or range(num_classes))
         return labels[torch.arange(self.spec.num_samples) % len(labels)]

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import torch
 
+from shared.reproduction import EXACT
 from shared.specs.export import ExportSpec
 from worker.engine.checkpoint import load_weights, undrawn
 from worker.engine.training import build
@@ -47,8 +48,8 @@ def export(run: Run) -> dict[str, Any]:
         card = model_card(model, run.assignment.inputs["dataset"], wanted.format, usage, digests)
         (folder / CARD).write_bytes(card)
         files = _publish(run, folder)
-    content = json.dumps(sorted(files.items())).encode()
-    return {"format": wanted.format, "files": files, "sha256": hashlib.sha256(content).hexdigest()}
+    sha256 = hashlib.sha256(json.dumps(sorted(files.items())).encode()).hexdigest()
+    return {"format": wanted.format, "files": files, "sha256": sha256, "reproducibility": EXACT}
 
 
 def _publish(run: Run, folder: Path) -> dict[str, str]:

@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 
+from shared.reproduction import EXACT
 from worker.engine.checkpoint import undrawn, weights_of
 from worker.engine.estimate import require
 from worker.engine.training import build
@@ -42,4 +43,5 @@ def import_model(run: Run) -> dict[str, Any]:
         "weights": weights.as_json(),
         "info": info,
         "num_parameters": sum(parameter.numel() for parameter in net.parameters()),
+        "reproducibility": EXACT,
     }

@@ -4,9 +4,11 @@ import hashlib
 import json
 import tempfile
 from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from shared.reproduction import EXACT
 from shared.specs.ingest import IngestSpec
 from worker.data.progress import STEPS, Progress
 from worker.data.upload import Wanted, convert
@@ -18,8 +20,9 @@ def ingest(run: Run) -> dict[str, Any]:
     """Read the upload of an ingest job, convert it, publish the canonical files.
 
     Returns:
-        ``modality``, ``count``, ``digest``, ``files`` [{name, key, sha256, size_bytes}] and ``info``. The digest
-        depends on the samples, their names' order and their annotations, not on the archive around them.
+        ``modality``, ``count``, ``digest``, ``files`` [{name, key, sha256, size_bytes}], ``info``, ``reproducibility``
+        and ``fingerprint``. The digest depends on the samples, their names' order and their annotations, not on the
+        archive around them.
 
     Raises:
         DatasetInvalid: the upload cannot be read; the message names the file and the reason.
@@ -50,6 +53,9 @@ def _publish(run: Run, canonical: Canonical, progress: Progress) -> dict[str, An
         "digest": _digest(canonical.modality, files, canonical.info.get("classes")),
         "files": files,
         "info": dict(canonical.info),
+        "reproducibility": EXACT,
+        # Another release may decode a JPEG, or resize an image, otherwise.
+        "fingerprint": {"pillow": version("pillow")},
     }
 
 

@@ -17,11 +17,12 @@ import torch
 from pydantic import TypeAdapter
 from torch import Tensor
 
+from shared.reproduction import Reproducibility
 from shared.specs import GenerateSpec
 from shared.specs.tasks import Generate, Interpolate, Request, Sampling, Traverse
 from worker.engine.estimate import require
 from worker.engine.numerics import fingerprint
-from worker.engine.sampling import BY_CHANCE, REPRODUCIBILITY, Reproducibility, Tile, no_number
+from worker.engine.sampling import BY_CHANCE, REPRODUCIBILITY, Tile, no_number
 from worker.families.family import DataInfo, Draw
 from worker.jobs.inputs import fetch_task_inputs
 from worker.jobs.loaded import LoadedModel

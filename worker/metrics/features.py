@@ -1,9 +1,9 @@
 """Images to feature vectors, in which sets of images are compared.
 
 ``digits`` is a small classifier of handwritten digits that is shipped with the code; ``pixels`` and ``dct`` know
-nothing of any subject; ``inception`` is FID's network, read from a file of one's own. Another network of one's own is
-one safetensors file of the layout of ``FeatureNetwork``. Nothing is ever executed from a file: neither TorchScript nor
-pickle is read.
+nothing of any subject; ``inception`` is FID's network and ``imagenet`` a smaller one that has learned photographs, both
+read from files of one's own. Another network of one's own is one safetensors file of the layout of ``FeatureNetwork``.
+Nothing is ever executed from a file: neither TorchScript nor pickle is read.
 
 Shape suffixes: B = batch, C = channels, H, W = height and width, D = features, K = classes.
 """
@@ -24,11 +24,12 @@ from torch import Tensor, nn
 from shared.errors import ModelLoadFailed
 from shared.specs.spec import Spec
 from worker.engine.checkpoint import fill, read_tensors
+from worker.metrics.efficientnet import SIDE, EfficientNetLite
 from worker.metrics.inception import Inception
 from worker.metrics.networks import DIGITS, DIGITS_SHA256, digest_of, find_network
 
-INCEPTION_BATCH: Final = 32
-"""Its images are large: so many need less than a gigabyte."""
+BATCH_OF_LARGE: Final = 32
+"""Images of 224 or 299 pixels a side: so many need less than a gigabyte."""
 CPU: Final = torch.device("cpu")
 DCT_RESOLUTION: Final = 32
 """Side of the square that images are brought to before the cosine transform."""
@@ -179,12 +180,26 @@ def read_inception(folder: Path | None) -> Features:
     """
     path, digest = find_network("inception", folder)
     net = Inception.read(path)
-    return Features(
-        name="inception",
-        digest=digest,
-        extract=lambda image_BCHW: net.to(image_BCHW.device)(image_BCHW),
-        batch_size=INCEPTION_BATCH,
-    )
+
+    def extract(image_BCHW: Tensor) -> Tensor:
+        return net.to(image_BCHW.device)(image_BCHW)
+
+    return Features(name="inception", digest=digest, extract=extract, batch_size=BATCH_OF_LARGE)
+
+
+def read_imagenet(folder: Path | None) -> Features:
+    """1,280 features of a network of photographs, likewise.
+
+    Raises:
+        ModelLoadFailed: there is no folder, or no file of these weights in it.
+    """
+    path, digest = find_network("imagenet", folder)
+    net = EfficientNetLite.read(path)
+
+    def extract(image_BCHW: Tensor) -> Tensor:
+        return net.to(image_BCHW.device)(brought_to(image_BCHW, channels=3, resolution=SIDE))
+
+    return Features(name="imagenet", digest=digest, extract=extract, batch_size=BATCH_OF_LARGE)
 
 
 @cache
@@ -225,6 +240,11 @@ def cosine_basis(num_frequencies: int, num_places: int) -> Tensor:
 
 FEATURES: Final[Mapping[str, Callable[[], Features]]] = {"digits": digits, "pixels": pixels, "dct": dct}
 """What needs no file of the operator's, by the name that it has in ``spec.features`` of an evaluate job."""
+FROM_FOLDER: Final[Mapping[str, Callable[[Path | None], Features]]] = {
+    "inception": read_inception,
+    "imagenet": read_imagenet,
+}
+"""What needs one, likewise."""
 
 
 def features_of(name: str, folder: Path | None) -> Features:
@@ -233,4 +253,4 @@ def features_of(name: str, folder: Path | None) -> Features:
     Raises:
         ModelLoadFailed: the network of this name is not there, or something else.
     """
-    return read_inception(folder) if name == "inception" else FEATURES[name]()
+    return FROM_FOLDER[name](folder) if name in FROM_FOLDER else FEATURES[name]()

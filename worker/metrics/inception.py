@@ -17,14 +17,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from worker.engine.checkpoint import fill
-from worker.metrics.networks import tensors_of
+from worker.metrics.networks import read_network
 
 SIDE: Final = 299
 """Of the square that images are resized to."""
 EPSILON: Final = 0.001
-COUNTER: Final = "num_batches_tracked"
-"""What torch's batch norm counts in training."""
 
 
 class Layer(NamedTuple):
@@ -217,16 +214,7 @@ class Inception(nn.Module):
         Raises:
             ModelLoadFailed: it is no safetensors file, or lacks a tensor, or has one of another shape.
         """
-        # Without memory, so without first weights: those would come from torch's global generator.
-        with torch.device("meta"):
-            net = cls()
-        own = net.state_dict()
-        # How many batches the statistics saw is of no use here, and not in every file.
-        counters = {name: torch.tensor(0) for name in own if name.endswith(COUNTER)}
-        given = tensors_of(path, own.keys() - counters.keys()) | counters
-        fill(own, given, path.name)
-        net.load_state_dict(given, assign=True)
-        return net.requires_grad_(requires_grad=False).eval()
+        return read_network(path, cls)
 
 
 def resized(x_BCHW: Tensor, side: int) -> Tensor:

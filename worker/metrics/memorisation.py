@@ -22,7 +22,16 @@ class Nearest:
 def nearest(
     images_NCHW: Tensor, others_MCHW: Tensor, *, batch_size: int = 1000, on_batch: Callable[[], None] = lambda: None
 ) -> Nearest:
-    """Look for each image's nearest other one; ``on_batch`` is called before each batch of others, and may raise."""
+    """Look for each image's nearest other one; ``on_batch`` is called before each batch of others, and may raise.
+
+    Beside the bytes there are never more numbers than a batch of images against a batch of others has.
+    """
+    parts = [_nearest(part, others_MCHW, batch_size, on_batch) for part in images_NCHW.split(batch_size)]
+    distances, positions = zip(*((part.distance, part.position) for part in parts), strict=True)
+    return Nearest(distance=torch.cat(distances), position=torch.cat(positions))
+
+
+def _nearest(images_NCHW: Tensor, others_MCHW: Tensor, batch_size: int, on_batch: Callable[[], None]) -> Nearest:
     images_ND = _pixels(images_NCHW)
     distance_N = torch.full((len(images_ND),), inf, dtype=torch.float64)
     position_N = torch.zeros(len(images_ND), dtype=torch.int64)
@@ -75,7 +84,7 @@ def memorisation(
     fresh = nearest(held_out_MCHW, train_MCHW, on_batch=on_batch).distance
     return Memorisation(
         nearer_to_train=_wins(to_some, to_held_out),
-        copying=_wins(to_train.distance[:, None], fresh[None]).mean(1),
+        copying=_share_of_wins(to_train.distance, fresh),
         nearest=to_train,
     )
 
@@ -83,3 +92,10 @@ def memorisation(
 def _wins(a: Tensor, b: Tensor) -> Tensor:
     """1 where ``a`` is smaller, 0 where ``b`` is, one half for ties."""
     return (a < b).double() + 0.5 * (a == b).double()
+
+
+def _share_of_wins(a_N: Tensor, b_M: Tensor) -> Tensor:
+    """How many of ``b`` each of ``a`` is smaller than, a tie being one half, over how many there are: ``(N,)``."""
+    sorted_M, num = b_M.sort().values, len(b_M)
+    smaller_N, up_to_N = (torch.searchsorted(sorted_M, a_N, right=with_ties) for with_ties in (False, True))
+    return (2 * num - smaller_N - up_to_N).double() / (2 * num)

@@ -4,10 +4,11 @@ Nothing is ever executed from a file. One is shipped, the others lie in the oper
 """
 
 import hashlib
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
@@ -18,6 +19,9 @@ DIGITS: Final = Path(__file__).with_name("digits.safetensors")
 """Weights of the shipped network; ``python -m bench.train_featnet`` made them."""
 DIGITS_SHA256: Final = "3f2265005003a4b8d50dbdf3679a994519f700857a7dd6aaddc9d4a1d0646242"
 """Of that file: another one is refused."""
+COUNTER: Final = "num_batches_tracked"
+"""What torch's batch norm counts in training."""
+NetT = TypeVar("NetT", bound=nn.Module)
 
 
 def find_network(name: str, folder: Path | None) -> tuple[Path, str]:
@@ -76,3 +80,21 @@ def fill_from(path: Path, *parts: nn.Module) -> None:
     tensors = tensors_of(path, parts[0].state_dict().keys())
     for part in parts:
         fill(part.state_dict(), tensors, path.name)
+
+
+def read_network(path: Path, kind: Callable[[], NetT]) -> NetT:
+    """A network of this kind with the weights of a file, to be looked through; what else the file holds is left out.
+
+    Raises:
+        ModelLoadFailed: it is no safetensors file, or lacks a tensor, or has one of another shape.
+    """
+    # Without memory, so without first weights: those would come from torch's global generator.
+    with torch.device("meta"):
+        net = kind()
+    own = net.state_dict()
+    # How many batches the statistics saw is of no use here, and not in every file.
+    counters = {name: torch.tensor(0) for name in own if name.endswith(COUNTER)}
+    given = tensors_of(path, own.keys() - counters.keys()) | counters
+    fill(own, given, path.name)
+    net.load_state_dict(given, assign=True)
+    return net.requires_grad_(requires_grad=False).eval()
