@@ -6,7 +6,7 @@ running, canceling or queued past its deadline because the last worker is gone. 
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 from uuid import UUID
 
@@ -16,7 +16,8 @@ from sqlalchemy.orm import Session
 
 from shared.database import make_engine
 from shared.ids import uuid7
-from shared.jobs import continuity, needs, upkeep
+from shared.jobs import continuity, upkeep
+from shared.jobs.doing import ask, transact
 from shared.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -72,11 +73,11 @@ class UpkeepThread:
             self._fails = False
 
     def _round(self, engine: Engine) -> None:
-        leases_mean_something = _ask(engine, lambda s: continuity.see(s, self._name, **self._rounds))
-        if _ask(engine, upkeep.is_watched):
+        leases_mean_something = ask(engine, lambda s: continuity.see(s, self._name, **self._rounds))
+        if ask(engine, upkeep.is_watched):
             self._resign(engine)
             return
-        self._leads = _ask(engine, lambda s: upkeep.hold(s, upkeep.LEASE, self._name, self._lead_lease))
+        self._leads = ask(engine, lambda s: upkeep.hold(s, upkeep.LEASE, self._name, self._lead_lease))
         if not self._leads:
             return
         if leases_mean_something:
@@ -84,7 +85,7 @@ class UpkeepThread:
         for job_id in self._transact(engine, upkeep.expire):
             self._tell(job_id)
         self._transact(engine, upkeep.settle_needs)
-        _ask(engine, upkeep.settle_datasets)
+        ask(engine, upkeep.settle_datasets)
 
     def _reap(self, engine: Engine) -> None:
         for job_id, state in self._transact(engine, upkeep.reap):
@@ -93,26 +94,15 @@ class UpkeepThread:
 
     def _resign(self, engine: Engine) -> None:
         if self._leads:
-            _ask(engine, lambda s: upkeep.release(s, upkeep.LEASE, self._name))
+            ask(engine, lambda s: upkeep.release(s, upkeep.LEASE, self._name))
             self._leads = False
 
     def _transact(self, engine: Engine, work: Callable[[Session], T]) -> T:
-        """Do ``work`` in one transaction of its own, and tell of those who waited for what ended there."""
-        with Session(engine) as session:
-            with session.begin():
-                done = work(session)
-            for job_id in needs.news(session):
-                self._tell(job_id)
-            return done
+        return transact(engine, work, self._tell_all)
 
-
-def _ask(engine: Engine, statement: Callable[[Session], T]) -> T:
-    """Do what is one statement, without a transaction around it: stopped after it, we would keep its rows locked.
-
-    Every worker's round waits for the row of ``rounds``.
-    """
-    with Session(engine.execution_options(isolation_level="AUTOCOMMIT")) as session:
-        return statement(session)
+    def _tell_all(self, settled: Sequence[UUID]) -> None:
+        for job_id in settled:
+            self._tell(job_id)
 
 
 def _first_line(error: SQLAlchemyError) -> str:

@@ -46,8 +46,9 @@ class JobFacts:
 
 # The order is that of the claim (shared/jobs/claims.py), played forward: each job that is taken adds what its tenant's
 # jobs usually cost to the tenant's account. Workers that serve several queues take the best of all of them, so a queue
-# is looked at together with those beside it. Jobs that back off are passed over. Lines are read to the same depth, and
-# not at all where none of the jobs lies within it.
+# is looked at together with those beside it. Jobs that back off are passed over. Who wants nothing but what waits for
+# other jobs is in no line, and whoever comes back starts where those stand who are in one or run (fairness.py). Lines
+# are read to the same depth, and not at all where none of the jobs lies within it.
 _PLACES: Final = text(f"""
 WITH RECURSIVE {fairness.LINES}, live AS (
     SELECT DISTINCT ON (workers.name) workers.name, workers.queues, held.queue, held.tenant_id,
@@ -73,8 +74,16 @@ WITH RECURSIVE {fairness.LINES}, live AS (
 ), usual AS MATERIALIZED (
     SELECT queue, tenant_id, avg(seconds) AS seconds FROM recent
     GROUP BY GROUPING SETS ((queue, tenant_id), (queue)) HAVING tenant_id IS NULL OR count(*) >= {FEWEST}
+), in_line AS MATERIALIZED (
+    SELECT tenant_id, attained FROM accounts WHERE EXISTS (
+        SELECT FROM jobs WHERE state = 'queued' AND tenant_id = accounts.tenant_id AND queued_at IS NOT NULL)
+), active AS MATERIALIZED (
+    SELECT tenant_id, attained FROM in_line UNION ALL
+    SELECT tenant_id, sum(seconds) + coalesce((
+        SELECT attained FROM shares WHERE shares.tenant_id = in_flight.tenant_id), 0)
+    FROM in_flight WHERE tenant_id NOT IN (SELECT tenant_id FROM in_line) GROUP BY tenant_id
 ), depth AS MATERIALIZED (
-    SELECT {FARTHEST} / greatest(1, count(*) - 1) AS places FROM waiting_tenants
+    SELECT {FARTHEST} / greatest(1, count(*)) AS places FROM in_line
 ), foremost AS MATERIALIZED (
     SELECT DISTINCT ON (tenant_id, queue, priority) tenant_id, queue, priority, queued_at, id
     FROM jobs WHERE id = ANY(:ids) AND state = 'queued' ORDER BY tenant_id, queue, priority, queued_at, id
@@ -91,7 +100,7 @@ WITH RECURSIVE {fairness.LINES}, live AS (
         SELECT id, queued_at, {fairness.MAY_START} AS may_start,
             count(*) FILTER (WHERE {fairness.MAY_START}) OVER (ORDER BY queued_at, id) AS place
         FROM jobs WHERE state = 'queued' AND tenant_id = lines.tenant_id AND queue = lines.queue
-            AND priority = lines.priority
+            AND priority = lines.priority AND queued_at IS NOT NULL
         ORDER BY queued_at, id LIMIT (SELECT places FROM depth)
     ) AS head
     LEFT JOIN usual AS own ON own.queue = lines.queue AND own.tenant_id = lines.tenant_id
@@ -113,12 +122,11 @@ WITH RECURSIVE {fairness.LINES}, live AS (
 ), rivals AS MATERIALIZED (
     SELECT asked.queue AS asked, lately.tenant_id AS tenant, priority, sum(seconds / period) AS rate,
         avg(seconds) AS usual, coalesce(
-            (SELECT attained FROM accounts WHERE accounts.tenant_id = lately.tenant_id) + coalesce((
+            (SELECT attained FROM active WHERE active.tenant_id = lately.tenant_id) + coalesce((
                 SELECT sum(seconds) FROM waiting
                 WHERE waiting.asked = asked.queue AND waiting.tenant_id = lately.tenant_id AND may_start), 0),
-            greatest((SELECT min(attained) FROM accounts), coalesce((
-                SELECT attained FROM shares WHERE shares.tenant_id = lately.tenant_id), 0) + coalesce((
-                SELECT sum(seconds) FROM in_flight WHERE in_flight.tenant_id = lately.tenant_id), 0))) AS level
+            greatest((SELECT min(attained) FROM active), (
+                SELECT attained FROM shares WHERE shares.tenant_id = lately.tenant_id), 0)) AS level
     FROM asked JOIN lately ON lately.queue = ANY(asked.beside) GROUP BY 1, 2, 3
 )
 SELECT clock_timestamp() AS now, (

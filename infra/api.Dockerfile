@@ -30,4 +30,4 @@ CMD ["python", "-m", "celery", "-A", "worker.app", "flower", "--address=0.0.0.0"
 
 FROM run AS api
 COPY --from=build-api /opt/venv /opt/venv
-CMD ["python", "-m", "uvicorn", "api.app:create_app", "--factory", "--host", "0.0.0.0", "--port", "8000", "--no-access-log"]
+CMD ["python", "-m", "uvicorn", "api.app:create_app", "--factory", "--host", "0.0.0.0", "--port", "8000", "--no-access-log", "--timeout-graceful-shutdown", "5"]

@@ -22,7 +22,7 @@ from sqlalchemy.orm import Session
 from shared.database import AWAY
 from shared.errors import LeaseLost
 from shared.ids import uuid7
-from shared.jobs import attempts, claims, needs
+from shared.jobs import attempts, claims, doing, needs
 from shared.settings import Settings
 from worker.company import Company, Held
 from worker.device import Device
@@ -42,11 +42,10 @@ class Supervisor:
         self.queues = [queue for queue in settings.worker.queues.split(",") if queue]
         self.device = device
         self.draining = Event()
-        self.has_settled = Event()
-        """It released or ended jobs that waited for others: their bells may lie in the outbox."""
+        self.has_queued = Event()
+        """It handed jobs back, or released or ended who waited for others: their bells may lie in the outbox."""
         self.job_id: UUID | None = None
         self._engine = engine
-        self._unwrapped = engine.execution_options(isolation_level="AUTOCOMMIT")
         self._ringer = Ringer(settings.broker)
         self._doubtful: dict[UUID, float] = {}
         """Tokens of claims whose commit was not confirmed, and when they were made (monotonic seconds)."""
@@ -147,29 +146,21 @@ class Supervisor:
 
     def transact(self, work: Callable[[Session], T]) -> T:
         """Do ``work`` in one transaction of its own, and tell listeners what became of those who waited for others."""
-        with Session(self._engine) as session:
-            try:
-                with session.begin():
-                    return work(session)
-            finally:
-                # Also where nobody confirmed the commit: a ring in vain costs a look.
-                self._tell(needs.news(session))
+        return doing.transact(self._engine, work, self._tell)
 
     def _tell(self, settled: Sequence[UUID]) -> None:
         for job_id in settled:
             self.ring(job_id)
         if settled:
-            self.has_settled.set()
+            self.has_queued.set()
 
     def ask(self, statement: Callable[[Session], T]) -> T:
-        """Do what is one statement: it needs no transaction around it, and so is one round trip."""
-        with Session(self._unwrapped) as session:
-            return statement(session)
+        """Do what is one statement."""
+        return doing.ask(self._engine, statement)
 
     def settle(self, statement: Callable[[Session], T]) -> T:
         """``ask`` what decides who holds a job: a claim, or an end that is one statement."""
-        with Session(self._unwrapped) as session:
-            return statement(session)
+        return doing.ask(self._engine, statement)
 
     def ring(self, job_id: UUID, *, begins: bool = False) -> None:
         """Tell listeners that the job has news, without waiting for the broker; ``begins``: that an attempt does."""
@@ -197,4 +188,5 @@ def _reclaimed(session: Session, token: UUID, fits: Callable[[attempts.Claim], b
             fitting.append(claim)
         else:
             attempts.hand_back(session, claim.job_id, claim.fence, seconds=0.0)
+            needs.news(session).append(claim.job_id)
     return fitting

@@ -52,16 +52,16 @@ class Ticker:
                 draining.wait(seconds)
 
     def publish_forever(self) -> None:
-        """Publish the outbox while this worker does the housekeeping, and at once when it has released jobs."""
+        """Publish the outbox while this worker does the housekeeping, and at once when it has queued jobs."""
         while True:
             self.publish()
 
     def publish(self) -> None:
         """One round of that."""
-        has_settled = self._supervisor.has_settled.wait(self._settings.worker.tick.total_seconds())
-        if has_settled:  # else it may have come just now
-            self._supervisor.has_settled.clear()
-        if has_settled or self._leads.is_set():
+        has_queued = self._supervisor.has_queued.wait(self._settings.worker.tick.total_seconds())
+        if has_queued:  # else it may have come just now
+            self._supervisor.has_queued.clear()
+        if has_queued or self._leads.is_set():
             self._survive(self._publish)
 
     def tick(self) -> None:

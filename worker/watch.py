@@ -318,6 +318,9 @@ class Watch:
             self._fuse.put_out()
         else:
             self.over = True
+            if ending["type"] != "done":
+                # The job may be in line again, and somebody else idle.
+                self._supervisor.has_queued.set()
 
     def _has_ended(self) -> bool:
         claim = self._claim

@@ -122,9 +122,11 @@ def noisemill_services(wiring: Wiring) -> Services:
 
 def _api(wiring: Wiring) -> Command:
     place = ["--host", "127.0.0.1", "--port", str(wiring.api_port)]
+    # Without a bound it would wait for clients that do not read, or send a byte now and then, until it is killed.
+    ends = ["--timeout-graceful-shutdown", "5"]
     return Command(
         name="api",
-        argv=[sys.executable, "-m", "uvicorn", "api.app:create_app", "--factory", *place, "--no-access-log"],
+        argv=[sys.executable, "-m", "uvicorn", "api.app:create_app", "--factory", *place, "--no-access-log", *ends],
         env=wiring.env(),
         answers=lambda: http_get(wiring.api_port, "/readyz")[0] == 200,
         grace=timedelta(seconds=15),

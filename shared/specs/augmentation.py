@@ -25,6 +25,11 @@ class Augmentation(Spec):
     channel there are none."""
 
     @property
+    def alters(self) -> bool:
+        """Whether anything is done to images."""
+        return self.moves or self.recolours
+
+    @property
     def moves(self) -> bool:
         """Whether pixels change their places."""
         return self.flip > 0 or self.shift > 0

@@ -115,6 +115,66 @@ def test_a_worker_that_takes_nothing_more_is_none(city: City, gone: str) -> None
     assert (before, city.look()[job_id].reason) == ("waiting_for_worker", "no_compatible_worker")
 
 
+def need(city: City, tenant_id: UUID) -> None:
+    """A job that waits for another."""
+    (job_id,) = city.line.join(tenant_id)
+    change(city, job_id, "queued_at = NULL")
+
+
+@pytest.fixture
+def after_others(city: City) -> Mapping[str, UUID]:
+    """Three who were served lately, ``rich`` most and ``away`` least; ``rich`` and ``runs`` have a worker each, and
+    ``rich`` has a job in line."""
+    tenants = {name: city.line.tenant(name) for name in ("away", "runs", "rich")}
+    for worker in ("w1", "w2"):
+        city.sign_in(worker, ["generate"])
+    for name, count in (("away", 4), ("runs", 5), ("rich", 12)):
+        city.line.join(tenants[name], count=count)
+        for _ in range(count):
+            serve(city, {tenants[name]: 60.0})
+    for name, worker in (("runs", "w2"), ("rich", "w1")):
+        city.line.join(tenants[name])
+        city.line.start(worker)
+    city.line.join(tenants["rich"])
+    return tenants
+
+
+def latest_start(city: City) -> float:
+    """The p90 of the job in line."""
+    (eta,) = [view.eta for view in city.look().values() if view.position]
+    assert eta is not None
+    return eta.p90
+
+
+def put(city: City, tenant_id: UUID, attained: float) -> None:
+    """What the tenant has on its account."""
+    account = text("UPDATE shares SET attained = :attained WHERE tenant_id = :id")
+    city.session.execute(account, {"attained": attained, "id": tenant_id})
+
+
+def test_who_wants_nothing_but_what_waits_for_other_jobs_delays_nobody(
+    city: City, after_others: Mapping[str, UUID]
+) -> None:
+    """Neither with its account of long ago nor as the poorest, where who comes back would begin."""
+    put(city, after_others["runs"], 720)
+    before = latest_start(city)
+
+    need(city, after_others["away"])
+    put(city, after_others["away"], 240)
+
+    assert latest_start(city) == before
+
+
+def test_who_comes_back_starts_where_the_poorest_stands_though_that_one_only_runs(
+    city: City, after_others: Mapping[str, UUID]
+) -> None:
+    poor = latest_start(city)
+
+    put(city, after_others["runs"], 720)
+
+    assert latest_start(city) < poor
+
+
 def flood(city: City, count: int) -> None:
     """So many jobs of one tenant."""
     many = text("""
@@ -130,6 +190,15 @@ def test_places_far_back_are_not_counted(city: City) -> None:
     places = sorted(view.position for view in city.look().values())
 
     assert places == [*range(1, waiting.FARTHEST + 1), *[waiting.FARTHEST + 1] * 50]
+
+
+def test_who_is_in_no_line_takes_no_places(city: City) -> None:
+    flood(city, waiting.FARTHEST)
+    waits = list(city.look())
+
+    need(city, city.line.tenant("t"))
+
+    assert sorted(view.position or 0 for view in city.look(*waits).values()) == [*range(1, waiting.FARTHEST + 1)]
 
 
 def test_a_place_is_the_same_whoever_is_asked_for_besides(city: City) -> None:

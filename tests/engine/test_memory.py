@@ -14,16 +14,20 @@ from torch import Tensor, nn
 
 from shared.errors import OutOfMemory
 from shared.specs import FAMILIES as SPECS
+from shared.specs.augmentation import Augmentation
 from shared.specs.tasks import Generate
 from tests.engine.conftest import CPU, DATA, bars, batch_at, small_spec
 from tests.engine.toy import TOY, ToySpec
+from worker.engine import training
+from worker.engine.augmentation import augmented
 from worker.engine.evaluation import evaluate
 from worker.engine.memory import is_out_of_memory
 from worker.engine.sampling import Tile, sample
+from worker.engine.share import num_rows
 from worker.engine.tile_width import widest
 from worker.engine.training import Trainer, build
 from worker.families import FAMILIES
-from worker.families.family import Draw, Family, Measured
+from worker.families.family import Batch, Draw, Family, Measured
 from worker.kernels.noise import Domain, Noise
 
 VAE = FAMILIES["vae"]
@@ -152,6 +156,44 @@ def test_each_part_is_updated_once_in_a_step_that_runs_out_of_memory() -> None:
     assert calls == [16, 16, 8, 8]
     states = [state for part in trainer.parts.values() for state in part.optimizer.state.values()]
     assert {int(state["step"]) for state in states} == {1}
+
+
+ALTERED: dict[str, Any] = {"flip": 0.5, "shift": 2, "contrast": 0.3}
+
+
+def cramped_augmentation(monkeypatch: pytest.MonkeyPatch, room: int) -> list[int]:
+    """Let memory run out where more images are altered at once than there is room for; the sizes that were tried."""
+    calls: list[int] = []
+
+    def confined(batch: Batch, asked: Augmentation, noise: Noise) -> Batch:
+        calls.append(num_rows(batch))
+        if num_rows(batch) > room:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return augmented(batch, asked, noise)
+
+    monkeypatch.setattr(training, "augmented", confined)
+    return calls
+
+
+@pytest.mark.parametrize("micro_batch", [None, "auto"])
+def test_what_does_not_fit_because_it_is_altered_is_cut_too(micro_batch: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = ToySpec(dataset="ds_" + "0" * 32, model="toy", augmentation=ALTERED, micro_batch=micro_batch)  # pyright: ignore[reportArgumentType]
+    told = trained(TOY, spec.model_copy(update={"micro_batch": 4}))
+    cramped_augmentation(monkeypatch, room=5)
+
+    found = trained(TOY, spec)
+
+    assert found.numerics.micro_batch == 4
+    assert same_state(found, told)
+
+
+def test_images_are_altered_once_though_memory_runs_out_for_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = cramped_augmentation(monkeypatch, room=16)
+    spec = ToySpec(dataset="ds_" + "0" * 32, model="toy", augmentation=ALTERED)  # pyright: ignore[reportArgumentType]
+
+    trained(cramped(TOY, lambda rows: rows <= 5), spec, steps=2)
+
+    assert calls == [16, 4, 4, 4, 4]
 
 
 def test_not_even_one_sample() -> None:

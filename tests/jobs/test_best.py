@@ -33,7 +33,8 @@ def contrary(dataset: dict[str, Any], tmp_path: Path) -> None:
 
 
 def measured(run: FolderRun, figure: str) -> dict[int, float]:
-    return {step: values[figure] for step, split, values in run.measured if split == "held_out"}
+    found = {step: values for step, split, values in run.measured if split == "held_out"}
+    return {step: values[figure] for step, values in found.items() if figure in values}
 
 
 def weights_of(run: FolderRun, result: dict[str, Any]) -> dict[str, np.ndarray]:

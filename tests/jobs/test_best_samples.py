@@ -18,9 +18,11 @@ from shared.specs import FAMILIES as SPECS
 from tests.jobs.conftest import DIFFUSION, SPEC
 from tests.jobs.folder_run import FolderRun, store_array
 from tests.jobs.test_best import measured, weights_of
+from worker.engine.sampling import Tile
 from worker.jobs import nearness
 from worker.jobs import train as training
 from worker.jobs.generate import generate
+from worker.jobs.previews import Previewer
 from worker.jobs.train import train
 from worker.metrics import sets
 from worker.metrics.features import dct
@@ -113,9 +115,9 @@ def test_a_training_that_was_stopped_while_it_was_measured_goes_on_to_the_same_b
 def _stop_in_the_second_measurement(run: FolderRun, monkeypatch: pytest.MonkeyPatch, calls: int) -> None:
     """So many calls of ``step`` after its samples are asked for."""
     asked: list[int] = []
-    drawn = training.Previewer.drawn
+    drawn = Previewer.drawn
 
-    def counted(previewer: training.Previewer, num_samples: int | None, on_step: Any) -> Tensor | None:
+    def counted(previewer: Previewer, num_samples: int | None, on_step: Any) -> Tensor | None:
         if num_samples is not None:
             asked.append(len(run.steps))
         return drawn(previewer, num_samples, on_step)
@@ -128,8 +130,78 @@ def _stop_in_the_second_measurement(run: FolderRun, monkeypatch: pytest.MonkeyPa
             run.stop_at = (at, "interrupt")
             raise Stopped("interrupt")
 
-    monkeypatch.setattr(training.Previewer, "drawn", counted)
+    monkeypatch.setattr(Previewer, "drawn", counted)
     monkeypatch.setattr(run, "step", stopping)
+
+
+def _lose(monkeypatch: pytest.MonkeyPatch, index: int, step: int) -> None:
+    """Of what is drawn after ``step`` one sample comes out as no number."""
+    now: list[int] = []
+    drawn, finish = Previewer.drawn, Tile._finish
+
+    def noting(previewer: Previewer, num_samples: int | None, on_step: Any) -> Tensor | None:
+        now[:] = [previewer.trainer.step]
+        return drawn(previewer, num_samples, on_step)
+
+    def losing(tile: Tile[Any], slot: int) -> Tensor | None:
+        occupant = tile._slots[slot]
+        is_lost = now == [step] and occupant is not None and occupant.draw.index == index
+        return None if is_lost else finish(tile, slot)
+
+    monkeypatch.setattr(Previewer, "drawn", noting)
+    monkeypatch.setattr(Tile, "_finish", losing)
+
+
+def test_a_state_whose_samples_are_no_numbers_is_not_the_best(
+    train_run: MakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It ends no training, either, whose weights are numbers."""
+    fields = FIELDS | {"weights": "best"}
+    best = train(whole := train_run(**fields))["best"]["step"]
+    _lose(monkeypatch, index=5, step=best)
+
+    result = train(run := train_run(**fields))
+
+    figures = {step: value for step, value in measured(whole, "frechet_distance").items() if step != best}
+    assert measured(run, "frechet_distance") == figures
+    assert result["best"]["step"] == min(figures, key=figures.__getitem__)
+    trouble = "sample 5 came out as no number: the model or what was asked of it is too extreme."
+    assert run.logs == [
+        f"There is no sheet of samples after step {best}: {trouble}",
+        f"What it draws after step {best} was not measured: {trouble}",
+    ]
+
+
+def test_a_distance_that_is_no_number_says_nothing_of_a_state(
+    train_run: MakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sets, "values", lambda *_: {"frechet_distance": np.nan})
+
+    result = train(run := train_run(**FIELDS))
+
+    assert result["best"] is None
+    assert measured_steps(run) == [4, 8, 12]
+    assert run.logs == [
+        f"What it draws after step {step} was not measured: the frechet_distance to held-out images is no number."
+        for step in measured_steps(run)
+    ]
+
+
+def measured_steps(run: FolderRun) -> list[int]:
+    return [step for step, split, _ in run.measured if split == "held_out"]
+
+
+def test_samples_are_compared_to_all_held_out_images_though_few_are_trained_on(
+    train_run: MakeRun, dataset: dict[str, Any], tmp_path: Path
+) -> None:
+    is_held_out = np.ones(64, np.uint8)
+    is_held_out[0] = 0
+    dataset["files"][2] = store_array(tmp_path, "split.npy", is_held_out)
+
+    best = train(train_run(**FIELDS))["best"]
+
+    shards = [np.load(tmp_path / f"datasets/images-0000{shard}.npy") for shard in range(2)]
+    assert best["reference"] == sets.digest(torch.from_numpy(np.concatenate(shards)[1:]))
 
 
 def test_images_that_samples_are_compared_to_are_not_kept() -> None:

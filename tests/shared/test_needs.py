@@ -566,6 +566,35 @@ def test_who_is_one_too_many_for_an_end_is_released_by_the_rounds(desk: Desk, mo
     assert released == [2, 4, 5]
 
 
+_SETTLED = """
+WITH made AS (
+    INSERT INTO jobs (id, tenant_id, type, queue, spec, inputs, summary, state, max_attempts, completed_at)
+    SELECT gen_random_uuid(), :tenant_id, 'generate', 'generate', '{}', '{}', 'done', 'succeeded', 3, clock_timestamp()
+    FROM generate_series(1, 10000) RETURNING id
+) INSERT INTO needs (job_id, field, needs_job_id) SELECT id, 'model', id FROM made"""
+
+
+def test_a_round_looks_at_each_need_of_who_waits_once(desk: Desk) -> None:
+    """And at none of those who wait no more, however many there are."""
+    first = desk.submit()
+    for _ in range(5):
+        draw(desk, ref(first))
+    desk.work(lambda session: session.execute(text(_SETTLED), {"tenant_id": desk.tenant_id}))
+    desk.work(lambda session: session.execute(text("ANALYZE jobs, needs")))
+
+    plan = text(f"EXPLAIN (ANALYZE, FORMAT JSON) {needs._REMAINING}")
+    (whole,) = desk.work(lambda session: session.scalars(plan).one())
+
+    read = [node for node in nodes(whole["Plan"]) if node.get("Relation Name") == "needs"]
+    assert sum(node["Actual Rows"] * node["Actual Loops"] for node in read) == 5
+
+
+def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield plan
+    for below in plan.get("Plans", ()):
+        yield from nodes(below)
+
+
 def test_who_is_looked_at_while_the_last_that_it_needs_ends_does_not_fail(desk: Desk) -> None:
     """Whoever ends that passes over a row that is locked; the model is there only after it was looked for."""
     first, second = desk.submit(), diffuse(desk)

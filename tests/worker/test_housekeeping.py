@@ -19,6 +19,7 @@ from shared.jobs.need_rows import Need
 from shared.jobs.rows import Bell, NamedLease, Worker
 from shared.jobs.state import JobState
 from shared.settings import BrokerSettings, JobSettings, Settings
+from tests.conftest import WaitUntil
 from tests.worker.conftest import Workplace
 
 HOUR = timedelta(hours=1)
@@ -180,17 +181,32 @@ def test_a_worker_rings_at_once_for_whom_it_released(workplace: Workplace) -> No
     assert None not in [bell.sent_at for bell in workplace.rows(Bell)]
 
 
+def test_a_worker_rings_at_once_for_what_it_hands_back(workplace: Workplace, wait_until: WaitUntil) -> None:
+    supervisor = workplace.supervisor(tick=timedelta(seconds=0.1))
+    ticker = workplace.ticker(supervisor)
+    job_id = workplace.job(["steps", 10_000, 0.01])
+    running = workplace.background(supervisor.run_next)
+    wait_until(lambda: workplace.get(job_id).step > 0)
+
+    supervisor.drain()
+    running.join(20)
+    ticker.publish()
+
+    bells = [bell.sent_at for bell in workplace.rows(Bell)]
+    assert (len(bells), None in bells) == (2, False)
+
+
 def test_what_is_released_while_the_publisher_stops_waiting_is_rung_for_next(workplace: Workplace) -> None:
     supervisor = workplace.supervisor(tick=timedelta(seconds=0.1))
-    ticker, wait = workplace.ticker(supervisor), supervisor.has_settled.wait
+    ticker, wait = workplace.ticker(supervisor), supervisor.has_queued.wait
     workplace.job()
 
     def in_vain(seconds: float | None = None) -> bool:
-        has_settled = wait(seconds)
-        supervisor.has_settled.set()
-        return has_settled
+        has_queued = wait(seconds)
+        supervisor.has_queued.set()
+        return has_queued
 
-    supervisor.has_settled.wait = in_vain  # type: ignore[method-assign]
+    supervisor.has_queued.wait = in_vain  # type: ignore[method-assign]
     ticker.publish()
     assert [bell.sent_at for bell in workplace.rows(Bell)] == [None]
     ticker.publish()

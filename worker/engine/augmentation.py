@@ -18,7 +18,7 @@ NUM_DRAWS: Final = 6
 
 def augmented(batch: Batch, asked: Augmentation, noise: Noise) -> Batch:
     """The batch with its images (uint8 ``(B, C, H, W)``) altered; images of several names independently."""
-    if not (asked.moves or asked.recolours):
+    if not asked.alters:
         return batch
     images = [name for name, tensor in batch.items() if tensor.ndim == 4]
     draws = {name: noise.uniform(NUM_DRAWS, stream=stream) for stream, name in enumerate(images)}

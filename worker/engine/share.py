@@ -1,12 +1,14 @@
 """Which rows of a step's batch are computed here, and in what pieces. Knows no network."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+
+import torch
 
 from worker.families.family import Batch
 
 
-@dataclass(frozen=True)
+@dataclass
 class Share:
     """What one process computes of a step's batch."""
 
@@ -16,15 +18,25 @@ class Share:
     """Their places in the step's batch."""
     batch_size: int
     """Samples of the step's batch."""
+    alter: Callable[[range, Batch], Batch] | None = None
+    """What is still to be done to rows, which are told their places, before a network sees them; None is nothing."""
 
     def pieces(self, most: int) -> Iterator[tuple[range, Batch]]:
-        """The rows in pieces of at most ``most``, each with their places in the step's batch."""
+        """The rows in pieces of at most ``most``, each with their places in the step's batch.
+
+        They are altered in such pieces, too, as that may take much more memory than they do; and once, however often
+        they are asked for.
+        """
+        if self.alter is not None:
+            altered = [self.alter(rows, piece) for rows, piece in pieces(self.batch, most, self.rows.start)]
+            self.batch = {name: torch.cat([piece[name] for piece in altered]) for name in self.batch}
+            self.alter = None
         yield from pieces(self.batch, most, self.rows.start)
 
     def first(self, num: int) -> "Share":
-        """Of the rows at most so many."""
+        """Of the rows at most so many, whatever becomes of them elsewhere."""
         batch = {name: tensor[:num] for name, tensor in self.batch.items()}
-        return Share(batch, self.rows[:num], self.batch_size)
+        return Share(batch, self.rows[:num], self.batch_size, self.alter)
 
 
 def num_rows(batch: Batch) -> int:

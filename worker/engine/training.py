@@ -136,8 +136,8 @@ class Trainer(Generic[SpecT, NetT]):
                 part.eval()
         # As bytes, before anything is done to them, so that the device does it.
         batch = {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
-        share = Share(batch, self.team.rows(batch_size), batch_size)
-        share = replace(share, batch=augmented(batch, self.spec.augmentation, self._augmentation_noise(share)))
+        alter = self._augmented if self.spec.augmentation.alters else None
+        share = Share(batch, self.team.rows(batch_size), batch_size, alter)
         if self.spec.micro_batch == "auto" and self.numerics.micro_batch is None:
             self._fit(share)
         values: dict[str, Tensor] = {}
@@ -172,9 +172,10 @@ class Trainer(Generic[SpecT, NetT]):
         release(self.device)
         return not self.team.anybody(not is_enough)
 
-    def _augmentation_noise(self, share: Share) -> Noise:
-        device = next(iter(share.batch.values())).device
-        return Noise.of_step(Domain.AUGMENTATION, self.spec.seed, self.step, share.rows, device)
+    def _augmented(self, rows: range, batch: Batch) -> Batch:
+        """These rows of the step's batch, as bytes on the device, their images altered."""
+        noise = Noise.of_step(Domain.AUGMENTATION, self.spec.seed, self.step, rows, self.device)
+        return augmented(batch, self.spec.augmentation, noise)
 
     def place(self, batch: Batch) -> Batch:
         """Move a batch to the device, images in the training's layout."""

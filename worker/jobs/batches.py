@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import chain
 from typing import Literal
 
 import numpy as np
@@ -54,12 +53,12 @@ class Batches:
     def measured(self, most: int) -> dict[Split, int]:
         """The splits that every dataset has samples in, and of how many of them all figures are: at most ``most``."""
         splits: tuple[Split, ...] = ("train", "held_out")
-        lengths: dict[Split, list[int]] = {
-            split: [len(indices_of(one, split)) for one in self.datasets.values()] for split in splits
-        }
-        whole: dict[Split, list[int]] = {split: found for split, found in lengths.items() if min(found)}
-        num_samples = min([most, *chain.from_iterable(whole.values())])
-        return dict.fromkeys(whole, num_samples)
+        lengths: dict[Split, int] = {split: num for split in splits if (num := self.num_of(split))}
+        return dict.fromkeys(lengths, min([most, *lengths.values()]))
+
+    def num_of(self, split: Split) -> int:
+        """Samples of a split that each dataset has."""
+        return min(len(indices_of(one, split)) for one in self.datasets.values())
 
     def of(self, split: Split, num_samples: int, batch_size: int) -> Iterator[Batch]:
         """The first samples of a split in order, in batches of at most ``batch_size``."""

@@ -2,11 +2,13 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from math import isfinite
 from typing import Any, Final
 
 import torch
 from torch import Tensor
 
+from shared.errors import NanLoss
 from shared.specs.evaluate import usual_features
 from worker.metrics import sets
 from worker.metrics.features import FEATURES
@@ -30,12 +32,19 @@ class Nearness:
         self._reference_ND: Tensor | None = None
 
     def of(self, samples_NCHW: Tensor, on_batch: Callable[[], None]) -> dict[str, float]:
-        """The figure by its name; ``on_batch`` is called now and then, and may raise."""
+        """The figure by its name; ``on_batch`` is called now and then, and may raise.
+
+        Raises:
+            NanLoss: it is no number.
+        """
         if self._reference_ND is None:
             described = [self._features.of(image_BCHW, on_batch=on_batch) for image_BCHW in self._held_out()]
             self._reference_ND = torch.cat(described)
         described_ND = self._features.of(samples_NCHW, on_batch=on_batch)
-        return sets.values(described_ND, self._reference_ND, [self._metric])
+        figures = sets.values(described_ND, self._reference_ND, [self._metric])
+        if not all(map(isfinite, figures.values())):
+            raise NanLoss(f"the {self._metric} to held-out images is no number")
+        return figures
 
     def told(self) -> dict[str, Any]:
         """What the figure was measured with: as beside an evaluation's."""

@@ -1,6 +1,6 @@
 """Executes ``train`` jobs: fetch, step, report, publish. How a step is done is the engine's affair."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from copy import copy
 from dataclasses import asdict, dataclass, field, replace
@@ -8,14 +8,10 @@ from functools import partial
 from math import ceil, isfinite
 from typing import Any, Final
 
-import numpy as np
 import torch
-from pydantic_core import PydanticCustomError
-from torch import Tensor
 
 from shared.errors import DatasetInvalid, NanLoss
 from shared.specs import FAMILIES as SPECS
-from shared.specs.tasks import Generate
 from shared.specs.training import FEWEST_HELD_OUT, NEARNESS, TrainSpec
 from worker.data.dataset import open_images
 from worker.engine.checkpoint import Checkpoint, weights_of
@@ -23,18 +19,18 @@ from worker.engine.estimate import require, training_bytes
 from worker.engine.evaluation import evaluate
 from worker.engine.models import MODELS
 from worker.engine.numerics import Numerics, exact, fingerprint
-from worker.engine.sampling import BY_CHANCE, REPRODUCIBILITY, Tile, sample
+from worker.engine.sampling import BY_CHANCE, REPRODUCIBILITY
 from worker.engine.team import Team
 from worker.engine.training import Trainer
 from worker.families import FAMILIES
-from worker.families.family import Batch, DataInfo, Draw, Origin
+from worker.families.family import Batch, DataInfo, Origin
 from worker.jobs.batches import Ahead, Batches, Split
 from worker.jobs.best import Best, Measures
 from worker.jobs.checkpoints import Checkpoints
 from worker.jobs.crew import crew, order
 from worker.jobs.inputs import fetch_files, stored
 from worker.jobs.nearness import BATCH_SIZE, MOST_COMPARED, NUM_DRAWN, Nearness
-from worker.jobs.pictures import encode_png, sheet
+from worker.jobs.previews import Previewer
 from worker.jobs.switching import Switch
 from worker.jobs.weights import publish_averages, publish_weights
 from worker.metrics.networks import fill_from, find_network
@@ -44,11 +40,6 @@ MOST_MILESTONES: Final = 50
 """Sample sheets and evaluations of one training, unless the spec says how often."""
 MOST_EVALUATED: Final = 2048
 """Samples of each split that an evaluation looks at."""
-SHEET_PIXELS: Final = 64 * 32 * 32
-"""A preview has 64 samples up to 32 x 32 pixels and fewer larger ones, but at least ``FEWEST_SHOWN``."""
-FEWEST_SHOWN: Final = 16
-QUICK_STEPS: Final = 8
-"""A preview of a sampler with more steps than these has ``FEWEST_SHOWN`` samples."""
 
 
 def train(run: Run) -> dict[str, Any]:
@@ -129,9 +120,10 @@ class _Training:
         metric = self.spec.best_by
         if metric is None or metric not in NEARNESS:
             return None
-        num = self.batches.measured(MOST_COMPARED).get("held_out", 0)
-        if num < FEWEST_HELD_OUT:
-            raise DatasetInvalid(f"{metric} needs {FEWEST_HELD_OUT} held-out images, and the dataset has {num}")
+        found = self.batches.num_of("held_out")
+        if found < FEWEST_HELD_OUT:
+            raise DatasetInvalid(f"{metric} needs {FEWEST_HELD_OUT} held-out images, and the dataset has {found}")
+        num = min(found, MOST_COMPARED)
         held_out = partial(self.batches.of, "held_out", num, BATCH_SIZE)
         return Nearness(metric, (num, *self.batches.shape), lambda: (batch["image"] for batch in held_out()))
 
@@ -285,8 +277,8 @@ class _Training:
         for split in (measured := self.batches.measured(MOST_EVALUATED)):
             figures = evaluate(self.trainer, self._batches(split, measured[split]))
             metrics[split] = {name: value for name, value in figures.items() if isfinite(value)}
-        if self.nearness is not None and (samples := self.previewer.drawn(NUM_DRAWN, self._still_here)) is not None:
-            metrics["held_out"] |= self.nearness.of(samples, self._still_here)
+        if self.nearness is not None:
+            metrics["held_out"] |= self._measure_samples(self.nearness)
         # Together, so that a stop in between does not leave one of them to be recorded twice.
         for split, figures in metrics.items():
             self.run.metrics(self.trainer.step, split, figures)
@@ -294,6 +286,15 @@ class _Training:
         self.notes.score = self.best.score(metrics.get("held_out", {}))
         self.best.consider(self.trainer.step, metrics, self.trainer.average)
         return metrics
+
+    def _measure_samples(self, nearness: Nearness) -> dict[str, float]:
+        """What says which state is the best; nothing where that cannot be told of this one."""
+        try:
+            samples = self.previewer.drawn(NUM_DRAWN, self._still_here)
+            return {} if samples is None else nearness.of(samples, self._still_here)
+        except NanLoss as error:
+            self.run.log(f"What it draws after step {self.trainer.step} was not measured: {error}.")
+            return {}
 
     def _batches(self, split: Split, num_samples: int) -> Iterator[Batch]:
         for batch in self.batches.of(split, num_samples, min(self.trainer.micro_batch, 256)):
@@ -305,8 +306,12 @@ class _Training:
         self.run.step(self.trainer.step, self.spec.steps)
 
     def _publish_preview(self) -> None:
-        step = self.trainer.step
-        if (picture := self.previewer.picture(self._still_here)) is not None:
+        step, picture = self.trainer.step, None
+        try:
+            picture = self.previewer.picture(self._still_here)
+        except NanLoss as error:
+            self.run.log(f"There is no sheet of samples after step {step}: {error}.")
+        if picture is not None:
             name = f"preview-{step:08d}.png"
             self.run.publish("preview", name, picture, media_type="image/png", metadata={"step": step})
 
@@ -345,48 +350,3 @@ class _Training:
 def milestone_interval(steps: int, steps_per_epoch: int) -> int:
     """Steps between milestones: an epoch, or several where that would make too many."""
     return steps_per_epoch * max(1, ceil(steps / steps_per_epoch / MOST_MILESTONES))
-
-
-class Previewer:
-    """Draws the same samples again and again, so that its sheets show one grid learning."""
-
-    def __init__(self, trainer: Trainer[Any, Any]) -> None:
-        self.trainer = trainer
-        self._tile: Tile[Generate] | None = None
-
-    def picture(self, on_step: Callable[[int], None]) -> bytes | None:
-        """A PNG sheet of the averaged weights' samples; None for a model that does not generate images."""
-        if (images := self.drawn(None, on_step)) is None:
-            return None
-        return encode_png(sheet(images.numpy()), {"step": self.trainer.step, "seed": self.trainer.spec.seed})
-
-    def drawn(self, num_samples: int | None, on_step: Callable[[int], None]) -> Tensor | None:
-        """Samples of the averaged weights, bytes ``(N, C, H, W)``: the first of the same draws each time, as many as a
-        sheet has when that is left out; None for a model that does not generate images."""
-        trainer = self.trainer
-        asked = Generate(task="generate", model="preview", seed=trainer.spec.seed)
-        if len(trainer.data.shape) != 3 or not is_understood(asked, trainer):
-            return None
-        sampler = trainer.family.tasks["generate"](trainer.spec, trainer.data)
-        num_samples = num_samples or self._num_shown(sampler.num_steps(asked))
-        draws = [Draw(request=asked, index=index) for index in range(num_samples)]
-        if self._tile is None:
-            self._tile = Tile(trainer.average, sampler, draws[0], trainer.device)
-        images = {draw.index: image for draw, image in sample(self._tile, draws, on_step)}
-        return torch.stack([images[index] for index in range(num_samples)])
-
-    def _num_shown(self, steps: int) -> int:
-        """As many as are seen well and drawn soon."""
-        pixels = int(np.prod(self.trainer.data.shape[1:]))
-        return FEWEST_SHOWN if steps > QUICK_STEPS else min(64, max(FEWEST_SHOWN, SHEET_PIXELS // pixels))
-
-
-def is_understood(request: Generate, trainer: Trainer[Any, Any]) -> bool:
-    """Whether the model that is trained can be asked this."""
-    if request.task not in trainer.family.tasks:
-        return False
-    try:
-        trainer.spec.check_task(request, trainer.data.as_json())
-    except PydanticCustomError:
-        return False
-    return True
