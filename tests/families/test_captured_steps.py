@@ -25,7 +25,7 @@ pytestmark = pytest.mark.slow
 CPU: Final = torch.device("cpu")
 FP32: Final = Numerics(precision="fp32", channels_last=False, num_threads=1)
 LESS_OFTEN: Final[Mapping[str, Mapping[str, Any]]] = {
-    "gan": {"burn_in_steps": 0, "critic_steps": 2},
+    "gan": {"burn_in_steps": 0, "critic_steps": 1, "penalty_every": 2},
     "consistency": {"stages": 1},
     "vq": {"prior_start": 0.0},
 }
