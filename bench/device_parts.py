@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -16,6 +16,9 @@ from worker.engine.training import Trainer, build
 from worker.families import FAMILIES
 from worker.families.family import Batch, DataInfo
 from worker.kernels.noise import Domain, Noise
+
+CHECKED_STEPS: Final = 8
+"""Of which the first two are plain in any case."""
 
 
 @dataclass(kw_only=True)
@@ -63,6 +66,19 @@ def trainer_of(spec: TrainSpec, data: DataInfo, device: torch.device) -> Trainer
     trainer: Trainer[Any, Any] = Trainer(FAMILIES[str(getattr(spec, "family", ""))], spec, data, device)
     unzeroed(trainer.net)
     return trainer
+
+
+def captured_checks(spec: TrainSpec, data: DataInfo, batch: Batch, device: torch.device) -> dict[str, float | bool]:
+    """Whether steps that are repeated come to the very bits of plain ones, and whether any were."""
+    plain, captured = (trainer_of(spec.model_copy(update={"captured": one}), data, device) for one in (False, True))
+    captured.net.load_state_dict(plain.net.state_dict())
+    captured.average.load_state_dict(plain.average.state_dict())
+    with exact():
+        figures = [(plain.advance(batch), captured.advance(batch)) for _ in range(CHECKED_STEPS)]
+    tensors, others = plain.checkpoint().tensors, captured.checkpoint().tensors
+    is_same = all(torch.equal(tensor, others[name]) for name, tensor in tensors.items())
+    repeats = captured.captured.repeats
+    return {"is_captured": repeats.num_recorded > 0, "same_bits": is_same and all(one == two for one, two in figures)}
 
 
 def stepping(spec: TrainSpec, data: DataInfo, batch: Batch, device: torch.device) -> Step:

@@ -3,16 +3,19 @@
 from collections.abc import Sequence
 from typing import Any, Final
 
+import torch
 from torch import nn
 
 from bench.device_parts import Bench, counted
 from bench.device_training import DATASET, ENGINE
+from bench.kernels import check
 from bench.limits import Work
 from bench.timing import Maker, Step
 from bench.usual import DEFAULT, TUNED, USUAL, Manner, ddim, predictor, unzeroed
 from shared.specs.diffusion import DiffusionSpec
 from shared.specs.tasks import Generate
-from worker.engine.numerics import Numerics, exact
+from worker.engine.captured_calls import Called, called
+from worker.engine.numerics import Numerics, exact, for_sampling
 from worker.engine.sampling import Tile, sample
 from worker.engine.training import build
 from worker.families import FAMILIES
@@ -40,13 +43,19 @@ class _Model:
         net = unzeroed(build(FAMILIES["diffusion"], self.spec, self.data)).eval()
         return self.numerics.place_network(net, self.device)
 
-    def tile(self, width: int) -> Tile[Any]:
+    def tile(self, width: int, net: nn.Module | Called | None = None) -> Tile[Any]:
         sampler = FAMILIES["diffusion"].tasks["generate"](self.spec, self.data)
-        return Tile(self.network(), sampler, draw_of(0, MOST), self.device, width)
+        return Tile(net or self.network(), sampler, draw_of(0, MOST), self.device, width)
 
-    def drawing(self, width: int, draws: Sequence[Draw[Any]], group: int | None = None) -> Step:
+    def repeating(self) -> Called:
+        """The network as jobs have it that ask for captured calls."""
+        return called(for_sampling(self.network(), self.numerics), self.device)
+
+    def drawing(
+        self, width: int, draws: Sequence[Draw[Any]], group: int | None = None, net: nn.Module | Called | None = None
+    ) -> Step:
         """All draws through one tile, or in groups of which each begins when the one before is done."""
-        tile = self.tile(width)
+        tile = self.tile(width, net)
         size = group or len(draws)
 
         def draw() -> None:
@@ -64,6 +73,18 @@ def draw_of(number: int, steps: int) -> Draw[Any]:
     return Draw(request=request, index=0)
 
 
+def captured_checks(model: _Model, width: int, steps: int) -> dict[str, float | bool]:
+    """Whether a tile whose network's calls are repeated draws the very bytes of a plain one, and whether any were; also
+    of another network of the architecture, whose weights are copied."""
+    draws = [draw_of(number, steps) for number in range(width)]
+    with exact():
+        nets = [model.repeating() for _ in range(2)]
+        repeated = [[image for _, image in sample(model.tile(width, net), draws)] for net in nets]
+        plain = [[image for _, image in sample(model.tile(width, net.plain), draws)] for net in nets]
+    is_same = all(torch.equal(*pair) for two in zip(repeated, plain, strict=True) for pair in zip(*two, strict=True))
+    return {"is_captured": all(net.trouble is None for net in nets), "same_bits": is_same}
+
+
 def one_batch(bench: Bench) -> None:
     """DDIM of 50 steps for 64 samples."""
     steps, batch = (3, 2) if bench.is_tiny else (50, 64)
@@ -79,10 +100,12 @@ def one_batch(bench: Bench) -> None:
         f"{whose}, {TUNED}": lambda: by_script(Manner(is_tuned=True)),
         f"{whose}, {TUNED} (compiled)": lambda: by_script(Manner(is_tuned=True, compiles=True, mode="reduce-overhead")),
         f"{ENGINE} in fp32": lambda: model.drawing(batch, draws),
+        f"{ENGINE} in fp32, captured": lambda: model.drawing(batch, draws, net=model.repeating()),
         f"{ENGINE} in bf16": lambda: _Model(bench, "bf16").drawing(batch, draws),
     }
     if not bench.compiles:
         del makers[f"{whose}, {TUNED} (compiled)"]
+    check(bench, f"DDIM-{steps}", f"B={batch}, captured", lambda: captured_checks(model, batch, steps))
     evaluation = counted(model.spec, model.data, bench.device).forward(batch)
     work = Work(flops=evaluation.flops * steps, num_bytes=evaluation.num_bytes * steps)
     bench.record(f"DDIM-{steps}", f"B={batch}", bench.clock.compete(makers), work)

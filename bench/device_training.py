@@ -6,7 +6,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from bench.device_parts import Bench, counted, images_of, stepping
+from bench.device_parts import Bench, captured_checks, counted, images_of, stepping
+from bench.kernels import check
 from bench.timing import Maker, Step
 from bench.usual import DEFAULT, TUNED, USUAL, Manner, Ours, dcgan, predictor, training, unzeroed
 from shared.specs.diffusion import DiffusionSpec
@@ -21,6 +22,8 @@ from worker.kernels.group_norm import Norm
 ENGINE = "engine"
 DATASET = "ds_" + "0" * 32
 """Of no dataset: specs must name one."""
+CAPTURED_TO = 32
+"""The largest batch at which steps are captured as well: larger ones do not wait for launches."""
 COMPILED_AT = (32, 128)
 """Batches at which the network that is tuned by hand is compiled: for each it takes most of a minute."""
 
@@ -57,6 +60,10 @@ def unet_training(bench: Bench) -> None:
             ENGINE: by_engine,
             f"{ENGINE}, fused norm": with_kernel,
         }
+        if batch <= CAPTURED_TO:
+            given = sized.model_copy(update={"captured": True}), data, {"image": images}, bench.device
+            check(bench, "unet training", f"B={batch}, captured", lambda given=given: captured_checks(*given))
+            makers[f"{ENGINE}, captured"] = lambda given=given: stepping(*given)
         bench.record("unet training", f"B={batch}", bench.clock.compete(makers), of_sample.training(batch))
 
 
@@ -118,8 +125,11 @@ def gan_training(bench: Bench) -> None:
     images = images_of(batch, (3, 64, 64), bench.device)
     fields = {"network": "dcgan", "base_channels": base, "latent_dim": latent_dim, "batch_size": batch}
     spec = GanSpec.model_validate({"family": "gan", "dataset": DATASET, "model": "bench", **fields})
+    about = DataInfo(shape=(3, 64, 64)), {"image": images}, bench.device
     makers: dict[str, Maker] = {
         f"plain PyTorch, {DEFAULT}": lambda: dcgan(images.float() / 127.5 - 1, latent_dim, base)[0],
-        ENGINE: lambda: stepping(spec, DataInfo(shape=(3, 64, 64)), {"image": images}, bench.device),
+        ENGINE: lambda: stepping(spec, *about),
+        f"{ENGINE}, captured": lambda: stepping(spec.model_copy(update={"captured": True}), *about),
     }
+    check(bench, "DCGAN training", f"B={batch}, captured", lambda: captured_checks(spec, *about))
     bench.record("DCGAN training", f"B={batch}", bench.clock.compete(makers), {})

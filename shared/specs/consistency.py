@@ -1,6 +1,7 @@
 """What may be asked of a consistency model: a diffusion model tuned to need one to four steps (arXiv 2406.14548)."""
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
+from math import ceil
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
@@ -55,6 +56,13 @@ class ConsistencySpec(TrainSpec):
     def computes_in_type_of_weights(self) -> bool:
         """The UNet does; which network it is, ``init_from`` says."""
         return True
+
+    def stage_at(self, step: int) -> int:
+        """The stage that ``step`` is in, counted from 1."""
+        return ceil((step + 1) * self.stages / self.steps)
+
+    def decided_by(self, step: int) -> Hashable:
+        return self.stage_at(step)
 
     def compared_by(self) -> Mapping[str, Direction]:
         """The loss of the first stage, which every state is measured by, and its error."""

@@ -1,6 +1,6 @@
 """What may be asked of a generative adversarial network (Goodfellow et al., 2014, arXiv 1406.2661)."""
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from math import cos, pi
 from typing import Any, ClassVar, Final, Literal
 
@@ -171,6 +171,10 @@ class GanSpec(TrainSpec):
     def augment_at(self, step: int) -> float:
         """Probability of each augmentation in ``step``."""
         return self._burning_in(0.0, self.augment, step)
+
+    def decided_by(self, step: int) -> Hashable:
+        pays = self.pays_at(step)
+        return pays, self.gamma_at(step) if pays and self.objective == "r3gan" else None, self.augment_at(step)
 
     def _burning_in(self, start: float, end: float, step: int) -> float:
         length = self.steps // 2 if self.burn_in_steps is None else self.burn_in_steps

@@ -69,11 +69,21 @@ class _Task(Spec):
     compiled: bool = Field(default=False, exclude_if=lambda compiled: not compiled)
     """Compute the network's repeated blocks by code that is compiled meanwhile, once it is ready (``relaxed`` only: it
     has other last bits, from a step on that is chance)."""
+    captured: bool = Field(default=False, exclude_if=lambda captured: not captured)
+    """Record the kernels of a call of the network once, as a CUDA graph, and have the GPU repeat them: the same
+    arithmetic, without the launch of each (``exact`` only: a tile's shape stays the same). Diffusion and consistency
+    models on GPUs; all else is computed as usual, and the job's log says why."""
 
     @model_validator(mode="after")
     def _compiled_is_relaxed(self) -> Self:
         if self.compiled and self.determinism == "exact":
             raise wrong("compiled", "compiled code has other last bits: it needs determinism relaxed")
+        return self
+
+    @model_validator(mode="after")
+    def _captured_is_exact(self) -> Self:
+        if self.captured and self.determinism == "relaxed":
+            raise wrong("captured", "what is drawn relaxed changes its shape from step to step: it cannot be captured")
         return self
 
     def options(self) -> dict[str, Any]:

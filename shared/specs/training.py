@@ -1,6 +1,6 @@
 """What every training job may ask for, whatever the family."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Hashable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Final, Literal, Self
 
@@ -99,6 +99,10 @@ class TrainSpec(Spec):
     """The step from which the network's repeated blocks are computed by code that is compiled meanwhile: faster where
     the device is, and other last bits. ``auto`` is whenever it is ready, which no other training will do at the same
     step. At a number the training waits for it, and can be reproduced. Where nothing can be compiled, never."""
+    captured: bool = False
+    """Record the kernels of a step once, as a CUDA graph, and have the GPU repeat them: the same arithmetic, without
+    the launch of each, which small batches wait for most of the time. Steps that cannot be recorded, and those of
+    another device, are computed as usual, and the job's log says why."""
     seed: Seed = 0
     """Key of initial weights, batch order and noise."""
     checkpoint_every: int = Field(default=500, ge=1, le=1_000_000)
@@ -232,6 +236,11 @@ class TrainSpec(Spec):
     def betas_at(self, step: int) -> tuple[float, float]:
         """``betas`` of the update in ``step``."""
         return self.betas
+
+    def decided_by(self, step: int) -> Hashable:
+        """What the losses make of the number of ``step``, where they ask for it (``Noise.step``): steps of which that
+        is equal are computed alike. None for losses that do not ask."""
+        return None
 
     def feature_networks(self) -> Mapping[str, str]:
         """The parts of the network that are feature networks, frozen: the submodule, and the network's name."""

@@ -19,6 +19,8 @@ from tests.families.stand_in import Watch, set_up, without_numbers
 from tests.jobs.conftest import SHAPE
 from tests.jobs.variants import small, variants
 from worker.engine import training
+from worker.engine.capture import Act, Repeats, Tensors
+from worker.engine.captured_steps import CapturedSteps
 from worker.engine.numerics import Numerics, exact, for_sampling
 from worker.engine.sampling import started
 from worker.families import FAMILIES
@@ -78,6 +80,36 @@ def trains(spec: TrainSpec, device: torch.device, *, says: bool) -> Watch:
         trainer = training.Trainer(FAMILIES[family_of(spec)], spec, known(spec), device, numerics)
         watch.forget()
         trainer.advance(batch_of(spec))
+    return watch
+
+
+class Rehearsal:
+    """A recorder that notes what a step waits for when it reads nothing but what it is given."""
+
+    def __init__(self, watch: Watch) -> None:
+        self.watch = watch
+        self.waits: set[str] = set()
+
+    def rehearse(self, act: Act) -> tuple[Tensors, None]:
+        self.watch.forget()
+        made = act()
+        self.waits |= self.watch.waits
+        return made, None
+
+    def record(self, act: Act) -> Any:
+        raise NotImplementedError
+
+
+def repeats(spec: TrainSpec, device: torch.device, *, says: bool) -> Watch:
+    """The second step of a training whose steps are captured."""
+    precision: Any = spec.precision
+    numerics = Numerics(precision=precision, channels_last=True, num_threads=1)
+    with exact(1), without_numbers(says=says) as watch:
+        trainer = training.Trainer(FAMILIES[family_of(spec)], spec, known(spec), device, numerics)
+        trainer.captured = CapturedSteps(Repeats(rehearsal := Rehearsal(watch)))
+        for _ in range(2):
+            trainer.advance(batch_of(spec))
+        watch.waits = rehearsal.waits
     return watch
 
 
@@ -177,6 +209,8 @@ def main(part: str = "") -> dict[str, Any]:
     for name, spec in looked_at():
         if part in name:
             found[name] = noticed(trains, spec, device)
+            if (said := f"{name}, captured").count("-") <= 2 and spec.precision == "bf16":
+                found[said] = noticed(repeats, spec, device)
         if name.count("-") == 1 and name.endswith("-bf16"):
             for task in FAMILIES[family_of(spec)].tasks:
                 if part in (said := f"{family_of(spec)}: {task}"):

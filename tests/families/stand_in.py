@@ -119,6 +119,8 @@ class Watch(TorchDispatchMode):
             return func(
                 args[0], [_COUNTS[_aten.nonzero.default](one).flatten() if _is_mask(one) else one for one in args[1]]
             )
+        if func is _aten._fused_adamw_.tensor_lr:
+            return None  # of which torch does not know that it makes nothing new
         if func in _COUNTS:
             if args[0].device.type == NAME:
                 self.waits.add(_place())

@@ -69,3 +69,13 @@ def test_steps_wait_for_the_device_only_where_numbers_decide_what_is_done(
 
     assert waits - MAY_WAIT.keys() == set()
     assert MAY_WAIT.keys() - waits == set()
+
+
+def test_steps_that_a_gpu_repeats_ask_it_nothing_but_whether_something_has_begun(
+    noticed: Mapping[str, Mapping[str, Any]],
+) -> None:
+    """Those that do are not captured; tests/families/test_captured_steps.py has them, too."""
+    asking = {name: found["waits"] for name, found in noticed.items() if name.endswith(", captured") and found["waits"]}
+
+    assert all("has_begun" in place for places in asking.values() for place in places)
+    assert {name.split("-")[1] for name in asking} == {"quantizer=ema", "autoencoder=vae@1", "autoencoder=vq@1"}

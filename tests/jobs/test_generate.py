@@ -10,8 +10,10 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 from PIL import Image
+from pydantic import ValidationError
 
 from shared.errors import DatasetInvalid, ModelLoadFailed, UploadFailed
+from shared.specs.tasks import Generate
 from tests.jobs.conftest import DATASET_ID, DIFFUSION, bars
 from tests.jobs.folder_run import FolderRun, put, store_array
 from worker.engine.sampling import Tile
@@ -211,6 +213,21 @@ def test_the_result_says_what_its_bytes_depend_on(generate_run: MakeRun, trained
 
     assert result["reproducibility"] == "same_hardware"
     assert {"torch", "device", "num_threads", "tile"} <= result["fingerprint"].keys()
+
+
+def test_samples_whose_calls_cannot_be_captured_say_so_and_are_the_same(
+    generate_run: MakeRun, trained: dict[str, Any]
+) -> None:
+    plain, asking = generate_run(trained), generate_run(trained, captured=True)
+
+    assert generated(plain) == generated(asking)
+    assert asking.logs == ["Calls are not captured, and launched one kernel after the other: the device is no GPU."]
+    assert plain.logs == []
+
+
+def test_what_is_drawn_relaxed_cannot_be_captured() -> None:
+    with pytest.raises(ValidationError, match="changes its shape"):
+        Generate(task="generate", model="m@1", captured=True, determinism="relaxed")
 
 
 def test_a_sheet_holds_each_image_at_its_place() -> None:

@@ -45,6 +45,16 @@ def test_every_step_is_reported_with_its_figures(train_run: MakeRun) -> None:
     assert {"loss", "elbo", "reconstruction", "kl", "grad_norm"} <= run.steps[0][2].keys()
 
 
+def test_a_training_whose_steps_cannot_be_captured_says_so_and_comes_to_the_same(train_run: MakeRun) -> None:
+    plain, asking = train_run(), train_run(captured=True)
+
+    weights, others = (weights_of(run, train(run)) for run in (plain, asking))
+
+    assert asking.logs == ["Steps are not captured, and launched one kernel after the other: the device is no GPU."]
+    assert all(np.array_equal(weights[name], others[name]) for name in weights)
+    assert plain.logs == []
+
+
 def test_the_phases_come_in_order(train_run: MakeRun) -> None:
     run = train_run()
 

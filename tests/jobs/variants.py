@@ -34,6 +34,8 @@ def variants() -> Iterator[tuple[str, dict[str, Any]]]:
                 continue  # refused
             if "compiled_from" in choice:
                 continue  # by chance; what is compiled has tests of its own (test_switching.py)
+            if "captured" in choice:
+                continue  # nothing on CPUs; tests/families/test_captured_steps.py has it for all others
             for precision in PRECISIONS:
                 name = "-".join([family, *(f"{field}={value}" for field, value in choice.items()), precision])
                 yield name, small(family, kind, choice | {"precision": precision})

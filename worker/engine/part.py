@@ -5,6 +5,7 @@ float32, and which is rounded anew after each step: what is smaller than a step 
 """
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +46,12 @@ class Part:
             lr=spec.learning_rate,
             fused=all(tensor.device.type in ("cpu", "cuda") for tensor in tensors),
         )
+        # In its place on the device, so that a recorded step can be repeated with another one. CUDA takes float32.
+        place: dict[str, Any] = {"dtype": torch.float64 if tensors[0].is_cpu else torch.float32}
+        self.learning_rate = torch.full((), spec.learning_rate, device=tensors[0].device, **place)
+        """Of the next step."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate
         # At once: a network whose moments do not fit shall not train to the end of its first step.
         for tensor in tensors:
             self.optimizer.state[tensor] = _moments(tensor)
@@ -76,8 +83,9 @@ class Part:
         """Those that were accumulated; which parameters have one depends on the loss alone."""
         return [tensor.grad for tensor in self.parameters.values() if tensor.grad is not None]
 
-    def descend(self, learning_rate: float, betas: tuple[float, float]) -> Tensor:
-        """One optimizer step down the accumulated gradient; returns its norm before clipping.
+    def descend(self, betas: tuple[float, float], *, is_recorded: bool = False) -> Tensor:
+        """One optimizer step of ``learning_rate`` down the accumulated gradient; returns its norm before clipping.
+        ``is_recorded``: it is computed later.
 
         With loss scaling, a step whose gradient overflowed is left out and the scale lowered.
         """
@@ -85,7 +93,7 @@ class Part:
         self.scaler.unscale_(self.optimizer)
         grad_norm = nn.utils.clip_grad_norm_(tensors, self.grad_clip)
         for group in self.optimizer.param_groups:
-            group["lr"], group["betas"] = learning_rate, betas
+            group["betas"], group["capturable"] = betas, is_recorded
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.round()

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from shared.errors import NanLoss, OutOfMemory
 from shared.reproduction import Reproducibility
+from worker.engine.captured_calls import Called
 from worker.engine.memory import is_out_of_memory, release
 from worker.engine.tile_width import WIDEST, widest
 from worker.families.family import Draw, Foreseeing, Sampler, Seeded, SlotState
@@ -41,7 +42,12 @@ class Tile(Generic[RequestT]):
     """The slots of one network and sampler; ``example`` is any draw it will be asked for."""
 
     def __init__(
-        self, net: nn.Module, sampler: Sampler, example: Draw[RequestT], device: torch.device, width: int | None = None
+        self,
+        net: nn.Module | Called,
+        sampler: Sampler,
+        example: Draw[RequestT],
+        device: torch.device,
+        width: int | None = None,
     ) -> None:
         self.net, self.sampler, self.device = net, sampler, device
         # Slots that nobody has entered yet hold the example, so that they are stepped on real numbers.
@@ -103,6 +109,13 @@ class Tile(Generic[RequestT]):
         for slot, _ in leaving:
             self._slots[slot] = None
         return done
+
+    def makes_room(self) -> bool:
+        """Let go of what was recorded of its network's calls; False if there is nothing, and steps need less memory."""
+        is_roomier = isinstance(self.net, Called) and self.net.make_room()
+        if is_roomier:
+            release(self.device)
+        return is_roomier
 
     def narrow(self) -> list[Draw[RequestT]]:
         """Make the tile half as wide, or less, because a step did not fit into memory.
@@ -245,7 +258,8 @@ class Line(Generic[RequestT]):
             if not is_out_of_memory(error):
                 raise
         # Not in the handler: there the error still holds its frames, and they the tensors.
-        self._waiting.extendleft(reversed(self.tile.narrow()))
+        if not self.tile.makes_room():
+            self._waiting.extendleft(reversed(self.tile.narrow()))
         return []
 
     def _fill(self) -> None:

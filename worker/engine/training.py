@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import replace
+from functools import partial
 from math import isfinite
 from pathlib import Path
 from typing import Any, Generic
@@ -20,6 +21,7 @@ from shared.specs.training import TrainSpec
 from worker.engine.augmentation import augmented
 from worker.engine.averages import LENGTHS, PowerAverages, power_decay
 from worker.engine.blocks import settled
+from worker.engine.captured_steps import Kind, captured_steps
 from worker.engine.checkpoint import Checkpoint, detached_copy, fill, load_weights, tensors_of
 from worker.engine.fitting import largest
 from worker.engine.memory import is_out_of_memory, recompute, release
@@ -88,6 +90,8 @@ class Trainer(Generic[SpecT, NetT]):
         self.averages = self._averages()
         """What lets the length of the average be chosen afterwards, where the spec asks for that."""
         self.parts = {name: self._part(name) for name in family.losses}
+        self.captured = captured_steps(spec, self.numerics, device, team)
+        """What of its steps a GPU is told once, and then repeats."""
 
     def _part(self, name: str) -> Part:
         learned, computing = (self._trained(net, name) for net in (self.net, self.computing))
@@ -136,6 +140,18 @@ class Trainer(Generic[SpecT, NetT]):
                 part.eval()
         # As bytes, before anything is done to them, so that the device does it.
         batch = {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
+        for part in self.parts.values():
+            part.learning_rate.fill_(self.learning_rate)
+        values = self.captured.advance(self._kind(), batch, self.step, partial(self._update_all, batch_size))
+        self._average_weights()
+        self.step += 1
+        return self._checked(values)
+
+    def _kind(self) -> Kind:
+        trained = tuple(name for name in self.parts if self.spec.trains(name, self.step))
+        return Kind(trained, self.spec.betas_at(self.step), self.spec.decided_by(self.step), self.numerics)
+
+    def _update_all(self, batch_size: int, batch: Batch) -> dict[str, Tensor]:
         alter = self._augmented if self.spec.augmentation.alters else None
         share = Share(batch, self.team.rows(batch_size), batch_size, alter)
         if self.spec.micro_batch == "auto" and self.numerics.micro_batch is None:
@@ -144,9 +160,7 @@ class Trainer(Generic[SpecT, NetT]):
         for name, part in self.parts.items():
             if self.spec.trains(name, self.step):
                 values |= self._update(name, part, share)
-        self._average_weights()
-        self.step += 1
-        return self._checked(values)
+        return values
 
     @torch.no_grad()
     def _fit(self, share: Share) -> None:
@@ -174,8 +188,10 @@ class Trainer(Generic[SpecT, NetT]):
 
     def _augmented(self, rows: range, batch: Batch) -> Batch:
         """These rows of the step's batch, as bytes on the device, their images altered."""
-        noise = Noise.of_step(Domain.AUGMENTATION, self.spec.seed, self.step, rows, self.device)
-        return augmented(batch, self.spec.augmentation, noise)
+        return augmented(batch, self.spec.augmentation, self._noise(Domain.AUGMENTATION, rows))
+
+    def _noise(self, domain: Domain, rows: range, first_row: int = 0) -> Noise:
+        return self.captured.keyed(Noise.of_step(domain, self.spec.seed, self.step, rows, self.device, first_row))
 
     def place(self, batch: Batch) -> Batch:
         """Move a batch to the device, images in the training's layout."""
@@ -189,24 +205,22 @@ class Trainer(Generic[SpecT, NetT]):
                 with self.numerics.products(), settled(is_compiled=self.numerics.is_compiled):
                     values = self._accumulate(name, part, share)
             except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
+                if not is_out_of_memory(error) or self.captured.repeats.is_recording:
                     raise
             # Not in the handler: there the error still holds its frames, and they the graph.
             if self.team.anybody(values is None):
                 values = None
                 self._halve(part, self.team.most_rows(share.batch_size))
         self.team.add_up([*part.gradients, *values.values()])
-        return values | {
-            f"{self._prefix(name)}grad_norm": part.descend(self.learning_rate, self.spec.betas_at(self.step))
-        }
+        betas, is_recorded = self.spec.betas_at(self.step), self.captured.repeats.is_recording
+        return values | {f"{self._prefix(name)}grad_norm": part.descend(betas, is_recorded=is_recorded)}
 
     def _accumulate(self, name: str, part: Part, share: Share) -> dict[str, Tensor]:
         """Add up what the rows that are here have of the gradient of the batch's mean loss; returns what they have of
         the means of its figures."""
         totals: dict[str, Tensor] = {}
         for rows, piece in share.pieces(self.micro_batch):
-            key = (Domain.TRAINING, self.spec.seed, self.step)
-            noise = Noise.of_step(*key, rows, self.device, first_row=share.rows.start)
+            noise = self._noise(Domain.TRAINING, rows, share.rows.start)
             measured = self._measured(name, self.computing, self.place(piece), noise)
             weight = len(rows) / share.batch_size
             part.accumulate(measured[f"{self._prefix(name)}loss"] * weight)
@@ -216,7 +230,10 @@ class Trainer(Generic[SpecT, NetT]):
 
     def _halve(self, part: Part, num_rows: int) -> None:
         part.forget()
+        is_roomier = self.captured.repeats.make_room()
         release(self.device)
+        if is_roomier:
+            return
         if min(self.micro_batch, num_rows) == 1:
             raise OutOfMemory("not even one sample fits into memory beside the network and its optimizer")
         self.numerics = self.numerics.halved(num_rows, self.step)

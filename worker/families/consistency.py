@@ -6,7 +6,6 @@ Shape suffixes: B = batch, C = channels, H, W = height and width.
 """
 
 from dataclasses import replace
-from math import ceil
 from typing import Any, Final
 
 import torch
@@ -53,8 +52,7 @@ def nearer(spec: ConsistencySpec, sigma_B: Tensor, step: int) -> Tensor:
 
     ``r / sigma = 1 - n(sigma) / shrink^stage`` with ``n(sigma) = 1 + k sigmoid(-sigma)``.
     """
-    stage = ceil((step + 1) * spec.stages / spec.steps)
-    apart_B = (1 + STEEPNESS * (-sigma_B).sigmoid()) / spec.shrink**stage
+    apart_B = (1 + STEEPNESS * (-sigma_B).sigmoid()) / spec.shrink ** spec.stage_at(step)
     return sigma_B * (1 - apart_B).clamp(min=0)
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from shared.errors import OutOfMemory
+from worker.engine.captured_calls import called
 from worker.engine.estimate import require_sample
 from worker.engine.memory import is_out_of_memory
 from worker.engine.numerics import exact
@@ -160,14 +161,21 @@ class _Service:
         """The line in which its draws can share steps with others, put last."""
         net, example = order.model.net, order.draws[0]
         self._require_memory(order, example)
-        shapes = order.request.task, order.is_exact, signature(order.sampler, example, self._device)
+        shapes = (
+            order.request.task,
+            order.is_exact,
+            order.request.captured,
+            signature(order.sampler, example, self._device),
+        )
+        if order.request.captured:
+            order.called = called(net, self._device)
         if order.request.compiled:
             quickening_of(order.model, self._device, order.run.code_cache)
         line = self._lines.pop((id(net), shapes), None)
         if line is None:
             widths = WIDTHS.setdefault(net, {})
             kind = Tile if order.is_exact else EvenTile if order.request.compiled else LooseTile
-            line = Line(kind(net, order.sampler, example, self._device, widths.get(shapes)))
+            line = Line(kind(order.called or net, order.sampler, example, self._device, widths.get(shapes)))
             widths[shapes] = line.tile.width
         # Those that nobody uses any more take memory.
         self._lines = {key: one for key, one in self._lines.items() if not one.is_empty} | {(id(net), shapes): line}
@@ -228,7 +236,7 @@ class _Service:
         return steps
 
     def _look_after(self, order: Order, underway: int) -> None:
-        order.tell(trouble_with(order.model.net))
+        order.tell(order.called.trouble if order.called is not None else trouble_with(order.model.net))
         if self._guarded(order, partial(order.report, underway)) and order.is_done:
             self._end(order, order.result)
 

@@ -87,7 +87,8 @@ class LoadedModel:
     def recipe(self, request: Request) -> dict[str, Any]:
         """What the bytes of a sample depend on, and how to ask for it again; nothing of the job."""
         meaningless = OPTIONS - self.spec.tasks[request.task]
-        how_many, how = {"num_samples", "num_pairs"}, {"precision", "determinism", "compiled", "preview_every"}
+        how_many = {"num_samples", "num_pairs"}
+        how = {"precision", "determinism", "compiled", "captured", "preview_every"}
         elsewhere = {"model", "task", "seed"} | how_many | how
         parameters = request.model_dump(mode="json", exclude=elsewhere | meaningless)
         return {

@@ -20,6 +20,7 @@ from torch import Tensor
 from shared.reproduction import Reproducibility
 from shared.specs import GenerateSpec
 from shared.specs.tasks import Generate, Interpolate, Request, Sampling, Traverse
+from worker.engine.captured_calls import Called
 from worker.engine.estimate import require
 from worker.engine.numerics import fingerprint
 from worker.engine.sampling import BY_CHANCE, REPRODUCIBILITY, Tile, no_number
@@ -66,6 +67,8 @@ class Order:
         self._steps_behind = 0
         self._width: int | None = None
         self._is_told = False
+        self.called: Called | None = None
+        """The network, where calls of it are to be repeated."""
         self._reproducibility: Reproducibility = REPRODUCIBILITY
         self._images: dict[int, Tensor] = {}
         self._stored: dict[int, Future[StoredObject]] = {}
@@ -141,10 +144,14 @@ class Order:
             self._shown.append(self._storing.submit(publish))
 
     def tell(self, trouble: str | None) -> None:
-        """Say once why it is not computed by compiled code, which was asked for."""
-        if trouble is not None and self.request.compiled and not self._is_told:
-            self._is_told = True
+        """Say once why it is not computed by compiled code, or by what is repeated, where that was asked for."""
+        if trouble is None or self._is_told or not (self.request.compiled or self.request.captured):
+            return
+        self._is_told = True
+        if self.request.compiled:
             self.run.log(f"Nothing is compiled, and plain code computes all: {trouble}.")
+        else:
+            self.run.log(f"Calls are not captured, and launched one kernel after the other: {trouble}.")
 
     def report(self, underway: int) -> None:
         """Say how far it is; ``underway`` are the steps that its draws in the tile have behind them.

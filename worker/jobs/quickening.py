@@ -101,6 +101,6 @@ def trouble_with(net: nn.Module) -> str | None:
 
 def quickened(tile: Tile[Any]) -> AbstractContextManager[None]:
     """The context of a tile's next step."""
-    if not isinstance(tile, EvenTile) or tile.net not in QUICKENINGS:
+    if not isinstance(tile, EvenTile) or not isinstance(tile.net, nn.Module) or tile.net not in QUICKENINGS:
         return nullcontext()
     return QUICKENINGS[tile.net].step(tile.net, (type(tile.sampler), tile.num_stepped))

@@ -111,6 +111,8 @@ class _Training:
             raise DatasetInvalid("the dataset has no held-out samples, which say what is best")
         self.checkpoints = Checkpoints(run, keep=spec.keep_checkpoints)
         self.best, self.nearness = Best(spec), self._nearness()
+        self.told: str | None = None
+        """Why steps are not captured."""
         self.notes = self._begin()
         if self.trainer.step:
             run.log(f"Going on from step {self.trainer.step}.")
@@ -209,6 +211,7 @@ class _Training:
             trouble = str(error)
         else:
             self._tell_of_memory(before)
+            self._tell_of_repeats()
             self.notes.calls = [call.as_json() for call in self.switch.calls]
             return values
         # Not in the handler: the error holds the frames of the broken training, and they its memory.
@@ -221,6 +224,12 @@ class _Training:
             self.run.log(f"Memory ran out at step {step}: going on with {num} samples at a time, to the same sum.")
         elif now.micro_batch != before.micro_batch:
             self.run.log(f"{num} samples at a time fit into memory.")
+
+    def _tell_of_repeats(self) -> None:
+        repeats = self.trainer.captured.repeats
+        if repeats.trouble is not None and repeats.trouble != self.told:
+            self.told = repeats.trouble
+            self.run.log(f"Steps are not captured, and launched one kernel after the other: {self.told}.")
 
     def _go_back(self, trouble: str) -> None:
         if self.notes.rollbacks:

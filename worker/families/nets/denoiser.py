@@ -3,6 +3,8 @@
 Equation numbers are of that paper. Shape suffixes: B = batch, C = channels, H, W = height and width.
 """
 
+from typing import Final
+
 import torch
 from torch import Tensor, nn
 
@@ -18,6 +20,8 @@ AnyObjective = Edm | Flow | VariancePreserving
 
 class Denoiser(nn.Module):
     """D(x; sigma): the best guess of the clean image inside a noisy one (equation 7); of pixels in [-1, 1]."""
+
+    is_called_whole: Final = True
 
     def __init__(self, network: Network, objective: AnyObjective, num_classes: int) -> None:
         super().__init__()
