@@ -18,6 +18,7 @@ from torch import nn
 from shared.specs import FAMILIES as SPECS
 from shared.specs.tasks import Generate
 from shared.specs.training import TrainSpec
+from tests.families.company import first_of
 from tests.jobs.conftest import SHAPE
 from tests.jobs.variants import variants
 from worker.engine.numerics import exact
@@ -98,19 +99,7 @@ def drawn(spec: TrainSpec, net: nn.Module, asked: list[Generate], *, late: int =
     """The sample of the first request; the last ``late`` of the others come when it is under way."""
     sampler = Exposed(FAMILIES[spec.model_dump()["family"]].tasks["generate"](spec, known(spec)))
     draws = [Draw[Any](request=request, index=3, owner=place) for place, request in enumerate(asked)]
-    line: Line[Any] = Line(Tile(net, sampler, draws[-1], CPU))
-    early = draws[: len(draws) - late]
-    random.Random(7).shuffle(early)
-    line.add(early)
-    found, coming = None, draws[len(draws) - late :]
-    while not line.is_empty:
-        for draw, sample in line.step():
-            if draw.owner == 0:
-                found = sample
-        line.add(coming)
-        coming = []
-    assert found is not None
-    return found
+    return first_of(Tile(net, sampler, draws[-1], CPU), draws, late=late)
 
 
 @pytest.mark.parametrize("spec", [*drawing()])

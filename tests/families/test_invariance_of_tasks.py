@@ -18,11 +18,12 @@ from torch import nn
 from shared.specs import FAMILIES as SPECS
 from shared.specs.tasks import OPTIONS, Request
 from shared.specs.training import TrainSpec
+from tests.families.company import first_of
 from tests.families.test_invariance import CPU, Exposed
 from tests.jobs.conftest import DATASET_ID
 from tests.jobs.variants import variants
 from worker.engine.numerics import exact
-from worker.engine.sampling import Line, Tile
+from worker.engine.sampling import Tile
 from worker.engine.training import build
 from worker.families import FAMILIES
 from worker.families.family import DataInfo, Draw, Origin
@@ -133,19 +134,7 @@ def drawn(spec: TrainSpec, net: nn.Module, asked: list[Any], *, late: int = 0) -
         Draw[Any](request=request, index=3, inputs=inputs_of(place) if has_inputs else None, owner=place)
         for place, request in enumerate(asked)
     ]
-    line: Line[Any] = Line(Tile(net, sampler, draws[-1], CPU))
-    early = draws[: len(draws) - late]
-    random.Random(7).shuffle(early)
-    line.add(early)
-    found, coming = None, draws[len(draws) - late :]
-    while not line.is_empty:
-        for draw, sample in line.step():
-            if draw.owner == 0:
-                found = sample
-        line.add(coming)
-        coming = []
-    assert found is not None
-    return found
+    return first_of(Tile(net, sampler, draws[-1], CPU), draws, late=late)
 
 
 @pytest.fixture(autouse=True)

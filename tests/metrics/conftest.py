@@ -1,7 +1,9 @@
 """Images with something in common and something of their own, from keyed noise."""
 
+from collections.abc import Callable
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from worker.kernels.noise import Domain, Noise
 
@@ -24,3 +26,18 @@ def strokes(num: int, *, seed: int = 0, size: int = 28) -> Tensor:
     across = x * theta.cos() + y * theta.sin() - (shift[:, None, None] - 0.5)
     image = (-((across / 0.15) ** 2)).exp() * (0.5 + bright[:, None, None] / 2)
     return (image * 255).round().to(torch.uint8)[:, None]
+
+
+def weights_of(build: Callable[[], nn.Module], **classifier: Tensor) -> dict[str, Tensor]:
+    """A network's, each layer of which keeps its input's scale, and the classifier that published files hold."""
+    with torch.device("meta"):
+        own = build().state_dict()
+    generator = torch.Generator().manual_seed(0)
+    tensors = dict(classifier)
+    for name, tensor in own.items():
+        if tensor.ndim == 4:
+            scale = (2 / tensor[0].numel()) ** 0.5
+            tensors[name] = scale * torch.randn(tensor.shape, generator=generator)
+        elif not name.endswith("num_batches_tracked"):
+            tensors[name] = torch.zeros(tensor.shape) if name.endswith(("bias", "mean")) else torch.ones(tensor.shape)
+    return tensors

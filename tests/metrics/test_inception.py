@@ -9,24 +9,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from shared.errors import ModelLoadFailed
-from tests.metrics.conftest import strokes
+from tests.metrics.conftest import strokes, weights_of
 from worker.metrics.features import features_of
 from worker.metrics.inception import Inception, pooled, resized
 
 
 def weights() -> dict[str, Tensor]:
-    """A network's, each layer of which keeps its input's scale, and the classifier that published files hold."""
-    with torch.device("meta"):
-        own = Inception().state_dict()
-    generator = torch.Generator().manual_seed(0)
-    tensors = {"fc.weight": torch.zeros(1008, 2048), "fc.bias": torch.zeros(1008)}
-    for name, tensor in own.items():
-        if tensor.ndim == 4:
-            scale = (2 / tensor[0].numel()) ** 0.5
-            tensors[name] = scale * torch.randn(tensor.shape, generator=generator)
-        elif not name.endswith("num_batches_tracked"):
-            tensors[name] = torch.zeros(tensor.shape) if name.endswith(("bias", "mean")) else torch.ones(tensor.shape)
-    return tensors
+    return weights_of(Inception, **{"fc.weight": torch.zeros(1008, 2048), "fc.bias": torch.zeros(1008)})
 
 
 @pytest.fixture(scope="module")
