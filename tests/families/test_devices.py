@@ -17,8 +17,11 @@ MAY_WAIT: Final[Mapping[str, str]] = {
     "families/nets/quantizers.py: if not self.has_begun:": "the codebook is made of the first batch",
     "families/nets/latents.py: if self.training and not self.has_begun:": "the scale is that of the first batch",
     'families/nets/solving.py: adds_noise = bool(at["x_from_n"].any())': "noise is drawn for steps that add some",
-    "families/nets/solving.py: is_any_guided = bool(is_guided_S.any())  # before the network is begun, as above": (
-        "guidance evaluates the network twice"
+    "families/nets/solving.py: guided_G = is_guided_S.nonzero().flatten()  # before the network is begun, as above": (
+        "only guidance needs estimates without a class"
+    ),
+    "families/nets/solving.py: free_F = state[IN_USE].logical_not().nonzero().flatten()": (
+        "guidance evaluates the network once where there is room, and twice otherwise"
     ),
     "families/nets/solving.py: if is_new_S.any():": "only the first step encodes",
     "families/vq.py: decodes = bool(((place_S == 0) | (place_S == self.num_codes - 1)).any())": (

@@ -295,6 +295,59 @@ def test_guidance_is_the_extrapolation_from_the_unlabelled_estimate() -> None:
     assert torch.allclose(estimate[1], (2.5 * known - 1.5 * unknown)[1])
 
 
+class Counting(nn.Module):
+    """A network that counts its evaluations."""
+
+    def __init__(self, inner: Denoiser) -> None:
+        super().__init__()
+        self.inner, self.num_evaluations, self.num_classes = inner, 0, inner.num_classes
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        self.num_evaluations += 1
+        return self.inner(*inputs)
+
+    def decode(self, x: Tensor) -> Tensor:
+        return self.inner.decode(x)
+
+
+@pytest.mark.parametrize(
+    ("num_guided", "num_plain", "evaluations"),
+    [(4, 0, 1), (3, 2, 1), (1, 6, 1), (5, 0, 2), (1, 7, 2), (0, 8, 1)],
+)
+def test_guided_samples_are_evaluated_once_where_the_tile_has_room(
+    num_guided: int, num_plain: int, evaluations: int
+) -> None:
+    spec, asked = spec_of(), {"task": "generate", "model": "m", "solver": "euler", "steps": 5}
+    net = Counting(trained(spec))
+    requests = [
+        Generate.model_validate(asked | {"seed": seed, "guidance_scale": 2.5 if seed < num_guided else 1.0})
+        for seed in range(num_guided + num_plain)
+    ]
+    draws = [Draw(request=request, index=0) for request in requests]
+
+    with exact(1):
+        tile = tile_of(net, spec, draws[0])
+        tried = net.num_evaluations
+        together = {draw.request.seed: image for draw, image in sample(tile, draws)}
+        assert (tile.width, net.num_evaluations - tried) == (8, 5 * evaluations)
+        for draw in draws:
+            [(_, alone)] = sample(tile_of(net, spec, draw), [draw])
+            assert torch.equal(together[draw.request.seed], alone)
+
+
+def test_a_guided_sample_that_has_left_costs_its_neighbours_nothing() -> None:
+    spec, asked = spec_of(), {"task": "generate", "model": "m", "solver": "euler"}
+    net = Counting(trained(spec))
+    wishes = [{"steps": 2, "guidance_scale": 2.0}] * 7 + [{"steps": 6}]
+    draws = [Draw(request=Generate.model_validate(asked | wish), index=place) for place, wish in enumerate(wishes)]
+    tile = tile_of(net, spec, draws[0])
+    before = net.num_evaluations
+
+    list(sample(tile, draws))
+
+    assert net.num_evaluations - before == 2 * 2 + 4
+
+
 def test_the_noise_of_the_first_step_is_not_that_of_the_start() -> None:
     request = Generate(task="generate", model="m", solver="ddpm", steps=9)
     sampler, noise = FAMILY.tasks["generate"](spec_of(), TINY), Noise.of_step(Domain.SAMPLING, 0, 0, range(20), CPU)

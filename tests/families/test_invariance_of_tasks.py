@@ -83,7 +83,8 @@ def request_of(spec: TrainSpec, task: str, wishes: dict[str, Any]) -> Any:
         if name in kind.model_fields and (name not in OPTIONS or name in understood)
     }
     inputs = {"dataset": DATASET_ID} if "dataset" in kind.model_fields else {}
-    for chosen in (meant, {}):
+    unguided = {name: wish for name, wish in meant.items() if name != "guidance_scale"}
+    for chosen in (meant, unguided, {}):
         request = kind.model_validate({"task": task, "model": "m@1", **inputs, **NEEDED.get(task, {}), **chosen})
         try:
             spec.check_task(request, known(spec).as_json())
@@ -94,9 +95,9 @@ def request_of(spec: TrainSpec, task: str, wishes: dict[str, Any]) -> Any:
 
 
 def requests(spec: TrainSpec, task: str, *, num_strangers: int) -> list[Any]:
-    """One to look at, and strangers who ask for other things."""
+    """One to look at, guided where that can be, and strangers who ask for other things."""
     chance = random.Random(5)
-    asked = [request_of(spec, task, {"seed": 11, "steps": 4})]
+    asked = [request_of(spec, task, {"seed": 11, "steps": 4, "labels": [1], "guidance_scale": 2.5})]
     for seed in range(num_strangers):
         wishes = {"seed": seed, "labels": [chance.randrange(4)], "steps": chance.randint(2, 6)}
         wishes |= {"guidance_scale": chance.choice([1.0, 2.5]), "solver": chance.choice(["euler", "heun", "dpmpp_2m"])}

@@ -18,7 +18,7 @@ from shared.reproduction import Reproducibility
 from worker.engine.captured_calls import Called
 from worker.engine.memory import is_out_of_memory, release
 from worker.engine.tile_width import WIDEST, widest
-from worker.families.family import Draw, Foreseeing, Sampler, Seeded, SlotState
+from worker.families.family import IN_USE, Draw, Foreseeing, Sampler, Seeded, SlotState
 from worker.kernels.noise import Domain, Noise
 
 REPRODUCIBILITY: Final[Reproducibility] = "same_hardware"
@@ -59,7 +59,8 @@ class Tile(Generic[RequestT]):
         return widest(lambda width: self._stepped(_repeat(self._example, width)), self.device, below=below)
 
     def _clear(self) -> None:
-        self._state = _repeat(self._example, self.width)
+        nobody = {IN_USE: torch.zeros(self.width, dtype=torch.bool, device=self.device)}
+        self._state = _repeat(self._example, self.width) | nobody
         self._slots: list[_Occupant[RequestT] | None] = [None] * self.width
 
     @property
@@ -106,8 +107,7 @@ class Tile(Generic[RequestT]):
             occupant.steps_left -= 1
         leaving = [(slot, occupant.draw) for slot, occupant in taken if occupant.steps_left == 0]
         done = [(draw, self._finish(slot)) for slot, draw in leaving]
-        for slot, _ in leaving:
-            self._slots[slot] = None
+        self._free([slot for slot, _ in leaving])
         return done
 
     def makes_room(self) -> bool:
@@ -136,9 +136,13 @@ class Tile(Generic[RequestT]):
 
     def evict(self, unwanted: Callable[[Draw[RequestT]], bool]) -> None:
         """Free the slots of draws that nobody wants any more."""
-        for slot, occupant in enumerate(self._slots):
-            if occupant is not None and unwanted(occupant.draw):
-                self._slots[slot] = None
+        taken = [(slot, occupant) for slot, occupant in enumerate(self._slots) if occupant is not None]
+        self._free([slot for slot, occupant in taken if unwanted(occupant.draw)])
+
+    def _free(self, slots: Sequence[int]) -> None:
+        for slot in slots:
+            self._slots[slot] = None
+            self._state[IN_USE][slot] = False
 
     def _advance(self) -> None:
         self._state = self._stepped(self._state)
@@ -166,7 +170,7 @@ class Tile(Generic[RequestT]):
 @torch.no_grad()
 def started(sampler: Sampler, draw: Draw[Any], device: torch.device) -> SlotState:
     """The slot of one draw as it is before its first step."""
-    keys = {STEP: 0, SEED: draw.request.seed, INDEX: draw.index}
+    keys = {STEP: 0, SEED: draw.request.seed, INDEX: draw.index, IN_USE: True}
     state = {name: torch.tensor([key], device=device) for name, key in keys.items()}
     return state | sampler.start([draw], _noise(state))
 
@@ -193,7 +197,9 @@ class LooseTile(Tile[RequestT]):
         taken = torch.tensor([slot for slot, occupant in enumerate(self._slots) if occupant], device=self.device)
         # The last slot stands for rows that nobody needs.
         padded = torch.cat((taken, taken[-1:].expand(self.num_stepped - len(taken))))
-        rows = self._stepped({name: tensor[padded] for name, tensor in self._state.items()})
+        given = {name: tensor[padded] for name, tensor in self._state.items()}
+        given[IN_USE][len(taken) :] = False
+        rows = self._stepped(given)
         for name, tensor in rows.items():
             whole = self._state.setdefault(name, tensor.new_zeros(self.width, *tensor.shape[1:]))
             whole[taken] = tensor[: len(taken)]

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, Literal, Protocol, TypeVar, runtime_checkable
+from typing import Any, Final, Generic, Literal, Protocol, TypeVar, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -15,6 +15,10 @@ Batch = Mapping[str, Tensor]
 
 SlotState = dict[str, Tensor]
 """All a sampler knows of its slots: tensors with a leading slot axis, one row per sample being drawn."""
+
+IN_USE: Final = "in_use"
+"""Of a state that ``Sampler.step`` is given, bool ``(S,)``: the rows of slots that hold no sample are nobody's, and a
+sampler may have the network compute something else in them. Where it is left out all are in use."""
 
 
 RequestT = TypeVar("RequestT", bound="Seeded", covariant=True)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from shared.specs.diffusion import DiffusionSpec, plan_of
 from shared.specs.tasks import Generate, Interpolate, Levels, Sampling
-from worker.families.family import DataInfo, Draw, SlotState
+from worker.families.family import IN_USE, DataInfo, Draw, SlotState
 from worker.families.nets.denoiser import Denoiser, num_classes_of, objective_of, spread
 from worker.families.nets.latents import space_of
 from worker.families.nets.solvers import COLUMNS, karras, num_evaluations, padded, table_of
@@ -93,15 +93,34 @@ class Solve:
         Whatever a sample is known to satisfy is put into this estimate, here and nowhere else.
         """
         scale_S, low_S, high_S = state["guidance"].unbind(1)
-        is_guided_S = (scale_S != 1) & (sigma_S > low_S) & (sigma_S <= high_S)
-        is_any_guided = bool(is_guided_S.any())  # before the network is begun, as above
-        estimate_SCHW = net(state["x"], sigma_S, state["label"])
-        if not is_any_guided:
-            return estimate_SCHW
-        # All slots once more, as the shape decides about the bits; those that are not guided ignore it.
-        unlabelled_SCHW = net(state["x"], sigma_S, torch.full_like(state["label"], net.num_classes))
+        in_use_S = state.get(IN_USE, torch.ones_like(scale_S, dtype=torch.bool))
+        is_guided_S = in_use_S & (scale_S != 1) & (sigma_S > low_S) & (sigma_S <= high_S)
+        guided_G = is_guided_S.nonzero().flatten()  # before the network is begun, as above
+        if not len(guided_G):
+            return net(state["x"], sigma_S, state["label"])
+        estimate_SCHW, unlabelled_SCHW = self.with_and_without_class(net, state | {IN_USE: in_use_S}, sigma_S, guided_G)
         guided_SCHW = unlabelled_SCHW + spread(scale_S) * (estimate_SCHW - unlabelled_SCHW)
         return torch.where(spread(is_guided_S), guided_SCHW, estimate_SCHW)
+
+    def with_and_without_class(
+        self, net: Denoiser, state: SlotState, sigma_S: Tensor, guided_G: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """D(x; sigma) of every slot, and of the slots ``guided`` without their class.
+
+        Always of as many slots as there are, as the shape decides about the bits: once where those without their class
+        find room in slots that are not in use, and twice otherwise.
+        """
+        # Copies, so that gradients of the two are added up in one order, however they were computed.
+        x_SCHW, unlabelled_SCHW, label_S = state["x"].clone(), state["x"].clone(), state["label"]
+        none_S = torch.full_like(label_S, net.num_classes)
+        free_F = state[IN_USE].logical_not().nonzero().flatten()
+        if len(guided_G) > len(free_F):
+            return net(x_SCHW, sigma_S, label_S), net(unlabelled_SCHW, sigma_S, none_S)
+        at_G = free_F[: len(guided_G)]
+        pairs = (x_SCHW, unlabelled_SCHW), (sigma_S, sigma_S), (label_S, none_S)
+        both_SCHW = net(*(mine_S.index_copy(0, at_G, other_S.index_select(0, guided_G)) for mine_S, other_S in pairs))
+        # Rows that are not in use let go of it: what they are taken for must not pull at who borrowed them.
+        return both_SCHW.index_fill(0, at_G, 0.0), both_SCHW.index_copy(0, guided_G, both_SCHW.index_select(0, at_G))
 
     def finish(self, net: Denoiser, state: SlotState) -> Tensor:
         return net.decode(state["x"])
