@@ -2,8 +2,10 @@
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
+import httpx
 import pytest
 from sqlalchemy import Engine, event, text
 from sqlalchemy.exc import OperationalError
@@ -54,19 +56,40 @@ def test_attempts_are_a_list_of_their_own(owner: Owner, engine: Engine) -> None:
     assert page["has_more"] is False
 
 
-def test_a_client_that_prefers_to_wait_gets_the_finished_job(owner: Owner, engine: Engine, settings: Settings) -> None:
-    dataset = owner.add_dataset()
+def submit_and_wait(owner: Owner, dataset: str, seconds: int, work: Callable[[str], None]) -> httpx.Response:
+    """The answer to who waits so long for the end of a job, at which somebody works as soon as it is there."""
 
-    def work() -> None:
+    def find_and_work() -> None:
         while not (found := owner.client.get("/v1/jobs").json()["data"]):
             pass
-        succeed(engine, claim(engine, found[0]["id"]))
-        EventBell(settings.broker).ring(parse("job", found[0]["id"]))
+        work(found[0]["id"])
 
-    worker = threading.Thread(target=work)
+    worker = threading.Thread(target=find_and_work)
     worker.start()
-    answer = owner.client.post("/v1/jobs", json=train_request(dataset), headers={"Prefer": "wait=15"})
+    answer = owner.client.post("/v1/jobs", json=train_request(dataset), headers={"Prefer": f"wait={seconds}"})
     worker.join()
+    return answer
+
+
+@contextmanager
+def at_each_look_for_an_end(do: Callable[[str], None]) -> Iterator[None]:
+    def look(_connection: object, _cursor: object, statement: str, *_: object) -> None:
+        if "jobs.completed_at IS NOT NULL" in statement:
+            do(statement)
+
+    event.listen(Engine, "before_cursor_execute", look)
+    try:
+        yield
+    finally:
+        event.remove(Engine, "before_cursor_execute", look)
+
+
+def test_a_client_that_prefers_to_wait_gets_the_finished_job(owner: Owner, engine: Engine, settings: Settings) -> None:
+    def work(job_id: str) -> None:
+        succeed(engine, claim(engine, job_id))
+        EventBell(settings.broker).ring(parse("job", job_id))
+
+    answer = submit_and_wait(owner, owner.add_dataset(), 15, work)
 
     assert (answer.status_code, answer.json()["state"]) == (200, "succeeded")
     assert answer.headers["Preference-Applied"] == "wait=15"
@@ -77,56 +100,33 @@ def test_who_waits_for_the_end_looks_once_that_is_told(owner: Owner, engine: Eng
     """Not when the job was submitted, and not when an attempt at it begins."""
     dataset, bell, looks = owner.add_dataset(), EventBell(settings.broker), list[str]()
 
-    def work() -> None:
-        while not (found := owner.client.get("/v1/jobs").json()["data"]):
-            pass
-        job_id = parse("job", found[0]["id"])
-        claimed = claim(engine, found[0]["id"])
-        bell.ring(job_id, begins=True)
+    def work(job_id: str) -> None:
+        claimed = claim(engine, job_id)
+        bell.ring(parse("job", job_id), begins=True)
         time.sleep(0.5)
         succeed(engine, claimed)
-        bell.ring(job_id)
+        bell.ring(parse("job", job_id))
 
-    def look(_connection: object, _cursor: object, statement: str, *_: object) -> None:
-        if "jobs.completed_at IS NOT NULL" in statement:
-            looks.append(statement)
-
-    worker = threading.Thread(target=work)
-    event.listen(Engine, "before_cursor_execute", look)
-    try:
-        worker.start()
-        answer = owner.client.post("/v1/jobs", json=train_request(dataset), headers={"Prefer": "wait=4"})
-        worker.join()
-    finally:
-        event.remove(Engine, "before_cursor_execute", look)
+    with at_each_look_for_an_end(looks.append):
+        answer = submit_and_wait(owner, dataset, 4, work)
 
     assert (answer.status_code, answer.json()["state"], len(looks)) == (200, "succeeded", 1)
 
 
 def test_who_waits_for_the_end_is_told_of_its_job_though_sql_goes_away_meanwhile(
-    owner: Owner, engine: Engine, settings: Settings
+    owner: Owner, settings: Settings
 ) -> None:
     """An error would have the client submit it again."""
     dataset, failed = owner.add_dataset(), list[str]()
 
-    def work() -> None:
-        while not (found := owner.client.get("/v1/jobs").json()["data"]):
-            pass
-        EventBell(settings.broker).ring(parse("job", found[0]["id"]))
+    def away(statement: str) -> None:
+        failed.append(statement)
+        raise OperationalError(statement, None, Exception("server closed the connection unexpectedly"))
 
-    def away(_connection: object, _cursor: object, statement: str, *_: object) -> None:
-        if "jobs.completed_at IS NOT NULL" in statement:
-            failed.append(statement)
-            raise OperationalError(statement, None, Exception("server closed the connection unexpectedly"))
-
-    worker = threading.Thread(target=work)
-    event.listen(Engine, "before_cursor_execute", away)
-    try:
-        worker.start()
-        answer = owner.client.post("/v1/jobs", json=train_request(dataset), headers={"Prefer": "wait=2"})
-        worker.join()
-    finally:
-        event.remove(Engine, "before_cursor_execute", away)
+    with at_each_look_for_an_end(away):
+        answer = submit_and_wait(
+            owner, dataset, 2, lambda job_id: EventBell(settings.broker).ring(parse("job", job_id))
+        )
 
     assert failed
     assert (answer.status_code, answer.json().get("state")) == (202, "queued")

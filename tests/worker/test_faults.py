@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import json
+import math
 import os
 import socket
 import sys
@@ -12,7 +13,7 @@ from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from threading import Event
-from typing import Any
+from typing import Any, Literal
 from uuid import UUID
 
 import pytest
@@ -35,26 +36,44 @@ from worker.cache import ObjectCache
 from worker.device import GONE, Device
 from worker.fuse import Fuse
 from worker.run import StoredObject
+from worker.supervisor import Supervisor
 
 UNCONFIRMED = OperationalError("COMMIT", None, Exception("server closed the connection unexpectedly"))
+
+
+def lose_answers(
+    supervisor: Supervisor, of: Literal["ask", "settle"], when: Callable[[], object], *, most: float = math.inf,
+    executed: bool = True,
+) -> list[Any]:  # fmt: skip
+    """Let what is committed so be answered by an error, executed or not; returns what was, as it comes."""
+    commit, lost = getattr(supervisor, of), list[Any]()
+
+    def loses(work: Any) -> bool:
+        if len(lost) < most and when():
+            lost.append(work)
+            return True
+        return False
+
+    def answered_by_an_error(work: Any) -> Any:
+        if not executed and loses(work):
+            raise UNCONFIRMED
+        done = commit(work)
+        if executed and loses(work):
+            raise UNCONFIRMED
+        return done
+
+    setattr(supervisor, of, answered_by_an_error)
+    return lost
 
 
 def test_reports_whose_commit_was_not_confirmed_do_not_fail_the_job(workplace: Workplace) -> None:
     job_id = workplace.job(["publish", "preview", "p", "x"], ["steps", 20, 0.02])
     supervisor = workplace.supervisor()
-    ask, failed = supervisor.ask, Event()
+    lost = lose_answers(supervisor, "ask", lambda: workplace.artifacts(job_id), most=1)
 
-    def answered_by_an_error(work: Any) -> Any:
-        done = ask(work)
-        if workplace.artifacts(job_id) and not failed.is_set():
-            failed.set()
-            raise UNCONFIRMED
-        return done
-
-    supervisor.ask = answered_by_an_error  # type: ignore[method-assign]
     supervisor.run_next()
 
-    assert failed.is_set()
+    assert lost
     assert workplace.state(job_id) == JobState.SUCCEEDED
 
 
@@ -64,19 +83,9 @@ def test_reports_are_written_once_and_in_order_although_every_third_statement_is
 ) -> None:
     said = [[["metrics", step, {"loss": step}], ["publish", "preview", f"p{step}", "x"]] for step in range(10)]
     job_id = workplace.job(*[act for pair in said for act in [*pair, ["steps", 4, 0.05]]])
-    supervisor = workplace.supervisor()
-    ask, asked = supervisor.ask, itertools.count(1)
+    supervisor, asked = workplace.supervisor(), itertools.count(1)
+    lose_answers(supervisor, "ask", lambda: next(asked) % 3 == 0, executed=executed)
 
-    def answered_by_an_error(work: Any) -> Any:
-        fails = next(asked) % 3 == 0
-        if fails and not executed:
-            raise UNCONFIRMED
-        done = ask(work)
-        if fails:
-            raise UNCONFIRMED
-        return done
-
-    supervisor.ask = answered_by_an_error  # type: ignore[method-assign]
     supervisor.run_next()
 
     events = workplace.events(job_id)
@@ -90,19 +99,13 @@ def test_a_report_behind_an_object_that_was_told_before_is_written_once(workplac
     preview = ["publish", "preview", "p", "x"]
     job_id = workplace.job(preview, ["steps", 10, 0.05], preview, ["metrics", 1, {"loss": 1.0}], ["steps", 20, 0.05])
     supervisor = workplace.supervisor()
-    ask, failed = supervisor.ask, Event()
+    lost = lose_answers(
+        supervisor, "ask", lambda: any(event.type == "job.metric" for event in workplace.events(job_id)), most=1
+    )
 
-    def answered_by_an_error(work: Any) -> Any:
-        done = ask(work)
-        if not failed.is_set() and any(event.type == "job.metric" for event in workplace.events(job_id)):
-            failed.set()
-            raise UNCONFIRMED
-        return done
-
-    supervisor.ask = answered_by_an_error  # type: ignore[method-assign]
     supervisor.run_next()
 
-    assert failed.is_set()
+    assert lost
     assert [event.type for event in workplace.events(job_id)].count("job.metric") == 1
 
 
@@ -110,17 +113,7 @@ def test_a_report_behind_an_object_that_was_told_before_is_written_once(workplac
 def test_a_claim_whose_commit_was_not_confirmed_costs_nothing(workplace: Workplace, *, executed: bool) -> None:
     job_id = workplace.job(["steps", 1, 0.0], max_attempts=1)
     supervisor = workplace.supervisor()
-    settle, failed = supervisor.settle, Event()
-
-    def answered_by_an_error(work: Any) -> Any:
-        if failed.is_set():
-            return settle(work)
-        failed.set()
-        if executed:
-            settle(work)
-        raise UNCONFIRMED
-
-    supervisor.settle = answered_by_an_error  # type: ignore[method-assign]
+    lose_answers(supervisor, "settle", lambda: True, most=1, executed=executed)
 
     assert [supervisor.run_next() for _ in range(3)] == [False, True, False]
     assert (workplace.state(job_id), workplace.get(job_id).fence) == (JobState.SUCCEEDED, 1)
@@ -159,15 +152,8 @@ def test_an_end_that_was_not_committed_is_tried_again_without_waiting_for_a_beat
     workplace: Workplace, wait_until
 ) -> None:
     job_id = workplace.job(["steps", 1, 0.0])
-    supervisor = workplace.supervisor(beat=timedelta(minutes=10))
-    settle, asked = supervisor.settle, itertools.count(1)
-
-    def refusing_the_end(work: Any) -> Any:
-        if next(asked) == 2:
-            raise UNCONFIRMED
-        return settle(work)
-
-    supervisor.settle = refusing_the_end  # type: ignore[method-assign]
+    supervisor, asked = workplace.supervisor(beat=timedelta(minutes=10)), itertools.count(1)
+    lose_answers(supervisor, "settle", lambda: next(asked) == 2, executed=False)
     workplace.background(supervisor.run_next)
 
     wait_until(lambda: workplace.state(job_id) == JobState.SUCCEEDED)
@@ -177,15 +163,8 @@ def test_an_end_that_was_not_committed_is_tried_again_without_waiting_for_a_beat
 def test_a_claim_that_is_found_too_late_is_forgotten(workplace: Workplace) -> None:
     job_id = workplace.job(["steps", 1, 0.0])
     supervisor = workplace.supervisor()
-    settle = supervisor.settle
-
-    def answered_by_an_error(work: Any) -> Any:
-        settle(work)
-        raise UNCONFIRMED
-
-    supervisor.settle = answered_by_an_error  # type: ignore[method-assign]
+    lose_answers(supervisor, "settle", lambda: True, most=1)
     supervisor.run_next()
-    supervisor.settle = settle  # type: ignore[method-assign]
     with Session(workplace.engine) as session, session.begin():
         session.execute(text("UPDATE jobs SET lease_until = clock_timestamp() - interval '1 s'"))
         upkeep.reap(session)
