@@ -23,6 +23,33 @@ SECTIONS: Final = (
     ("device/device.json", "On a GPU (`bench/device.py`)"),
 )
 
+TRIED: Final[Mapping[str, str]] = {
+    "unet/cpu.json": """
+What was tried for the rest: group normalisation with SiLU in C++, in NHWC and both directions; softmax by whole
+vectors; SiLU's exponential and quotient by single instructions; AdamW in one pass over all weights; bf16 weights with
+exact ones behind them; compiled blocks; convolutions as im2col and one product, which were faster at 8 x 8 pixels
+only. The profile: a training step takes 0.64 s on one thread and 0.62 s on two. Half of a forward pass is
+convolutions, at 0.36 TFLOP/s a core of the 0.63 that bare AMX products reach; oneDNN's gradients of weights take 2 to
+4 times as long as the forward convolution of the same shape, and they are the peers' as well as ours.
+""",
+    "serving/cpu.json": """
+Measured without bf16, where a step of eight images takes 4.7 times as long as a step of one: sharing saves at most
+0.4 of the time of each image, in a full tile (0.60 of it are left; of two 0.77, of four 0.70), so that half of the
+makespan is out of reach. The tile is of eight because it serves most; one of four would let a request alone pay 2.8
+times as much as at a batch of one, and all others a sixth more.
+""",
+    "families/cpu.json": """
+Measured without bf16, where both sides compute the same convolutions of oneDNN in float32.
+""",
+    "control_plane/control_plane.json": """
+What was tried, what a submission, a job that does nothing and a first sample are made of by now, and what each step
+gained: [decision 24](decisions/0024-what-a-submission-costs.md) and [decision
+25](decisions/0025-runners-are-forked.md). In short: of the 1.5 ms of CPU that a submission takes of the API half are
+the event loop's, a third the thread's that records, the rest the relay's and the look-ups', in Python and under one
+interpreter lock; load, API, PostgreSQL and Valkey share the two cores.
+""",
+}
+
 
 def asked(report: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
     """What the bench was asked for: figure, bound, value, and whether it is reached."""
@@ -72,6 +99,7 @@ def render() -> str:
             f"{key.replace('_', ' ')} {value}" for key, value in machine.items() if isinstance(value, str | int | float)
         ]
         parts.append(f"## {title}\n\n" + "\n".join([*verdicts(report), *contestants(report)]))
+        parts += [TRIED[name].strip()] if name in TRIED else []
         parts.append(f"Measured on: {', '.join(told)}.")
     return "\n\n".join(parts) + "\n"
 
