@@ -68,7 +68,7 @@ class Network:
 
     def __init__(self) -> None:
         trainer = trainer_of()
-        self.net = for_sampling(trainer.average, Numerics.of_sampling("auto", CPU))
+        self.net = for_sampling(trainer.average, Numerics.of_sampling(trainer.spec, "auto", CPU))
         self.sampler = FAMILIES["diffusion"].tasks["generate"](trainer.spec, trainer.data)
 
     def line(self, kind: type[Tile[Any]], width: int | None = None) -> Line[Any]:

@@ -54,7 +54,7 @@ class ConsistencySpec(TrainSpec):
 
     @property
     def computes_in_type_of_weights(self) -> bool:
-        """The UNet does; which network it is, ``init_from`` says."""
+        """Whichever network of a diffusion model ``init_from`` names does."""
         return True
 
     def stage_at(self, step: int) -> int:

@@ -132,8 +132,8 @@ class DiffusionSpec(TrainSpec):
 
     @property
     def computes_in_type_of_weights(self) -> bool:
-        """The UNet does."""
-        return self.network == "unet"
+        """Both networks do; the autoencoder does not."""
+        return True
 
     @property
     def couples_samples(self) -> bool:

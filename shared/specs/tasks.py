@@ -61,8 +61,9 @@ class _Task(Spec):
     seed: Seed = 0
     """Key of the noise: sample ``index`` of a seed is the same whatever else is drawn with it."""
     precision: Precision = "fp32"
-    """What the network computes in; ``auto`` is bf16 where the device multiplies it in hardware. Other parts of a
-    sampler, and networks that know no other, stay in fp32."""
+    """What the network computes in; ``auto`` is bf16 where the device multiplies it in hardware. Networks of
+    ``diffusion`` and ``consistency`` know bf16; other families, and all else of a sampler, stay in fp32, and the recipe
+    says in which it was."""
     determinism: Literal["exact", "relaxed"] = "exact"
     """``exact``: the bytes do not depend on what else is drawn at the same time. ``relaxed``: they may, in their last
     bits, and no time is spent on slots that nobody uses."""

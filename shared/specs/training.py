@@ -88,10 +88,10 @@ class TrainSpec(Spec):
     """Alterations of the images that are trained on, drawn anew in each step; held-out images stay as they are."""
     precision: Precision = "auto"
     """Arithmetic of the forward and backward pass. ``auto`` is bf16 where the device multiplies it in hardware and fp32
-    elsewhere. ``bf16`` and ``fp16`` are autocast, and ``fp16`` scales the loss. ``pure_bf16`` (UNets) computes with
-    bf16 weights and activations and learns in fp32: optimizer, averages and checkpoints have the exact weights.
-    ``tf32`` lets GPUs round the matrices that they multiply to 10 bits, and is fp32 elsewhere. A resumed training keeps
-    what it began with."""
+    elsewhere. ``bf16`` and ``fp16`` are autocast, and ``fp16`` scales the loss. ``pure_bf16`` (``diffusion`` and
+    ``consistency``) computes with bf16 weights and learns in fp32: optimizer, averages and checkpoints have the exact
+    weights. ``tf32`` lets GPUs round the matrices that they multiply to 10 bits, and is fp32 elsewhere. A resumed
+    training keeps what it began with."""
     channels_last: bool | None = None
     """Lay images out as NHWC; when left out, on GPUs, and for diffusion, conv VAEs and DCGANs on CPUs where a C++
     compiler is at hand (torch's own group norm is slow in NHWC there)."""
@@ -185,7 +185,8 @@ class TrainSpec(Spec):
 
     @property
     def computes_in_type_of_weights(self) -> bool:
-        """Whether its network, or the largest part of it, can be given rounded weights (``precision: pure_bf16``)."""
+        """Whether its network, or the largest part of it, can be given rounded weights: to learn with ``precision:
+        pure_bf16``, and to draw in bf16."""
         return False
 
     @property

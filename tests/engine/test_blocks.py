@@ -24,6 +24,7 @@ SMALL: Mapping[str, Mapping[str, Any]] = {
     "unet-dropout-recomputed": {"family": "diffusion", "dropout": 0.3, "recompute": True},
     "dit": {"family": "diffusion", "network": "dit"},
     "unet-pure_bf16": {"family": "diffusion", "precision": "pure_bf16"},
+    "dit-pure_bf16": {"family": "diffusion", "network": "dit", "precision": "pure_bf16"},
     "vae": {"family": "vae", "base_channels": 8},
     "ladder": {"family": "vae", "network": "ladder", "base_channels": 8, "latent_dim": 2},
     "vq": {"family": "vq", "prior_start": 0.0},

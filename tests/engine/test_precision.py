@@ -23,9 +23,14 @@ SPEC = DiffusionSpec(family="diffusion", dataset="ds_" + "0" * 32, model="m", ne
 BF16 = Numerics(precision="bf16", channels_last=True, num_threads=1)
 
 
-@pytest.fixture(scope="module")
-def net() -> Any:
-    made = build(DIFFUSION, SPEC, DATA).eval()
+@pytest.fixture(scope="module", params=["unet", "dit"])
+def net(request: pytest.FixtureRequest) -> Any:
+    return disturbed(SPEC.model_copy(update={"network": request.param}))
+
+
+def disturbed(spec: DiffusionSpec) -> Any:
+    """With weights of which none is zero."""
+    made = build(DIFFUSION, spec, DATA).eval()
     for number, weight in enumerate(made.parameters()):
         drawn = Noise.of_step(Domain.TRAINING, 1, number, range(1), CPU).normal(*weight.shape)[0]
         weight.data.add_(0.03 * drawn)
@@ -68,6 +73,27 @@ def test_preparing_a_network_leaves_it_as_it_was(net: Any) -> None:
     assert {weight.dtype for weight in net.parameters()} == {torch.float32}
     assert {weight.dtype for weight in prepared.network.parameters()} == {torch.bfloat16}
     assert not any(weight.requires_grad for weight in prepared.parameters())
+    for buffer, prepared_buffer in zip(net.buffers(), prepared.buffers(), strict=True):
+        assert torch.equal(buffer, prepared_buffer) and buffer.dtype == prepared_buffer.dtype
+
+
+@pytest.mark.parametrize("network", ["unet", "dit"])
+def test_in_bf16_a_network_still_knows_a_thousand_times_apart(network: str) -> None:
+    """In bfloat16 the waves' frequencies would be off by whole turns at late times."""
+    embed = disturbed(SPEC.model_copy(update={"network": network, "objective": "eps"})).network.embed
+    prepared = for_sampling(embed.__self__, BF16).embed
+    times, labels = torch.arange(900, 1000).float(), torch.zeros(100, dtype=torch.int64)
+
+    with torch.no_grad():
+        before, after = embed(times, labels), prepared(times, labels).float()
+    assert 0 < (after - before).norm() / before.norm() < 0.01
+
+
+def test_a_family_whose_networks_know_no_other_precision_is_drawn_in_fp32() -> None:
+    asked = {spec.family: Numerics.of_sampling(spec, "bf16", CPU) for spec in (SPEC, small_spec())}
+
+    assert {family: numerics.precision for family, numerics in asked.items()} == {"diffusion": "bf16", "vae": "fp32"}
+    assert asked["vae"] == Numerics.of_sampling(small_spec(), "fp32", CPU)
 
 
 def test_in_bf16_a_sample_is_the_same_alone_and_among_others(net: Any) -> None:

@@ -16,6 +16,10 @@ from worker.families.family import Batch, DataInfo
 
 DATA = DataInfo(shape=(1, 12, 12))
 DIFFUSION = FAMILIES["diffusion"]
+ENDS = {"unet": ("conv_in", "conv_out"), "dit": ("patch_in", "patch_out")}
+"""The first and the last layer of each network that computes in the type of its weights."""
+
+each_network = pytest.mark.parametrize("network", ENDS)
 
 
 def spec_of(precision: str, **fields: Any) -> DiffusionSpec:
@@ -36,8 +40,9 @@ def losses(trainer: Trainer[Any, Any], steps: int) -> list[float]:
     return [trainer.advance(batch_at(trainer.step))["loss"] for _ in range(steps)]
 
 
-def test_pure_bf16_learns_as_fp32_does() -> None:
-    exact, rounded = trainer_of("fp32"), trainer_of("pure_bf16")
+@each_network
+def test_pure_bf16_learns_as_fp32_does(network: str) -> None:
+    exact, rounded = trainer_of("fp32", network=network), trainer_of("pure_bf16", network=network)
 
     pairs = list(zip(losses(exact, 30), losses(rounded, 30), strict=True))
 
@@ -47,10 +52,11 @@ def test_pure_bf16_learns_as_fp32_does() -> None:
     assert evaluate(rounded, [held])["loss"] == pytest.approx(evaluate(exact, [held])["loss"], rel=0.05)
 
 
-def test_steps_that_are_smaller_than_bfloat16_are_not_lost() -> None:
-    trainer = trainer_of("pure_bf16", learning_rate=1e-7, schedule="constant")
-    weight = trainer.net.get_parameter("network.conv_in.weight")
-    rounded = trainer.computing.get_parameter("network.conv_in.weight")
+@each_network
+def test_steps_that_are_smaller_than_bfloat16_are_not_lost(network: str) -> None:
+    trainer = trainer_of("pure_bf16", network=network, learning_rate=1e-7, schedule="constant")
+    name = f"network.{ENDS[network][0]}.weight"
+    weight, rounded = trainer.net.get_parameter(name), trainer.computing.get_parameter(name)
     before, seen = weight.detach().clone(), rounded.detach().clone()
 
     losses(trainer, 4)
@@ -61,19 +67,22 @@ def test_steps_that_are_smaller_than_bfloat16_are_not_lost() -> None:
     assert (rounded != seen).float().mean() < 0.01
 
 
-def test_the_network_computes_with_what_was_learned() -> None:
-    trainer = trainer_of("pure_bf16", learning_rate=1e-2)
+@each_network
+def test_the_network_computes_with_what_was_learned(network: str) -> None:
+    trainer = trainer_of("pure_bf16", network=network, learning_rate=1e-2)
 
     losses(trainer, 2)
 
     for name, weight in trainer.net.named_parameters():
+        assert weight.grad is not None and weight.grad.dtype == torch.float32
         assert torch.equal(trainer.computing.get_parameter(name), weight.to(torch.bfloat16))
     for buffer, other in zip(trainer.net.buffers(), trainer.computing.buffers(), strict=True):
         assert buffer is other
 
 
-def test_a_pure_bf16_training_goes_on_to_the_same_bits() -> None:
-    straight = trainer_of("pure_bf16")
+@each_network
+def test_a_pure_bf16_training_goes_on_to_the_same_bits(network: str) -> None:
+    straight = trainer_of("pure_bf16", network=network)
     losses(straight, 2)
     checkpoint = straight.checkpoint()
     expected = losses(straight, 2)
@@ -83,19 +92,20 @@ def test_a_pure_bf16_training_goes_on_to_the_same_bits() -> None:
     assert losses(resumed, 2) == expected
     ended = straight.checkpoint().tensors
     assert all(torch.equal(tensor, ended[name]) for name, tensor in resumed.checkpoint().tensors.items())
-    assert {tensor.dtype for name, tensor in checkpoint.tensors.items() if "conv_in" in name} == {torch.float32}
+    assert {tensor.dtype for name, tensor in checkpoint.tensors.items() if ENDS[network][0] in name} == {torch.float32}
 
 
-def test_gradients_of_pieces_are_added_up_in_float32() -> None:
+@each_network
+def test_gradients_of_pieces_are_added_up_in_float32(network: str) -> None:
     """In bfloat16 the sum of eight would have lost what this one keeps."""
-    trainer = trainer_of("pure_bf16")
+    trainer = trainer_of("pure_bf16", network=network)
     trainer.numerics = trainer.numerics.halved(2, 0)
-    whole = trainer_of("fp32")
+    whole = trainer_of("fp32", network=network)
 
     losses(trainer, 1)
     losses(whole, 1)
 
-    gradient, expected = (one.net.get_parameter("network.conv_out.weight").grad for one in (trainer, whole))
+    gradient, expected = (one.net.get_parameter(f"network.{ENDS[network][1]}.weight").grad for one in (trainer, whole))
     assert gradient is not None
     assert gradient.dtype == torch.float32
     assert (gradient - expected).norm() < 0.03 * expected.norm()
@@ -104,8 +114,6 @@ def test_gradients_of_pieces_are_added_up_in_float32() -> None:
 def test_a_model_that_does_not_compute_in_the_type_of_its_weights_is_refused() -> None:
     with pytest.raises(ValidationError, match="use bf16"):
         small_spec(precision="pure_bf16")
-    with pytest.raises(ValidationError, match="use bf16"):
-        spec_of("pure_bf16", network="dit")
 
 
 def test_tf32_is_fp32_where_there_is_none() -> None:

@@ -21,7 +21,7 @@ from shared.specs.training import TrainSpec
 from tests.families.company import first_of
 from tests.jobs.conftest import SHAPE
 from tests.jobs.variants import variants
-from worker.engine.numerics import exact
+from worker.engine.numerics import Numerics, exact, for_sampling
 from worker.engine.sampling import Line, Tile
 from worker.engine.training import build
 from worker.families import FAMILIES
@@ -110,6 +110,17 @@ def test_a_sample_has_the_bits_it_has_alone(spec: TrainSpec) -> None:
 
     assert torch.equal(drawn(spec, net, asked[:2]), alone)
     assert torch.equal(drawn(spec, net, asked, late=3), alone)
+
+
+def test_in_bf16_a_transformer_draws_the_bits_that_it_draws_alone() -> None:
+    spec = next(one.values[0] for one in drawing() if one.id == "diffusion-network=dit")
+    net = for_sampling(network(spec), Numerics.of_sampling(spec, "bf16", CPU))
+    asked = requests(spec, num_strangers=4)
+
+    alone = drawn(spec, net, asked[:1])
+
+    assert {weight.dtype for weight in net.parameters()} == {torch.bfloat16}
+    assert torch.equal(drawn(spec, net, asked, late=2), alone)
 
 
 def plain_specs() -> dict[str, TrainSpec]:

@@ -40,7 +40,7 @@ def trained(trainer: Trainer[Any, Any]) -> tuple[list[float], dict[str, Tensor],
 
 
 @pytest.mark.parametrize("network", ["unet", "dit"])
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "pure_bf16"])
 def test_what_is_computed_again_has_the_same_bits(network: str, precision: str) -> None:
     """Masks of dropout too, which a second forward pass must draw as the first did."""
     losses, weights, kept = trained(trainer_of(network=network, precision=precision))

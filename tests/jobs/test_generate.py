@@ -273,8 +273,11 @@ def test_relaxed_samples_are_the_same_to_the_eye_and_say_that_their_bytes_may_di
     assert np.abs(pixels_of(exact) - pixels_of(relaxed)).max() <= 1
 
 
-def test_samples_in_bf16_resemble_those_in_fp32_and_say_so(train_run: MakeRun, generate_run: MakeRun) -> None:
-    fields = {"base": DIFFUSION | {"network": "unet", "preset": "xs"}}
+@pytest.mark.parametrize("network", ["unet", "dit"])
+def test_samples_in_bf16_resemble_those_in_fp32_and_say_so(
+    train_run: MakeRun, generate_run: MakeRun, network: str
+) -> None:
+    fields = {"base": DIFFUSION | {"network": network, "preset": "xs"}}
     trained = train(train_run(**fields, steps=30, learning_rate=2e-3))
     asked = {"num_samples": 2, "solver": "ddim", "steps": 4}
     full, half = (generate_run(trained, **fields, **asked, precision=how) for how in ("fp32", "bf16"))
@@ -286,6 +289,16 @@ def test_samples_in_bf16_resemble_those_in_fp32_and_say_so(train_run: MakeRun, g
     assert recipe["precision"] == "bf16"
     difference = np.abs(pixels_of(full) - pixels_of(half)).mean()
     assert 0 < difference < 8
+
+
+def test_a_model_that_knows_no_bf16_draws_in_fp32_and_says_so(train_run: MakeRun, generate_run: MakeRun) -> None:
+    trained = train(train_run())
+    full, half = (generate_run(trained, num_samples=2, precision=how) for how in ("fp32", "bf16"))
+
+    results = [generate(run) for run in (full, half)]
+
+    assert results[1]["fingerprint"] == results[0]["fingerprint"]
+    assert samples_of(half) == samples_of(full)
 
 
 def test_previews_come_nearer_to_the_sample(train_run: MakeRun, generate_run: MakeRun) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from shared.specs.tasks import Precision
 from shared.specs.training import TrainSpec
+from worker.engine.rounding import weights_to_round
 from worker.kernels import native
 
 ConcretePrecision = Literal["fp32", "tf32", "bf16", "fp16", "pure_bf16"]
@@ -73,9 +74,11 @@ class Numerics:
         )
 
     @classmethod
-    def of_sampling(cls, precision: Precision, device: torch.device) -> "Numerics":
-        """How samples are drawn that were asked for in ``precision``."""
-        is_bf16 = precision == "bf16" or (precision == "auto" and multiplies_bf16(device))
+    def of_sampling(cls, spec: TrainSpec, precision: Precision, device: torch.device) -> "Numerics":
+        """How samples of a model of ``spec`` are drawn that were asked for in ``precision``: in fp32, where no network
+        of it knows another."""
+        is_asked = precision == "bf16" or (precision == "auto" and multiplies_bf16(device))
+        is_bf16 = is_asked and spec.computes_in_type_of_weights
         return cls(
             precision="bf16" if is_bf16 else "fp32",
             channels_last=is_bf16 and (device.type != "cpu" or native.is_available()),
@@ -149,13 +152,13 @@ def for_sampling(net: NetT, numerics: Numerics) -> NetT:
     """A copy of ``net`` to draw samples from: in the layout and, where it may be, the precision of a training.
 
     Networks inside of it that compute in the type of their weights, and say so, get bfloat16 weights under ``bf16``;
-    they take and return float32, so that whoever calls them sees no difference but rounding. All else stays float32.
+    they take and return float32, so that whoever calls them sees no difference but rounding. All else stays float32:
+    their buffers too, as angles and frequencies of waves must be more exact than that.
     """
     copy = deepcopy(net).requires_grad_(requires_grad=False).eval()
     if numerics.precision == "bf16":
-        for module in copy.modules():
-            if getattr(module, "computes_in_type_of_weights", False):
-                module.to(torch.bfloat16)
+        for weight in weights_to_round(copy):
+            weight.data = weight.data.to(torch.bfloat16)
     return copy.to(memory_format=numerics.memory_format)  # pyright: ignore[reportCallIssue]
 
 

@@ -60,7 +60,7 @@ class LoadedModel:
         family = FAMILIES[fields["family"]]
         spec = family.spec.model_validate(fields["spec"])
         data = DataInfo.from_json(fields["info"])
-        numerics = Numerics.of_sampling(precision, device)
+        numerics = Numerics.of_sampling(spec, precision, device)
         model = cls(fields, spec, data, numerics)
 
         def load() -> nn.Module:

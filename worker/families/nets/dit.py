@@ -132,12 +132,18 @@ class Block(Recomputed):
 
     def forward(self, x_BND: Tensor, condition_BE: Tensor, cos_Nd: Tensor, sin_Nd: Tensor) -> Tensor:
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(condition_BE)[:, None].chunk(6, dim=-1)
-        x_BND = x_BND + gate1 * self.attention(modulated(x_BND, shift1, scale1), cos_Nd, sin_Nd)
-        return x_BND + gate2 * self.mlp(modulated(x_BND, shift2, scale2))
+        dtype = self.modulation.weight.dtype
+        x_BND = x_BND + gate1 * self.attention(modulated(x_BND, shift1, scale1).to(dtype), cos_Nd, sin_Nd)
+        return x_BND + gate2 * self.mlp(modulated(x_BND, shift2, scale2).to(dtype))
 
 
 class DiT(Condition):
-    """An image in, an image out, given a time and a class."""
+    """An image in, an image out, given a time and a class; computes in the type that its weights have.
+
+    Whatever that is, the sum of all blocks, the norms and the rotations are float32.
+    """
+
+    computes_in_type_of_weights: Final = True
 
     def __init__(
         self, layout: DiTLayout, patch_size: int, shape: tuple[int, ...], num_classes: int = 0, dropout: float = 0.0
@@ -164,12 +170,12 @@ class DiT(Condition):
         """The raw output, float32 ``(B, C, H, W)``; ``label_B`` is unused without classes."""
         height, width = x_BCHW.shape[2:]
         condition_BE = F.silu(self.embed(t_B, label_B))
-        # The sum of all blocks stays in float32, whatever they compute in.
-        x_BND = self.patch_in(self._patches(x_BCHW)).float()
+        dtype = self.patch_in.weight.dtype
+        x_BND = self.patch_in(self._patches(x_BCHW).to(dtype)).float()
         for block in self.blocks:
             x_BND = block(x_BND, condition_BE, self.cos_Nd, self.sin_Nd)
         shift_B1D, scale_B1D = self.modulation(condition_BE)[:, None].chunk(2, dim=-1)
-        patches_BND = self.patch_out(modulated(x_BND, shift_B1D, scale_B1D))
+        patches_BND = self.patch_out(modulated(x_BND, shift_B1D, scale_B1D).to(dtype))
         rows, columns = self.grid
         padded_BCHW = (
             patches_BND.unflatten(1, (rows, columns))
