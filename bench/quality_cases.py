@@ -165,7 +165,7 @@ def gaussians(seed: int) -> Case:
     """The objective of ``R3GAN`` on points in the plane."""
     spec = GanSpec(
         **fields("gaussians"), family="gan", network="mlp", precision="fp32", steps=26_000, seed=seed, batch_size=128,
-        latent_dim=2, hidden_dim=256, learning_rate=4e-4, gamma=1.0, gamma_end=0.001, penalty_every=4, ema_decay=0.998,
+        latent_dim=2, hidden_dim=256, learning_rate=8e-4, gamma=1.0, gamma_end=0.001, penalty_every=4, ema_decay=0.998,
     )  # fmt: skip
     asked = [at_least("modes", 24), at_least("high_quality", 0.85)]
     return Case(spec=spec, train=on_the_plane, measure=gaussians_figures, asked=asked)
@@ -241,7 +241,7 @@ def editing_figures(trained: Trained, judge: Judge) -> Measures:
 
 EDITING: Final = Case(
     # Nobody tells the class of what is to be mended, so all of the training goes into images without one.
-    spec=UNET.spec.model_copy(update={"class_conditional": False, "steps": 2000}),
+    spec=UNET.spec.model_copy(update={"class_conditional": False, "steps": 3000}),
     measure=editing_figures,
     asked=[
         at_least("inpainting_lower_gain_over_mean", 2),
