@@ -113,7 +113,7 @@ class _Service:
         if not self._orders:
             return bool(self._coming)
         # Nobody else is asked in while it is not known what those will take.
-        self._desk.room(next(reversed(self._lines.values())).num_free if self._lines and not self._coming else 0)
+        self._desk.room(next(reversed(self._lines.values())).room if self._lines and not self._coming else 0)
         stepped = [self._step(line) for line in list(self._lines.values())]
         underway = self._underway()
         for order in list(self._orders):
