@@ -135,7 +135,7 @@ def test_a_grey_picture_gets_colours_whose_mean_it_is(
     files = [file | {"name": name} for file, name in zip(files, ("images-00000.npy", "split.npy"), strict=True)]
     data = {"id": DATASET_ID, "modality": "image", "info": {"shape": [3, 12, 12]}, "files": files}
     training = train_run(base=DIFFUSION)
-    assignment = replace(training.assignment, inputs=training.assignment.inputs | {"dataset": data})
+    assignment = replace(training.assignment, inputs=dict(training.assignment.inputs) | {"dataset": data})
     trained = train(replace(training, assignment=assignment))
     grey = bars(1)[0] // 2 + 60
     inputs = {"images": [stored_png(tmp_path, "grey.png", grey)]}
