@@ -64,7 +64,8 @@ class Assignment:
       ``resume`` [{key, sha256, size_bytes, step}], the best first: the first that is intact is used
     * generate: ``model`` {id, name, version, family, spec, info, weights: {key, sha256, size_bytes}}
       and, for tasks that read images, ``dataset`` as above or ``images`` [{key, sha256, size_bytes}]; the mask of
-      ``inpaint`` is ``mask_dataset`` or ``mask_image``, likewise, and a style ``style_dataset`` or ``style_image``
+      ``inpaint`` is ``mask_dataset`` or ``mask_image``, likewise, and a style ``style_dataset`` or ``style_image``;
+      ``resume`` as above, from the second attempt on: lists of samples (``worker/jobs/kept.py``)
     * evaluate: ``model`` and ``dataset`` as above
     * reaverage: ``model`` and ``dataset`` as above, ``averages`` {key, sha256, size_bytes}
     * export: ``model`` as above, ``dataset`` as above where it is known

@@ -168,7 +168,7 @@ def _claim(session: Session, row: RowMapping) -> Claim | None:
     seconds = row["timeout_seconds"]
     kind = JobType(row["type"])
     try:
-        inputs = products.resolve(session, row["id"], kind, row["inputs"])
+        inputs = products.resolve(session, row["id"], kind, row["inputs"], fence=row["fence"])
     except NotFound as error:
         fail(session, row["id"], row["fence"], InputGone(error.detail), backoff=timedelta(0))
         return None

@@ -32,13 +32,19 @@ _KNOWN: Final[dict[str, dict[str, Any]]] = {}
 _MOST_KNOWN: Final = 100
 
 
-def resolve(session: Session, job_id: UUID, kind: JobType, inputs: Mapping[str, Any]) -> dict[str, Any]:
+def resolve(
+    session: Session, job_id: UUID, kind: JobType, inputs: Mapping[str, Any], *, fence: int = 1
+) -> dict[str, Any]:
     """The ``inputs`` of an assignment, as ``worker/run.py`` describes them; ``reproduces`` is kept for ``publish``.
+
+    An attempt after the first (``fence``) at drawing samples is told what the others have left.
 
     Raises:
         NotFound: something of it is gone.
     """
     kept = {"reproduces": inputs["reproduces"]} if "reproduces" in inputs else {}
+    if kind == JobType.GENERATE and fence > 1:
+        kept |= {"resume": _checkpoints(session, job_id, {})}
     return _resolved(session, job_id, kind, inputs) | kept
 
 
@@ -114,7 +120,7 @@ def _dataset_input(session: Session, inputs: Mapping[str, Any]) -> dict[str, Any
 
 
 def _checkpoints(session: Session, job_id: UUID, inputs: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Where the training may go on: its own checkpoints, the last made first, then those of the jobs it retries."""
+    """Where the job may go on: its own checkpoints, the last made first, then those of the jobs it retries."""
     lineage = [job_id, *(UUID(ancestor) for ancestor in inputs.get("lineage", []))]
     kept = (
         select(Artifact)

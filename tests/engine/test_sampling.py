@@ -194,6 +194,69 @@ def test_a_draw_that_cannot_begin_loses_none_behind_it(toy_net: nn.Module) -> No
     assert {id(draw) for draw in done} == {id(draw) for draw in good}
 
 
+def owned(owner: str, num_draws: int, *, steps: int = 2, seed: int = 4) -> list[Draw[Walk]]:
+    request = Walk(seed=seed, steps=steps)
+    return [Draw(request=request, index=index, owner=owner) for index in range(num_draws)]
+
+
+def done_in_order(line: Line[Walk]) -> list[tuple[Any, torch.Tensor]]:
+    done: list[tuple[Any, torch.Tensor]] = []
+    while not line.is_empty:
+        done += [(draw.owner, sampled) for draw, sampled in line.step() if sampled is not None]
+    return done
+
+
+@pytest.mark.parametrize("width", [1, 8])
+def test_who_wants_one_sample_does_not_wait_for_who_wants_hundreds(toy_net: nn.Module, width: int) -> None:
+    [(_, alone)] = done_in_order(line_of(toy_net, width, owned("small", 1, seed=7)))
+    line = line_of(toy_net, width, owned("large", 200))
+    for _ in range(3):
+        line.step()
+
+    line.add(owned("small", 1, seed=7))
+    done = done_in_order(line)
+
+    [place] = [place for place, (owner, _) in enumerate(done) if owner == "small"]
+    assert place <= 2 * width
+    assert torch.equal(done[place][1], alone)
+
+
+@pytest.mark.parametrize("width", [1, 2, 8])
+def test_owners_have_equally_many_slots_whoever_wants_more(toy_net: nn.Module, width: int) -> None:
+    line = line_of(toy_net, width, [*owned("a", 90), *owned("b", 30), *owned("c", 30)])
+
+    first = [owner for owner, _ in done_in_order(line)][:60]
+
+    assert all(18 <= first.count(owner) <= 22 for owner in "abc")
+
+
+def test_long_samples_take_no_more_slots_than_short_ones(toy_net: nn.Module) -> None:
+    line = line_of(toy_net, 8, [*owned("long", 50, steps=40), *owned("short", 200, steps=1)])
+
+    done = [draw.owner for _ in range(30) for draw, _ in line.step()]
+
+    assert done == ["short"] * 4 * 30
+
+
+def test_an_owner_is_asked_in_as_long_as_a_share_is_left(toy_net: nn.Module) -> None:
+    line = line_of(toy_net, 8, owned("a", 2))
+    rooms = [line.room]
+    line.add(owned("a", 100))
+    for owner in "bcdefgh":
+        rooms.append(line.room)
+        line.add(owned(owner, 100))
+
+    assert rooms == [6, 4, 2, 2, 1, 1, 1, 1]
+    assert line.room == 0
+    assert line_of(toy_net, 1, owned("a", 100)).room == 1
+
+
+def line_of(net: nn.Module, width: int, draws: list[Draw[Walk]]) -> Line[Walk]:
+    line = Line(Tile(net, toy_tile(net).sampler, draws[0], CPU, width))
+    line.add(draws)
+    return line
+
+
 def test_a_tile_refuses_more_than_it_holds(toy_net: nn.Module) -> None:
     tile = toy_tile(toy_net)
 

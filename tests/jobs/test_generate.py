@@ -368,6 +368,17 @@ def test_jobs_that_share_the_device_publish_what_they_do_alone(train_run: MakeRu
     assert results[4]["reproducibility"] == "none"
 
 
+def test_a_small_job_that_comes_later_is_done_before_a_large_one(train_run: MakeRun, generate_run: MakeRun) -> None:
+    trained = train(train_run(base=DIFFUSION))
+    large = generate_run(trained, base=DIFFUSION, seed=1, steps=3, num_samples=40)
+    alone, small = (generate_run(trained, base=DIFFUSION, seed=2, steps=3) for _ in range(2))
+
+    settled = served(large, small)
+
+    assert list(settled) == [1, 0]
+    assert settled[1]["sha256"] == generate(alone)["sha256"]
+
+
 def test_what_fails_for_one_job_is_the_others_no_concern(train_run: MakeRun, generate_run: MakeRun) -> None:
     trained = train(train_run(base=DIFFUSION))
     runs = [generate_run(trained, base=DIFFUSION, num_samples=2, steps=12, seed=seed) for seed in range(4)]

@@ -17,6 +17,7 @@ from shared.jobs.rows import Artifact, Attempt, Bell, Dataset, DatasetState, Eve
 from shared.jobs.state import AttemptOutcome, JobState
 from shared.specs.ingest import IngestSpec
 from tests.shared.desk import QUEUES, SETTINGS, TERMS, Desk
+from tests.shared.needing import draw, succeed
 
 
 def fail(desk: Desk, claim: Claim) -> None:
@@ -175,6 +176,23 @@ def test_a_retried_training_goes_on_from_the_last_checkpoint_of_its_line(desk: D
     # Its parent's come first, for the grandparents' were given up before.
     assert [place["step"] for place in desk.claim().inputs["resume"]] == [50, 200, 100]
     assert again.retry_of == third.job_id
+
+
+def test_the_next_attempt_at_drawing_goes_on_from_what_the_last_has_left(desk: Desk) -> None:
+    desk.submit()
+    succeed(desk, desk.claim())
+    draw(desk, "digits")
+    first = desk.claim()
+    desk.checkpoint(first, 8, keep=1)
+    desk.checkpoint(first, 16, keep=1)
+    desk.work(lambda session: attempts.hand_back(session, first.job_id, first.fence))
+
+    second = desk.claim()
+
+    # The first finds nothing, and does not ask.
+    assert (first.fence, "resume" in first.inputs) == (1, False)
+    assert [place["step"] for place in second.inputs["resume"]] == [16]
+    assert second.job_id == first.job_id
 
 
 def test_a_retried_ingestion_works_on_the_same_dataset(desk: Desk) -> None:

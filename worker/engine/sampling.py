@@ -5,9 +5,10 @@ sample's bytes depend on (weights, request, index) and not on what else is being
 or on the order of requests. Knows no family and no job.
 """
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Final, Generic, TypeVar
 
 import torch
@@ -224,12 +225,14 @@ def _repeat(row: SlotState, width: int) -> SlotState:
 class Line(Generic[RequestT]):
     """A tile and the draws that wait for its slots; they may be of different owners, and more may come at any time.
 
-    Samples of equally many steps come in the order they were asked for.
+    A slot that is free goes to the owner who has the fewest, so that who wants one sample does not wait for all of who
+    wants thousands. An owner's samples of equally many steps come in the order they were asked for.
     """
 
     def __init__(self, tile: Tile[RequestT]) -> None:
         self.tile = tile
-        self._waiting: deque[Draw[RequestT]] = deque()
+        self._waiting: dict[Any, deque[Draw[RequestT]]] = {}
+        """By owner, whose turn it is first; none is empty."""
 
     @property
     def is_empty(self) -> bool:
@@ -238,15 +241,19 @@ class Line(Generic[RequestT]):
     @property
     def draws(self) -> list[Draw[RequestT]]:
         """All that is in it."""
-        return [*(draw for draw, _ in self.tile.underway), *self._waiting]
+        return [*(draw for draw, _ in self.tile.underway), *chain.from_iterable(self._waiting.values())]
 
     @property
-    def num_free(self) -> int:
-        """Slots that nothing waits for."""
-        return max(0, self.tile.num_free - len(self._waiting))
+    def room(self) -> int:
+        """How many more owners would have a slot soon: each slot that nothing waits for, or what would be one more
+        owner's share."""
+        num_waiting = sum(map(len, self._waiting.values()))
+        owners = {*self._waiting, *(draw.owner for draw, _ in self.tile.underway)}
+        return max(self.tile.num_free - num_waiting, max(2, self.tile.width) // (len(owners) + 1))
 
     def add(self, draws: Iterable[Draw[RequestT]]) -> None:
-        self._waiting.extend(draws)
+        for draw in draws:
+            self._waiting.setdefault(draw.owner, deque()).append(draw)
 
     def step(self) -> list[tuple[Draw[RequestT], Tensor | None]]:
         """Fill free slots, advance all of them and return what is done (``Tile.step``).
@@ -265,18 +272,27 @@ class Line(Generic[RequestT]):
                 raise
         # Not in the handler: there the error still holds its frames, and they the tensors.
         if not self.tile.makes_room():
-            self._waiting.extendleft(reversed(self.tile.narrow()))
+            for draw in reversed(self.tile.narrow()):
+                self._waiting.setdefault(draw.owner, deque()).appendleft(draw)
         return []
 
     def _fill(self) -> None:
+        slots = Counter(draw.owner for draw, _ in self.tile.underway)
         while self._waiting and self.tile.num_free:
-            self.tile.admit([self._waiting[0]])
-            self._waiting.popleft()
+            owner = min(self._waiting, key=slots.__getitem__)
+            self.tile.admit([self._waiting[owner][0]])
+            slots[owner] += 1
+            waiting = self._waiting.pop(owner)
+            waiting.popleft()
+            if waiting:  # behind those who have as many slots, so that they take turns
+                self._waiting[owner] = waiting
 
     def evict(self, unwanted: Callable[[Draw[RequestT]], bool]) -> None:
         """Forget draws that nobody wants any more, wherever they are."""
         self.tile.evict(unwanted)
-        self._waiting = deque(draw for draw in self._waiting if not unwanted(draw))
+        wanted = [draw for waiting in self._waiting.values() for draw in waiting if not unwanted(draw)]
+        self._waiting = {}
+        self.add(wanted)
 
 
 def sample(

@@ -23,6 +23,7 @@ from worker.engine.numerics import exact
 from worker.engine.sampling import EvenTile, Line, LooseTile, Tile, signature
 from worker.families.family import Draw
 from worker.jobs.inputs import fetch_ahead
+from worker.jobs.kept import fetch_kept
 from worker.jobs.loaded import LoadedModel
 from worker.jobs.order import MOST_UNSTORED, Order
 from worker.jobs.quickening import quickened, quickening_of, trouble_with
@@ -113,7 +114,7 @@ class _Service:
         if not self._orders:
             return bool(self._coming)
         # Nobody else is asked in while it is not known what those will take.
-        self._desk.room(next(reversed(self._lines.values())).num_free if self._lines and not self._coming else 0)
+        self._desk.room(next(reversed(self._lines.values())).room if self._lines and not self._coming else 0)
         stepped = [self._step(line) for line in list(self._lines.values())]
         underway = self._underway()
         for order in list(self._orders):
@@ -133,7 +134,7 @@ class _Service:
                 refused: Future[None] = Future()
                 refused.set_exception(error)
                 return refused
-        return self._fetching.submit(fetch_ahead, run, weights=not is_loaded)
+        return self._fetching.submit(_fetch, run, weights=not is_loaded)
 
     def _open_fetched(self) -> None:
         """Begin the jobs whose inputs are here, in the order they came."""
@@ -147,7 +148,8 @@ class _Service:
             inputs.result()
             order = Order(run, self._device)
             try:
-                self._line_of(order).add(order.draws)
+                line = self._line_of(order)
+                line.add(order.left_to_draw(line.tile.width))
             except BaseException:
                 order.close()
                 raise
@@ -246,6 +248,11 @@ class _Service:
         for line in self._lines.values():
             line.evict(lambda draw: draw.owner is order)
         self._desk.settle(order.run, result)
+
+
+def _fetch(run: Run, *, weights: bool) -> None:
+    fetch_ahead(run, weights=weights)
+    fetch_kept(run)
 
 
 def _raise(error: BaseException) -> Any:

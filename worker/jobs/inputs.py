@@ -22,9 +22,10 @@ def stored(fields: Mapping[str, Any]) -> StoredObject:
 
 
 def fetch_ahead(run: Run, *, weights: bool) -> None:
-    """Download all that a generate job reads, with the ``weights`` of its model or without, so that nobody waits for
-    it afterwards; raises what ``Run.fetch`` does."""
+    """Download all that a generate job must read, with the ``weights`` of its model or without, so that nobody waits
+    for it afterwards; raises what ``Run.fetch`` does."""
     inputs = dict(run.assignment.inputs)
+    inputs.pop("resume", None)  # what can be done without it
     model = inputs.pop("model")
     for one in _objects([inputs, model["weights"] if weights else ()]):
         run.fetch(one)

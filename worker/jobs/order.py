@@ -26,9 +26,10 @@ from worker.engine.numerics import fingerprint
 from worker.engine.sampling import BY_CHANCE, REPRODUCIBILITY, Tile, no_number
 from worker.families.family import DataInfo, Draw
 from worker.jobs.inputs import fetch_task_inputs
+from worker.jobs.kept import Keeper, kept, read
 from worker.jobs.loaded import LoadedModel
 from worker.jobs.pictures import Pixels, encode_png, fitted, sheet
-from worker.run import Run, StoredObject
+from worker.run import Run, Stopped, StoredObject
 
 REQUEST: Final[TypeAdapter[Request]] = TypeAdapter(GenerateSpec)
 
@@ -77,6 +78,9 @@ class Order:
         self._shown: list[Future[StoredObject]] = []
         self._seen: set[tuple[int, int]] = set()
         self._storing = ThreadPoolExecutor(1, "store")
+        self._keeper = Keeper(run, self._storing)
+        self._kept: deque[tuple[Draw[Request], StoredObject]] = deque()
+        """Draws that an earlier attempt has done, and this one has not published yet."""
         run.phase("sampling")
 
     @property
@@ -105,6 +109,25 @@ class Order:
         futures: list[Future[Any]] = [*self._unstored, *self._shown]
         return [one for one in (*futures, self._result) if one is not None and not one.done()]
 
+    def left_to_draw(self, width: int) -> list[Draw[Request]]:
+        """Its draws but for those that an earlier attempt has done in the same way, in a tile of this width."""
+        done = kept(self.run, self._fingerprint(width))
+        self._kept.extend((draw, done[draw.index]) for draw in self.draws if draw.index in done)
+        if self._kept:
+            self._width = width
+            self.run.log(f"Going on after {len(self._kept)} of {len(self.draws)} samples.")
+        return [draw for draw in self.draws if draw.index not in done]
+
+    def _take_over(self) -> None:
+        """Publish what an earlier attempt has done, as much at once as storage keeps up with.
+
+        Raises:
+            Parted: some of it is gone.
+        """
+        while self._kept and len(self._unstored) < MOST_UNSTORED:
+            draw, sample = self._kept.popleft()
+            self._accept(draw, torch.from_numpy(np.ascontiguousarray(read(self.run, sample))))
+
     def take(self, draw: Draw[Request], sample: Tensor | None, width: int) -> None:
         """Store what became of one of its draws in a tile of ``width``.
 
@@ -117,6 +140,9 @@ class Order:
             self.run.log(f"Memory ran out: drawing {width} at a time from here on, not {self._width}.")
             self._reproducibility = BY_CHANCE
         self._width = width
+        self._accept(draw, sample)
+
+    def _accept(self, draw: Draw[Request], sample: Tensor) -> None:
         self._steps_behind += self._steps[draw.index] - 1
         if draw.index < MOST_IN_SHEET:
             self._images[draw.index] = sample
@@ -159,11 +185,30 @@ class Order:
         Raises:
             Stopped: on request.
             UploadFailed, StorageUnavailable: a sample could not be stored.
+            Parted: what an earlier attempt has drawn is gone.
         """
         while self._unstored and self._unstored[0].done():  # one thread stores them, in this order
             self._unstored.popleft().result()
+        self._take_over()
         num_stored = len(self._stored) - len(self._unstored)
-        self.run.step(self._steps_behind + underway + num_stored, self._num_steps)
+        try:
+            self.run.step(self._steps_behind + underway + num_stored, self._num_steps)
+        except Stopped as stopped:
+            if stopped.reason != "cancel" and self._can_be_kept:
+                self._keeper.leave(self._list_stored)
+            raise
+        if self._can_be_kept and self._result is None:
+            self._keeper.keep(num_stored, self._list_stored)
+
+    @property
+    def _can_be_kept(self) -> bool:
+        """Whether all of its samples were drawn in one way."""
+        return self._width is not None and self._reproducibility != BY_CHANCE
+
+    def _list_stored(self) -> tuple[dict[str, Any], dict[int, StoredObject]]:
+        """For ``Keeper``; called by the thread that stores them, between two."""
+        ended = {index: one for index, one in list(self._stored.items()) if one.done() and not one.exception()}
+        return self._fingerprint(self._width), {index: one.result() for index, one in ended.items()}
 
     def result(self) -> dict[str, Any]:
         """The job's result, once it is done."""
@@ -186,14 +231,14 @@ class Order:
             "num_samples": len(self.draws),
             "sha256": hashlib.sha256("".join(digests).encode()).hexdigest(),
             "reproducibility": self._reproducibility if self.is_exact else BY_CHANCE,
-            "fingerprint": fingerprint(self.device) | self._arithmetic(),
+            "fingerprint": self._fingerprint(self._width),
         }
 
-    def _arithmetic(self) -> dict[str, Any]:
+    def _fingerprint(self, width: int | None) -> dict[str, Any]:
+        """In what a tile of this width computes."""
         numerics = self.model.numerics
-        return {"tile": self._width if self.is_exact else None, "precision": numerics.precision} | (
-            {"channels_last": True} if numerics.channels_last else {}
-        )
+        arithmetic = {"tile": width if self.is_exact else None, "precision": numerics.precision}
+        return fingerprint(self.device) | arithmetic | ({"channels_last": True} if numerics.channels_last else {})
 
 
 def _num_samples(request: Request) -> int:
