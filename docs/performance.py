@@ -20,7 +20,7 @@ SECTIONS: Final = (
     ("serving/cpu.json", "Requests that share a tile (`bench/serving.py`)"),
     ("families/cpu.json", "Other families (`bench/families.py`)"),
     ("control_plane/control_plane.json", "Submitting, starting and ending jobs (`bench/control_plane.py`)"),
-    ("device/device.json", "On a GPU (`bench/device.py`)"),
+    ("device.json", "On a GPU (`bench/device.py`)"),
 )
 
 TRIED: Final[Mapping[str, str]] = {
@@ -70,9 +70,9 @@ def asked(report: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
 
 
 def verdicts(report: Mapping[str, Any]) -> Iterator[str]:
-    yield "| figure | asked | measured | |"
-    yield "|---|---|---|---|"
-    for one in asked(report):
+    found = [*asked(report)]
+    yield from ["| figure | asked | measured | |", "|---|---|---|---|"] if found else []
+    for one in found:
         bound = f"≤ {one['at most']:g}" if "at most" in one else f"≥ {one['at least']:g}"
         reached = "yes" if one["reached"] else "**no**"
         yield f"| {one['figure']} | {bound} | {one['value']:.3g} | {reached} |"
@@ -88,6 +88,22 @@ def contestants(report: Mapping[str, Any]) -> Iterator[str]:
                 yield f"| {name} | {one['median']:.3f} | {one['least']:.3f} to {one['most']:.3f} |"
 
 
+def cases(report: Mapping[str, Any]) -> Iterator[str]:
+    """Each that took part in a case of ``bench/device.py``, compared with the first of its case."""
+    first: dict[tuple[str, str], float] = {}
+    rows = report.get("rows", [])
+    if rows:
+        yield "\n| part | case | | ms | times as fast | of the limit |\n|---|---|---|---|---|---|"
+    for row in rows:
+        told = f"| {row['part']} | {row['case']} | {row['contestant']} |"
+        if "seconds" in row:
+            times = first.setdefault((row["part"], row["case"]), row["seconds"]) / row["seconds"]
+            share = f"{row['share_of_limit']:.0%}" if "share_of_limit" in row else ""
+            yield f"{told} {1000 * row['seconds']:.3g} | {times:.2f} | {share} |"
+        else:
+            yield f"{told} {row.get('error') or row['checks']} | | |"
+
+
 def render() -> str:
     """The page."""
     parts = [HEAD.strip()]
@@ -101,7 +117,7 @@ def render() -> str:
         told = [
             f"{key.replace('_', ' ')} {value}" for key, value in machine.items() if isinstance(value, str | int | float)
         ]
-        parts.append(f"## {title}\n\n" + "\n".join([*verdicts(report), *contestants(report)]))
+        parts.append(f"## {title}\n\n" + "\n".join([*verdicts(report), *contestants(report), *cases(report)]))
         parts += [TRIED[name].strip()] if name in TRIED else []
         parts.append(f"Measured on: {', '.join(told)}.")
     return "\n\n".join(parts) + "\n"
