@@ -68,8 +68,8 @@ NAMES: Final[Mapping[str, str]] = {
     "inpainting_scattered_gain_over_mean": "half of the pixels inpainted, mean of 16 draws: dB over the mean digit",
     "inpainting_lower_gain": "the lower half inpainted, mean of 16 draws: dB over principal components",
     "inpainting_scattered_gain": "half of the pixels inpainted, mean of 16 draws: dB over principal components",
-    "one_inpainting_lower_gain": "the same, one draw",
-    "one_inpainting_scattered_gain": "the same, one draw",
+    "one_inpainted_lower_gain": "the same, one draw",
+    "one_inpainted_scattered_gain": "the same, one draw",
     "super_resolution_gain": "super-resolution, 4x, mean of 16 draws: dB over bicubic",
     "one_super_resolution_gain": "the same, one draw",
     "inpainted_lower_class_accuracy": "digits of the right class, the lower half inpainted, mean of 16 draws",
@@ -104,8 +104,9 @@ def figures(result: Mapping[str, Any]) -> Iterator[str]:
         reached = "yes" if asked["reached"] else "**no**"
         figure = asked["figure"]
         yield f"{NAMES[figure]} | {sign} {number(asked[sense])} | {number(found[figure])} | {reached}"
-        if f"one_{figure}" in found:
-            yield f"{NAMES[f'one_{figure}']} | | {number(found[f'one_{figure}'])} | "
+        one = f"one_{figure.replace('inpainting', 'inpainted')}"
+        if one in found:
+            yield f"{NAMES[one]} | | {number(found[one])} | "
 
 
 def rows(results: list[Mapping[str, Any]]) -> Iterator[str]:
