@@ -21,12 +21,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import psutil
 
 from bench.control_plane_parts import REPOSITORY, SMALLEST, House, fsync_ms, house, notes_of, train
 from bench.load import Load, Target, offer, one_by_one, saturate
+from worker.engine.numerics import processor_name
+
+T = TypeVar("T")
 
 VERSIONS: Final = ("fastapi", "uvicorn", "uvloop", "httptools", "sqlalchemy", "psycopg", "celery", "kombu", "redis")
 _IMPORT: Final = """
@@ -54,6 +57,13 @@ class Effort:
 QUICK: Final = Effort(repeats=1, seconds=0.3, warm_up=0.1, connections=4, trips=2, pause=0.0)
 
 
+def turned(sides: Mapping[str, T], number: int) -> list[tuple[str, T]]:
+    """All sides, in an order that begins with another one in each round and changes direction."""
+    place = number % len(sides)
+    names = [*sides][place:] + [*sides][:place]
+    return [(name, sides[name]) for name in (names if number % 2 == 0 else reversed(names))]
+
+
 def spread(values: Sequence[float]) -> dict[str, Any]:
     """The median, and all that it is the median of."""
     told = [round(value, 4) for value in values]
@@ -63,8 +73,8 @@ def spread(values: Sequence[float]) -> dict[str, Any]:
 def measure_imports(here: House, effort: Effort) -> dict[str, Any]:
     """A fresh interpreter that imports the API; and what the serving process holds after its load."""
     found: dict[str, list[dict[str, float]]] = {"api.app": [], "bench.celery_service": []}
-    for _ in range(effort.repeats):
-        for module, figures in found.items():
+    for number in range(effort.repeats):
+        for module, figures in turned(found, number):
             command = [sys.executable, "-c", _IMPORT, module]
             env = {**os.environ, **here.wiring.env(), **here.peer_env}
             done = subprocess.run(command, env=env, cwd=REPOSITORY, check=True, capture_output=True, text=True)
@@ -82,8 +92,8 @@ def measure_submissions(here: House, effort: Effort) -> dict[str, Any]:
     busy: dict[str, list[float]] = {side: [] for side in sides}
     rung: list[float] = []
     with here.with_parts(here.api(), here.peer()):
-        for _ in range(effort.repeats):
-            for side, target in sides.items():
+        for number in range(effort.repeats):
+            for side, target in turned(sides, number):
                 here.clear()
                 load = saturate(target, connections=effort.connections, seconds=effort.seconds, warm_up=effort.warm_up)
                 rates[side].append(load.per_second)
@@ -108,7 +118,7 @@ def measure_submissions(here: House, effort: Effort) -> dict[str, Any]:
 def _at_half(here: House, effort: Effort, rates: Mapping[str, tuple[Target, float]]) -> dict[str, Any]:
     found: dict[str, list[Load]] = {side: [] for side in rates}
     for seed in range(effort.repeats):
-        for side, (target, rate) in rates.items():
+        for side, (target, rate) in turned(rates, seed):
             here.clear()
             found[side].append(
                 offer(target, per_second=rate, connections=effort.connections, seconds=effort.seconds, seed=seed)
@@ -148,15 +158,22 @@ def measure_first_step(here: House, effort: Effort) -> dict[str, Any]:
     with here.with_parts(here.api(), here.worker(), here.peer_worker()):
         one_by_one(target, times=3, pause=0.0)
         trip = bare_celery(here)
-        for _ in range(effort.repeats):
+
+        def ours() -> None:
             trips = one_by_one(target, times=effort.trips, pause=effort.pause)
             notes = notes_of(here, [one.answer["id"] for one in trips])
-            first += [1000 * (notes[one.answer["id"]]["step"] - one.sent_at) for one in trips]
-            whole += [1000 * one.seconds for one in trips]
+            first.extend(1000 * (notes[one.answer["id"]]["step"] - one.sent_at) for one in trips)
+            whole.extend(1000 * one.seconds for one in trips)
             for one in trips:
                 for name, spent in one.answer["metrics"].items():
                     parts.setdefault(name, []).append(spent)
-            celery += [trip(effort.pause) for _ in range(effort.trips)]
+
+        def theirs() -> None:
+            celery.extend(trip(effort.pause) for _ in range(effort.trips))
+
+        for number in range(effort.repeats):
+            for _, measure in turned({"ours": ours, "peer": theirs}, number):
+                measure()
     return {
         "milliseconds": quantiles(first),
         "smallest_job_round_trip_ms": quantiles(whole),
@@ -172,9 +189,12 @@ def measure_no_op(here: House, effort: Effort) -> dict[str, Any]:
     with here.with_parts(here.api(), here.worker(executes="nothing"), here.peer_worker()):
         one_by_one(target, times=3, pause=0.0)
         trip = bare_celery(here)
-        for _ in range(effort.repeats):
-            ours += [1000 * one.seconds for one in one_by_one(target, times=effort.trips, pause=effort.pause)]
-            celery += [trip(effort.pause) for _ in range(effort.trips)]
+        for number in range(effort.repeats):
+            for side, found in turned({"ours": ours, "peer": celery}, number):
+                if side == "ours":
+                    found += [1000 * one.seconds for one in one_by_one(target, times=effort.trips, pause=effort.pause)]
+                else:
+                    found += [trip(effort.pause) for _ in range(effort.trips)]
     return {
         "ours_ms": quantiles(ours),
         "celery_ms": quantiles(celery),
@@ -260,6 +280,7 @@ def judged(figures: Mapping[str, Any]) -> list[dict[str, Any]]:
 def machine(here: House) -> dict[str, Any]:
     names = ("synchronous_commit", "fsync", "server_version")
     return {
+        "processor": processor_name(),
         "cores": os.cpu_count(),
         "system": platform.platform(),
         "python": platform.python_version(),

@@ -65,7 +65,7 @@ def write_sheets(name: str, trained: Trained, out: Path) -> list[str]:
     names: list[str] = []
     for kind, images in trained.samples.items():
         path = out / f"{name}-{kind}.png"
-        path.write_bytes(encode_png(sheet(images[:SHEET].numpy(), columns=8)))
+        path.write_bytes(encode_png(sheet(images[:SHEET].numpy(), columns=min(8, len(images)))))
         names.append(path.name)
     return names
 

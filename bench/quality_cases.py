@@ -12,6 +12,7 @@ from typing import Any, Final, Literal
 import torch
 
 from bench.digits import Digits
+from bench.quality_gaussians import gaussians_figures, on_the_plane
 from bench.quality_parts import (
     NUM_CLASSES,
     Judge,
@@ -35,7 +36,7 @@ from worker.families.vae import Vae, grey_levels
 
 EDITED: Final = 200
 """Held-out digits that are edited."""
-AVERAGED: Final = 8
+AVERAGED: Final = 16
 """Draws whose mean a restoration is."""
 LONGEST: Final = 240.0
 """Seconds of training on a quiet machine with two cores that a case may take."""
@@ -155,9 +156,19 @@ R3GAN: Final = gan(
     ema_decay=0.998,
 )
 R3GAN_OWN: Final = gan(
-    "r3gan-own-network", network="r3gan", base_channels=16, steps=3200, batch_size=32, learning_rate=1e-3,
-    ema_decay=0.998,
+    "r3gan-own-network", network="r3gan", base_channels=16, steps=4600, batch_size=64, learning_rate=8e-4, gamma=0.2,
+    gamma_end=0.02, penalty_every=4, ema_decay=0.998,
 )  # fmt: skip
+
+
+def gaussians(seed: int) -> Case:
+    """The objective of ``R3GAN`` on points in the plane."""
+    spec = GanSpec(
+        **fields("gaussians"), family="gan", network="mlp", precision="fp32", steps=26_000, seed=seed, batch_size=128,
+        latent_dim=2, hidden_dim=256, learning_rate=8e-4, gamma=1.0, gamma_end=0.001, penalty_every=4, ema_decay=0.998,
+    )  # fmt: skip
+    asked = [at_least("modes", 24), at_least("high_quality", 0.85)]
+    return Case(spec=spec, train=on_the_plane, measure=gaussians_figures, asked=asked)
 
 
 # Diffusion ---------------------------------------------------------------------------------------
@@ -230,9 +241,11 @@ def editing_figures(trained: Trained, judge: Judge) -> Measures:
 
 EDITING: Final = Case(
     # Nobody tells the class of what is to be mended, so all of the training goes into images without one.
-    spec=UNET.spec.model_copy(update={"class_conditional": False, "steps": 3000}),
+    spec=UNET.spec.model_copy(update={"class_conditional": False, "steps": 2000}),
     measure=editing_figures,
     asked=[
+        at_least("inpainting_lower_gain_over_mean", 2),
+        at_least("inpainting_scattered_gain_over_mean", 2),
         at_least("inpainting_lower_gain", 2),
         at_least("inpainting_scattered_gain", 2),
         at_least("super_resolution_gain", 2),
@@ -345,6 +358,7 @@ CASES: Final[Mapping[str, Case]] = {
     "dcgan": DCGAN,
     "r3gan": R3GAN,
     "r3gan-own-network": R3GAN_OWN,
+    **{f"r3gan-gaussians-{seed}": gaussians(seed) for seed in range(3)},
     "diffusion-unet": UNET,
     "diffusion-dit": DIT,
     "diffusion-editing": EDITING,

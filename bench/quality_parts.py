@@ -75,12 +75,22 @@ def train(
     orders = [
         BatchOrder(len(one), spec.batch_size, spec.seed, series=series) for series, one in enumerate(sets.values())
     ]
+
+    def batch_at(step: int) -> Batch:
+        rows = [torch.from_numpy(order.at(step)) for order in orders]
+        batch = {name: images[chosen] for (name, images), chosen in zip(sets.items(), rows, strict=True)}
+        return batch | {"label": digits.train.labels[rows[0]]}
+
+    return advanced(trainer, digits, batch_at)
+
+
+def advanced(trainer: Trainer[Any, Any], digits: Digits, batch_at: Callable[[int], Batch]) -> Trained:
+    """Take all steps of the spec, with the batch of each, and see what they cost."""
+    spec = trainer.spec
     began, marks = time.perf_counter(), [time.process_time()]
     for part in range(NUM_PARTS):
         while trainer.step < spec.steps * (part + 1) // NUM_PARTS:
-            rows = [torch.from_numpy(order.at(trainer.step)) for order in orders]
-            batch = {name: images[chosen] for (name, images), chosen in zip(sets.items(), rows, strict=True)}
-            trainer.advance(batch | {"label": digits.train.labels[rows[0]]})
+            trainer.advance(batch_at(trainer.step))
         marks.append(time.process_time())
         sys.stderr.write(f"{spec.model}: {trainer.step} of {spec.steps} steps, {marks[-1] - marks[0]:.0f} CPU s\n")
     of_parts = [after - before for before, after in itertools.pairwise(marks)]
@@ -128,17 +138,32 @@ def psnr(images: Tensor, originals: Tensor) -> float:
     return -10 * error.log10().item()
 
 
-def fill_by_components(train: Tensor, images: Tensor, mask: Tensor, *, num_components: int = 50) -> Tensor:
-    """The masked pixels by the principal components of ``train`` that fit the others best (ridge regression)."""
+def fill_by_components(train: Tensor, images: Tensor, mask: Tensor) -> Tensor:
+    """The masked pixels by the principal components of ``train`` that fit the others best (ridge regression).
+
+    How many components, and how exactly they shall fit, are what fills a tenth of ``train`` best, given the rest.
+    """
+    others, tenth = train[len(train) // 10 :], train[: len(train) // 10]
+
+    def error(choice: tuple[int, float]) -> float:
+        return (_filled(others, tenth, mask, *choice) - tenth.double()).square().mean().item()
+
+    return _filled(train, images, mask, *min(itertools.product(NUM_COMPONENTS, DEVIATIONS), key=error))
+
+
+NUM_COMPONENTS: Final = (50, 100, 200, 400)
+DEVIATIONS: Final = (10.0, 20.0, 30.0, 40.0, 50.0, 60.0, 80.0)
+"""Grey levels by which a pixel may differ from the components."""
+
+
+def _filled(train: Tensor, images: Tensor, mask: Tensor, num_components: int, deviation: float) -> Tensor:
     flat, hidden = train.flatten(1).double(), mask.flatten().bool()
     mean = flat.mean(0)
-    _, singular, basis = torch.linalg.svd(flat - mean, full_matrices=False)
-    scale = singular[:num_components] / len(flat) ** 0.5
-    basis = basis[:num_components] * scale[:, None]
+    variance, basis = torch.linalg.eigh((flat - mean).T @ (flat - mean) / len(flat))
+    basis = basis[:, -num_components:].T * variance[-num_components:, None].clamp(min=0).sqrt()
     seen = basis[:, ~hidden]
     centred = images.flatten(1).double()[:, ~hidden] - mean[~hidden]
-    noise = 10.0**2
-    codes = torch.linalg.solve(seen @ seen.T + noise * torch.eye(num_components), seen @ centred.T).T
+    codes = torch.linalg.solve(seen @ seen.T + deviation**2 * torch.eye(num_components), seen @ centred.T).T
     filled = images.flatten(1).double().clone()
     filled[:, hidden] = (codes @ basis + mean)[:, hidden].clamp(0, 255)
     return filled.view_as(images)

@@ -10,6 +10,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
+from bench import train_featnet
 from bench.digits import Digits, Split
 from bench.quality_parts import Judge, Measures, Trained, edit, train
 from shared.specs import StyleSpec, TranslationSpec
@@ -93,19 +94,35 @@ def drawn_in_styles(trained: Trained, judge: Judge) -> Measures:
     originals, labels = judge.digits.held_out.images[:SHOWN], judge.digits.held_out.labels[:SHOWN]
     same = edit(trained, "reconstruct", [{"image": image} for image in originals])
     trained.samples |= {"originals": originals, "reconstructed": same}
+    accuracy = independent(judge.digits)
     figures: Measures = {
+        "judge_accuracy": accuracy(originals, labels),
         "grey_levels_off": grey_levels(same, originals),
-        "class_kept": judge.accuracy(same, labels),
+        "class_kept": accuracy(same, labels),
     }
     for name, (look, shown) in STYLES.items():
         style = look(originals[:1])[0]
         made = edit(trained, "stylise", [{"image": image, "style": style} for image in originals], style=DATASETS[1])
         trained.samples[name] = made
         figures |= {
-            f"{name}_class_kept": judge.accuracy(shown(made), labels),
+            f"{name}_class_kept": accuracy(shown(made), labels),
             f"{name}_brightness_off": abs(made.float().mean().item() - style.float().mean().item()),
         }
     return figures
+
+
+def independent(digits: Digits) -> Callable[[Tensor, Tensor], float]:
+    """The accuracy of a classifier that the model has not learned from, as it has from the shipped one: trained in the
+    same way from another beginning."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        net = train_featnet.train(digits, torch.Generator().manual_seed(1))
+
+    @torch.no_grad()
+    def accuracy(images: Tensor, labels: Tensor) -> float:
+        return (net(images).argmax(1) == labels).double().mean().item()
+
+    return accuracy
 
 
 def grey_levels(images: Tensor, others: Tensor) -> float:

@@ -10,6 +10,7 @@ from pydantic import SecretStr
 from shared.described import descriptions
 from shared.queue import SETTINGS, make_celery
 from shared.settings import BrokerSettings, Section, Settings
+from shared.specs import FAMILIES as SPECS
 from tests.architecture.conftest import REPOSITORY, Module
 
 # Written out a second time on purpose: changing one of them must take two hands and a reason.
@@ -80,13 +81,24 @@ def test_the_reason_for_each_queue_setting_is_written_down(name: str):
 
 @pytest.mark.parametrize("name", ["configuration", "performance", "quality"])
 def test_a_generated_page_is_that_of_its_source(name: str):
-    spec = importlib.util.spec_from_file_location(name, REPOSITORY / f"docs/{name}.py")
-    page = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(page)
-
     written = (REPOSITORY / f"docs/{name}.md").read_text("utf-8")
 
-    assert written == page.render(), f"run: .venv/bin/python docs/{name}.py > docs/{name}.md"
+    assert written == script(name).render(), f"run: .venv/bin/python docs/{name}.py > docs/{name}.md"
+
+
+def test_the_scores_of_each_family_are_those_that_were_recorded():
+    page, quality = (REPOSITORY / "docs/models.md").read_text("utf-8"), script("quality")
+
+    assert sorted(family for _, family, _ in quality.BLOCK.findall(page)) == sorted(SPECS)
+    assert page == quality.scored(page), "run: .venv/bin/python docs/quality.py --scores"
+
+
+def script(name: str) -> Any:
+    """A module of docs/, which is no package."""
+    spec = importlib.util.spec_from_file_location(name, REPOSITORY / f"docs/{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def test_every_setting_says_what_it_means():
