@@ -94,9 +94,10 @@ def test_what_follows_from_a_choice_follows_from_that_of_the_model(desk: Desk) -
 
 
 def test_what_the_model_s_architecture_does_not_allow_is_refused_by_its_field(desk: Desk) -> None:
-    studio = Studio(desk, "diffusion")
+    studio = Studio(desk, "gan")
 
-    assert studio.refused(precision="pure_bf16") == "/spec/precision"
+    assert studio.refused(critic_steps=2) is None
+    assert studio.refused(gamma=2.0) == "/spec/gamma"
 
 
 @pytest.mark.parametrize("family", ["vq", "gan", "diffusion"])
