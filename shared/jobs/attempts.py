@@ -345,6 +345,9 @@ def postpone(
     return _end(session, statement)
 
 
+_AFTER_A_SLICE: Final = case((col(Job.type) == JobType.GENERATE, func.clock_timestamp()), else_=col(Job.queued_at))
+
+
 def hand_back(
     session: Session,
     job_id: UUID,
@@ -356,8 +359,9 @@ def hand_back(
 ) -> JobState | None:
     """End an attempt that stopped when it was told to: canceled, paused, or queued for the next worker.
 
-    ``preempted``: it gave its device to a more urgent job. ``parted``: it ended together with others, nobody knows
-    because of which, so that from now on it is tried alone, where only its own failures count.
+    ``preempted``: it gave its device to others (``turns.py``); a generate job, which had a time slice, goes to the end
+    of its line. ``parted``: it ended together with others, nobody knows because of which, so that from now on it is
+    tried alone, where only its own failures count.
 
     Returns:
         The state the job is in now, or None: the attempt was over already.
@@ -377,6 +381,7 @@ def hand_back(
         seconds=seconds,
         interruptions=Job.interruptions + case((col(Job.state) == JobState.RUNNING, 1), else_=0),
         alone=literal(value=True) if parted else col(Job.alone),
+        queued_at=_AFTER_A_SLICE if preempted else col(Job.queued_at),
     )
     return _end(session, statement)
 
