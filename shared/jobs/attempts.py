@@ -228,7 +228,8 @@ def succeed(
     is_shown = products.shows_as_it_is(claim.type, claim.inputs)
     told = {"of_job": claim.job_id, "of_fence": claim.fence, "of_seconds": seconds, "of_steps": steps}
     told |= {"of_timings": dict(timings), "of_result": dict(result) if is_shown else None}
-    told |= {"of_artifacts": [vars(one) | {"id": str(uuid7())} for one in artifacts]}
+    # Listed by name, whichever was stored first.
+    told |= {"of_artifacts": [vars(one) | {"id": str(uuid7())} for one in sorted(artifacts, key=lambda one: one.name)]}
     if session.execute(_success(), told).one_or_none() is None:
         return None
     if not is_shown:

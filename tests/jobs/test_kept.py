@@ -207,12 +207,13 @@ def test_who_cannot_use_what_was_left_does_not_leave_before_it_has_more(
 def test_who_broke_off_with_less_than_was_there_leaves_what_was_there(
     attempt: MakeRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    broken = interrupted(attempt(), "preempt", at=1)
+    broken = interrupted(attempt(), "preempt", at=8 * 3 + 1)
     found = order.fingerprint
     monkeypatch.setattr(order, "fingerprint", lambda device: found(device) | {"device": "another"})
 
-    other = interrupted(attempt(broken), "interrupt", at=1)
+    other = interrupted(attempt(broken), "interrupt", at=8 * 3 + 1)
 
+    assert 0 < len(other.artifacts("sample")) < len(broken.artifacts("sample"))
     assert other.artifacts("checkpoint") == []
 
 

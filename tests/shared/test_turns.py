@@ -138,7 +138,8 @@ def is_asked(claim: Claim, desk: Desk) -> bool:
 
 
 def test_after_its_slice_a_company_gives_way_to_another_model_and_goes_behind_it(mine: Drawing, desk: Desk) -> None:
-    both = [mine.run("digits"), mine.run("digits")]
+    long_ago = func.clock_timestamp() - timedelta(minutes=1)
+    both = [mine.run("digits", queued_at=long_ago), mine.run("digits", queued_at=long_ago)]
     other = mine.wait("faces")
 
     assert end_slices(desk, after=60) == []
