@@ -179,7 +179,7 @@ class WorkerSettings(Section):
     """Between two looks for jobs that can join those on the device, while it has room for more."""
     time_slice: Duration = timedelta(seconds=10)
     """For so long a worker may go on taking jobs for the model that is loaded while others wait, unless these are more
-    urgent."""
+    urgent; generate jobs that have had it for longer give way where it is somebody else's turn."""
     tick: Duration = timedelta(seconds=2)
     """Between two rounds of what keeps jobs moving: reaping, redispatching, publishing bells."""
     collect: Duration = timedelta(minutes=10)

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import Session
 
-from shared.jobs import continuity, upkeep, workers
+from shared.jobs import claims, continuity, turns, upkeep, workers
 from shared.relay import BROKER_AWAY, Bells, Relay
 from shared.settings import Settings
 
@@ -75,11 +76,16 @@ class Ticker:
             return
         if leases_mean_something:
             self._reap()
-        for job_id in [*self._supervisor.transact(upkeep.expire), *self._supervisor.transact(upkeep.preempt)]:
+        for job_id in [*self._supervisor.transact(upkeep.expire), *self._supervisor.transact(turns.preempt)]:
             self._supervisor.ring(job_id)
+        self._supervisor.transact(self._end_slices)
         self._supervisor.transact(upkeep.settle_needs)
         self._supervisor.ask(upkeep.settle_datasets)
         self._supervisor.ask(lambda s: upkeep.redispatch(s, after=self._settings.jobs.redispatch_after))
+
+    def _end_slices(self, session: Session) -> None:
+        terms = claims.Terms.of(self._settings.jobs)
+        turns.end_slices(session, time_slice=self._settings.worker.time_slice, terms=terms)
 
     def _reap(self) -> None:
         for job_id, state in self._supervisor.transact(upkeep.reap):

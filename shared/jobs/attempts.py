@@ -228,7 +228,8 @@ def succeed(
     is_shown = products.shows_as_it_is(claim.type, claim.inputs)
     told = {"of_job": claim.job_id, "of_fence": claim.fence, "of_seconds": seconds, "of_steps": steps}
     told |= {"of_timings": dict(timings), "of_result": dict(result) if is_shown else None}
-    told |= {"of_artifacts": [vars(one) | {"id": str(uuid7())} for one in artifacts]}
+    # Listed by name, whichever was stored first.
+    told |= {"of_artifacts": [vars(one) | {"id": str(uuid7())} for one in sorted(artifacts, key=lambda one: one.name)]}
     if session.execute(_success(), told).one_or_none() is None:
         return None
     if not is_shown:
@@ -345,6 +346,9 @@ def postpone(
     return _end(session, statement)
 
 
+_AFTER_A_SLICE: Final = case((col(Job.type) == JobType.GENERATE, func.clock_timestamp()), else_=col(Job.queued_at))
+
+
 def hand_back(
     session: Session,
     job_id: UUID,
@@ -356,8 +360,9 @@ def hand_back(
 ) -> JobState | None:
     """End an attempt that stopped when it was told to: canceled, paused, or queued for the next worker.
 
-    ``preempted``: it gave its device to a more urgent job. ``parted``: it ended together with others, nobody knows
-    because of which, so that from now on it is tried alone, where only its own failures count.
+    ``preempted``: it gave its device to others (``turns.py``); a generate job, which had a time slice, goes to the end
+    of its line. ``parted``: it ended together with others, nobody knows because of which, so that from now on it is
+    tried alone, where only its own failures count.
 
     Returns:
         The state the job is in now, or None: the attempt was over already.
@@ -377,6 +382,7 @@ def hand_back(
         seconds=seconds,
         interruptions=Job.interruptions + case((col(Job.state) == JobState.RUNNING, 1), else_=0),
         alone=literal(value=True) if parted else col(Job.alone),
+        queued_at=_AFTER_A_SLICE if preempted else col(Job.queued_at),
     )
     return _end(session, statement)
 

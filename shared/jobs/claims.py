@@ -49,7 +49,7 @@ class Terms:
 
 _JOINS: Final = "type = 'generate' AND NOT alone AND inputs->>'version_id' = :company"
 """Which queued jobs may join those that share a model; ``ix_jobs_company`` finds them."""
-_FIRST: Final = 256
+FIRST: Final = 256
 """Jobs looked at in each line to see whether somebody in it may not join: who stands further back has no claim to be
 served before those."""
 _OTHERS: Final = f"""others AS MATERIALIZED (
@@ -58,7 +58,7 @@ _OTHERS: Final = f"""others AS MATERIALIZED (
             SELECT type, alone, inputs FROM jobs
             WHERE state = 'queued' AND tenant_id = lines.tenant_id AND queue = lines.queue AND priority = lines.priority
                 AND {fairness.MAY_START}
-            ORDER BY queued_at, id LIMIT {_FIRST}
+            ORDER BY queued_at, id LIMIT {FIRST}
         ) AS first WHERE ({_JOINS}) IS NOT TRUE)
 ), """  # noqa: S608  (constants of ours)
 """How urgent the most urgent of those is that may not."""

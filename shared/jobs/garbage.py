@@ -43,13 +43,15 @@ FREE_ARTIFACT: Final = literal_column(_FREE.format(row="artifacts"), Boolean)
 """The same of an artifact's; only to be joined to other conditions by AND."""
 
 # A fence above that of its job: the database was restored, and the attempt will be made again, under the same key.
+# What attempts at drawing have left is gone on with by later ones, however late (``worker/jobs/kept.py``).
 _OVER: Final = """
     listed AS (
         SELECT * FROM jsonb_to_recordset(:listed) AS one (key text, job_id uuid, fence bigint, since timestamptz)
     ), over AS (
         SELECT key, job_id FROM listed WHERE since < clock_timestamp() - :age AND NOT EXISTS (
             SELECT FROM jobs WHERE jobs.id = listed.job_id AND jobs.completed_at IS NULL
-                AND (jobs.fence < listed.fence OR jobs.fence = listed.fence AND jobs.lease_until IS NOT NULL))
+                AND (jobs.fence < listed.fence OR jobs.fence = listed.fence AND jobs.lease_until IS NOT NULL
+                    OR jobs.type = 'generate'))
     )"""
 _UNNAMED: Final = f"""{_OVER}, unnamed AS (
         SELECT key FROM over

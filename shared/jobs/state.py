@@ -81,7 +81,7 @@ class AttemptOutcome(StrEnum):
     INTERRUPTED = "interrupted"
     """Handed back by its worker, which was told to stop or found storage away; counts against nothing."""
     PREEMPTED = "preempted"
-    """Gave its device to a more urgent job at a checkpoint; counts against nothing."""
+    """Gave its device to others, a training to a more urgent job, at a checkpoint; counts against nothing."""
     LOST = "lost"
     """Its lease ran out."""
 

@@ -12,8 +12,8 @@ from sqlalchemy.orm import Session
 from sqlmodel import col
 
 from shared.errors import WorkerLost
-from shared.jobs import fairness, needs
-from shared.jobs.moves import append_event, move, move_by_case
+from shared.jobs import needs
+from shared.jobs.moves import move, move_by_case
 from shared.jobs.rows import Bell, Dataset, DatasetState, Job, NamedLease, Worker
 from shared.jobs.state import ENDED_BADLY, HELD, AttemptOutcome, JobState
 from shared.jobs.workers import GONE_AFTER
@@ -91,41 +91,6 @@ def redispatch(session: Session, *, after: timedelta) -> int:
     )
     added = insert(Bell).from_select(["job_id"], waiting).returning(col(Bell.id))
     return len(session.execute(added).all())
-
-
-# A worker with a training is the last resort: any other that lives and serves the queue takes the job sooner. One at
-# a time for each queue, so that no more trainings give way than jobs wait.
-_PREEMPT: Final = text(f"""
-WITH live AS (
-    SELECT workers.name, workers.queues, held.id, held.fence, held.priority, held.state, held.preempt_fence
-    FROM workers LEFT JOIN jobs AS held ON held.worker = workers.name AND held.type = 'train'
-        AND held.state IN ('running', 'canceling', 'pausing')
-    WHERE workers.state IN ('idle', 'busy') AND workers.seen_at > clock_timestamp() - :gone_after
-), urgent AS (
-    SELECT DISTINCT queue FROM jobs
-    WHERE state = 'queued' AND priority = {fairness.HIGHEST} AND type <> 'train' AND {fairness.MAY_START}
-)
-SELECT DISTINCT ON (urgent.queue) live.id, live.fence FROM urgent JOIN live ON urgent.queue = ANY(live.queues)
-WHERE live.state = 'running' AND live.priority < {fairness.HIGHEST} AND NOT EXISTS (
-    SELECT FROM live AS other WHERE urgent.queue = ANY(other.queues)
-        AND (other.id IS NULL OR other.state <> 'running' OR other.preempt_fence = other.fence))
-ORDER BY urgent.queue, live.priority, live.fence
-""")  # noqa: S608  (constants of ours)
-
-
-def preempt(session: Session) -> list[UUID]:
-    """Ask a training to give way at its next checkpoint where a job of high priority waits that nobody else can take.
-
-    Returns the jobs that were asked.
-    """
-    asked: list[UUID] = []
-    for row in session.execute(_PREEMPT, {"gone_after": GONE_AFTER}).all():
-        running = (col(Job.fence) == row.fence, col(Job.state) == JobState.RUNNING)
-        said = {"message": "Asked to give way to an urgent job at the next checkpoint.", "attempt": row.fence}
-        event = append_event(row.id, "job.log", said, *running, preempt_fence=Job.fence)
-        if session.execute(event).one_or_none() is not None:
-            asked.append(row.id)
-    return asked
 
 
 def settle_needs(session: Session) -> list[UUID]:

@@ -130,6 +130,7 @@ class Catalogue:
             train = quiet | {"model": f"trained-{seed}", "seed": seed, "checkpoint_every": 60}
             self.bodies[f"train-{seed}"] = _train(train | {"steps": 200 + 100 * seed})
             self.bodies[f"generate-{seed}"] = _generate(drawn | {"num_samples": 4 + 8 * seed, "seed": seed})
+        self.bodies["generate-many-0"] = _generate(drawn | {"num_samples": 160})
         self.bodies["steady-0"] = _train(quiet | {"model": "steady", "steps": 1000, "checkpoint_every": 1_000_000})
         for seed in range(2):
             paths = {"num_pairs": 2 + seed, "num_points": 4, "seed": seed}

@@ -246,6 +246,8 @@ class Installation:
             "OMP_NUM_THREADS": "1",
             "NOISEMILL_JOBS_LEASE": str(self.setup.lease),
             "NOISEMILL_JOBS_MAX_ATTEMPTS": "10",
+            # Short, so that jobs give way to others now and then.
+            "NOISEMILL_WORKER_TIME_SLICE": "1",
         }
 
     def _launch(self, part: Part) -> None:

@@ -1,4 +1,4 @@
-"""A training that shares its only worker: with an urgent job, and with its owner's second thoughts. Real parts."""
+"""Jobs that share their only worker: with an urgent one, with another model, with second thoughts. Real parts."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 from noisemill.client import Client
 from shared.wire import DatasetView, JobView
 from tests.chaos.servers import Installation, Setup
-from tests.e2e.test_stack import train, weights
+from tests.e2e.test_stack import digests, train, weights
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -69,3 +69,25 @@ def test_a_training_that_was_paused_and_resumed_ends_with_the_same_weights(
     assert other.state == "succeeded"
     assert [attempt.outcome for attempt in done.attempts] == ["paused", "succeeded"]
     assert weights(client, done) == weights(client, undisturbed)
+
+
+def test_a_long_generation_gives_way_to_another_model_and_ends_with_the_same_samples(
+    client: Client, dataset: DatasetView, undisturbed: JobView
+) -> None:
+    assert undisturbed.state == "succeeded"
+    other = client.wait(train(client, dataset, "other", steps=20).id, 60)
+    asked = {"model": "quiet@1", "num_samples": 2048, "seed": 3}
+    alone = client.wait(client.generate(**asked).id, 180)
+    long = client.generate(**asked)
+    next(event for event in client.events(long.id) if event.type == "job.progress" and event.data["step"] > 0)
+
+    short = client.wait(client.generate(model=(other.result or {})["model"], num_samples=1, seed=0).id, 60)
+    between = client.job(long.id)
+    done = client.wait(long.id, 180)
+
+    assert short.state == "succeeded"
+    assert not between.is_final
+    outcomes = [attempt.outcome for attempt in done.attempts]
+    assert (outcomes[0], outcomes[-1]) == ("preempted", "succeeded")
+    assert digests(client, done) == digests(client, alone)
+    assert len(digests(client, done)) == 2048

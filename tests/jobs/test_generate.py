@@ -5,7 +5,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,9 +15,10 @@ from pydantic import ValidationError
 from shared.errors import DatasetInvalid, ModelLoadFailed, UploadFailed
 from shared.specs.tasks import Generate
 from tests.jobs.conftest import DATASET_ID, DIFFUSION, bars
+from tests.jobs.folder_desk import served
 from tests.jobs.folder_run import FolderRun, put, store_array
 from worker.engine.sampling import Tile
-from worker.jobs.generate import generate, serve
+from worker.jobs.generate import generate
 from worker.jobs.pictures import encode_png, sheet
 from worker.jobs.train import train
 from worker.run import Parted, Stopped
@@ -318,33 +319,6 @@ def test_previews_come_nearer_to_the_sample(train_run: MakeRun, generate_run: Ma
         seen = picture[2 : 2 + 12 * size : size, 2 : 2 + 12 * size : size][:12, :12]
         distances.append(float(np.abs(seen - pixels_of(run)[0]).mean()))
     assert distances == sorted(distances, reverse=True)
-
-
-def served(*runs: FolderRun) -> dict[int, Any]:
-    """What becomes of jobs that come one after another, each at the next step; results and errors by place."""
-    settled: dict[int, Any] = {}
-
-    class Desk:
-        device = "cpu"
-        rooms: ClassVar[list[int]] = []
-
-        def __init__(self) -> None:
-            self.coming = list(runs)
-
-        def arrivals(self) -> list[FolderRun]:
-            return [self.coming.pop(0)] if self.coming else []
-
-        def room(self, samples: int) -> None:
-            self.rooms.append(samples)
-
-        def settle(self, run: FolderRun, result: Callable[[], Any]) -> None:
-            try:
-                settled[runs.index(run)] = result()
-            except Exception as error:  # noqa: BLE001  (it is what the test looks at)
-                settled[runs.index(run)] = error
-
-    serve(Desk())
-    return settled
 
 
 def test_jobs_that_share_the_device_publish_what_they_do_alone(train_run: MakeRun, generate_run: MakeRun) -> None:

@@ -10,8 +10,9 @@ import torch
 
 from shared.errors import InputGone, NanLoss
 from tests.jobs.conftest import DATASET_ID, DIFFUSION
+from tests.jobs.folder_desk import served
 from tests.jobs.folder_run import FolderRun
-from tests.jobs.test_generate import samples_of, served
+from tests.jobs.test_generate import samples_of
 from worker.engine.models import MODELS
 from worker.engine.sampling import Tile
 from worker.families.nets.solving import FromNoise

@@ -8,11 +8,12 @@ import pytest
 
 from shared.errors import UploadFailed
 from tests.jobs.conftest import DATASET_ID, DIFFUSION
+from tests.jobs.folder_desk import FolderDesk, served
 from tests.jobs.folder_run import FolderRun
 from tests.jobs.test_generate import samples_of
 from worker.engine.sampling import Tile
 from worker.jobs import kept, order
-from worker.jobs.generate import generate
+from worker.jobs.generate import generate, serve
 from worker.jobs.train import train
 from worker.run import Stopped
 
@@ -152,3 +153,87 @@ def test_arrays_are_kept_as_well_as_pictures(train_run: MakeRun, generate_run: M
 
     assert generate(again) == expected
     assert drawn == []
+
+
+def test_who_is_asked_for_the_device_finishes_what_is_in_the_tile_and_begins_nothing(
+    attempt: MakeRun, drawn: list[int]
+) -> None:
+    expected = generate(whole := attempt())
+    drawn.clear()
+    broken = interrupted(attempt(), "preempt", at=1)
+    [left] = broken.artifacts("checkpoint")
+    done = json.loads(broken.body(left))["samples"]
+
+    assert sorted(map(int, done)) == sorted(drawn) == list(range(8))
+    assert generate(run := attempt(broken)) == expected
+    assert samples_of(run) == samples_of(whole)
+    assert len(drawn) == 20
+
+
+def test_one_that_gives_way_again_and_again_ends_after_as_many_tiles_as_ever(
+    attempt: MakeRun, drawn: list[int]
+) -> None:
+    """And neither draws nor stores a sample twice on the way."""
+    expected = generate(attempt())
+    drawn.clear()
+    run, stored = attempt(), 0
+    for _ in range(2):
+        interrupted(run, "preempt", at=1)
+        stored += len(run.artifacts("sample"))
+        run = attempt(run)
+    run.stop_at = (1, "preempt")
+
+    assert generate(run) == expected
+    assert sorted(drawn) == list(range(20))
+    assert stored == 16
+    assert len(run.artifacts("sample")) == 20
+
+
+def test_who_cannot_use_what_was_left_does_not_leave_before_it_has_more(
+    attempt: MakeRun, drawn: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two devices that compute differently would else hand a job back and forth for ever."""
+    broken = interrupted(attempt(), "preempt", at=1)
+    found = order.fingerprint
+    monkeypatch.setattr(order, "fingerprint", lambda device: found(device) | {"device": "another"})
+    drawn.clear()
+
+    other = interrupted(attempt(broken), "preempt", at=1)
+
+    [left] = other.artifacts("checkpoint")
+    assert len(json.loads(other.body(left))["samples"]) == len(drawn) > 8
+
+
+def test_who_broke_off_with_less_than_was_there_leaves_what_was_there(
+    attempt: MakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = interrupted(attempt(), "preempt", at=8 * 3 + 1)
+    found = order.fingerprint
+    monkeypatch.setattr(order, "fingerprint", lambda device: found(device) | {"device": "another"})
+
+    other = interrupted(attempt(broken), "interrupt", at=8 * 3 + 1)
+
+    assert 0 < len(other.artifacts("sample")) < len(broken.artifacts("sample"))
+    assert other.artifacts("checkpoint") == []
+
+
+def test_jobs_that_share_a_tile_give_way_each_by_itself(attempt: MakeRun) -> None:
+    expected = [generate(attempt(seed=seed))["sha256"] for seed in (5, 6)]
+    leaving, staying = attempt(seed=5), attempt(seed=6)
+    leaving.stop_at = (1, "preempt")
+
+    results = served(leaving, staying)
+
+    assert isinstance(results[0], Stopped)
+    assert results[1]["sha256"] == expected[1]
+    assert generate(attempt(leaving, seed=5))["sha256"] == expected[0]
+
+
+def test_nobody_is_asked_in_beside_one_that_gives_way(attempt: MakeRun) -> None:
+    desk = FolderDesk(run := attempt())
+    run.stop_at = (1, "preempt")
+
+    serve(desk)
+
+    assert desk.rooms[0] > 0
+    assert desk.rooms[-1] == 0

@@ -19,7 +19,7 @@ from sqlmodel import col
 
 from shared.database import make_async_engine, make_engine
 from shared.ids import uuid7
-from shared.jobs.rows import Artifact, Attempt, Bell, Event, Job, Tenant
+from shared.jobs.rows import Artifact, Attempt, Bell, Event, Job, Model, ModelVersion, Tenant
 from shared.jobs.state import QUEUES, JobState, JobType
 from shared.settings import BrokerSettings, DatabaseSettings, JobSettings, S3Settings, Settings, WorkerSettings
 from tests.worker.house import House
@@ -168,3 +168,30 @@ def house(database: str, s3: Any) -> Iterator[House]:
     house = House(database, s3)
     yield house
     house.engine.dispose()
+
+
+class Models:
+    """Versions of a model, and generate jobs that ask something of one."""
+
+    def __init__(self, workplace: Workplace) -> None:
+        self._workplace = workplace
+
+    def version(self, name: str = "digits") -> str:
+        with Session(self._workplace.engine) as session, session.begin():
+            model = Model(tenant_id=self._workplace.tenant_id, name=name, latest=1)
+            session.add(model)
+            session.flush()
+            trained = self._workplace.job(type=JobType.EXPORT, state=JobState.CANCELED, completed_at="now()", queue="x")
+            nothing: dict[str, Any] = {"family": "vae", "spec": {}, "info": {}, "metrics": {}, "weights": {}}
+            version = ModelVersion(model_id=model.id, version=1, job_id=trained, **nothing)
+            session.add(version)
+            session.flush()
+            return str(version.id)
+
+    def job(self, version: str, *script: list[Any], **columns: Any) -> UUID:
+        return self._workplace.job(*script, type=JobType.GENERATE, inputs={"version_id": version}, **columns)
+
+
+@pytest.fixture
+def models(workplace: Workplace) -> Models:
+    return Models(workplace)

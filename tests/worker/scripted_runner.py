@@ -67,7 +67,7 @@ def _steps(run: Run, count: int, seconds: float) -> None:
 
 
 def _train(run: Run, steps: int, seconds: float, every: int) -> dict[str, Any]:
-    begun = run.assignment.inputs["resume"]
+    begun = run.assignment.inputs.get("resume")
     first, digest = 0, ""
     if begun:
         state = run.fetch(StoredObject(**{name: begun[0][name] for name in ("key", "sha256", "size_bytes")}))

@@ -4,7 +4,6 @@ import signal
 import time
 from datetime import timedelta
 from typing import Any
-from uuid import UUID
 
 import pytest
 from sqlalchemy import func, select, text, update
@@ -13,37 +12,10 @@ from sqlmodel import col
 
 from shared.ids import uuid7
 from shared.jobs import requests, upkeep
-from shared.jobs.rows import Attempt, Job, Model, ModelVersion, Tenant, Usage
-from shared.jobs.state import AttemptOutcome, JobState, JobType
-from tests.worker.conftest import Workplace
+from shared.jobs.rows import Attempt, Job, Tenant, Usage
+from shared.jobs.state import AttemptOutcome, JobState
+from tests.worker.conftest import Models, Workplace
 from tests.worker.scripted_runner import SEATS
-
-
-class Models:
-    """Versions of a model, and generate jobs that ask something of one."""
-
-    def __init__(self, workplace: Workplace) -> None:
-        self._workplace = workplace
-
-    def version(self, name: str = "digits") -> str:
-        with Session(self._workplace.engine) as session, session.begin():
-            model = Model(tenant_id=self._workplace.tenant_id, name=name, latest=1)
-            session.add(model)
-            session.flush()
-            trained = self._workplace.job(type=JobType.EXPORT, state=JobState.CANCELED, completed_at="now()", queue="x")
-            nothing: dict[str, Any] = {"family": "vae", "spec": {}, "info": {}, "metrics": {}, "weights": {}}
-            version = ModelVersion(model_id=model.id, version=1, job_id=trained, **nothing)
-            session.add(version)
-            session.flush()
-            return str(version.id)
-
-    def job(self, version: str, *script: list[Any], **columns: Any) -> UUID:
-        return self._workplace.job(*script, type=JobType.GENERATE, inputs={"version_id": version}, **columns)
-
-
-@pytest.fixture
-def models(workplace: Workplace) -> Models:
-    return Models(workplace)
 
 
 def spans(workplace: Workplace) -> list[Attempt]:

@@ -1,14 +1,17 @@
-"""A training that gives its device away: to a more urgent job, to a pause, and to nobody in between."""
+"""Who gives the device away: to a more urgent job, to whoever's turn it is, to a pause, and to nobody in between."""
 
 from collections.abc import Callable
+from datetime import timedelta
+from itertools import pairwise
 from threading import Event
+from typing import Any
 from uuid import UUID
 
 import pytest
 
 from shared.jobs import requests
 from shared.jobs.state import AttemptOutcome, JobState, JobType
-from tests.worker.conftest import Workplace
+from tests.worker.conftest import Models, Workplace
 from worker.supervisor import Supervisor
 
 WaitUntil = Callable[..., object]
@@ -124,6 +127,30 @@ def test_a_runner_that_dies_before_the_checkpoint_was_not_preempted(
     running.join(20)
 
     assert (outcomes(workplace, job_id), workplace.get(job_id).failures) == ([AttemptOutcome.FAILED], 1)
+
+
+def test_two_models_take_turns_on_a_device_and_lose_nothing(
+    workplace: Workplace, models: Models, wait_until: WaitUntil
+) -> None:
+    done, supervisor = Event(), workplace.supervisor(time_slice=timedelta(seconds=1))
+    ticker = workplace.ticker(supervisor)
+    long = [models.job(models.version(name), ["train", 150, 0.02, 10]) for name in ("digits", "faces")]
+    alone = models.job(models.version("cats"), ["train", 150, 0.02, 10], queue="train")
+    work(workplace, supervisor, until=done)
+
+    wait_until(lambda: ticker.tick() or all(workplace.state(job).is_final for job in long), timeout=60)
+    wait_until(lambda: workplace.state(alone).is_final, timeout=30)
+    done.set()
+
+    assert [workplace.state(job) for job in (*long, alone)] == [JobState.SUCCEEDED] * 3
+    for job in long:
+        *turns, last = outcomes(workplace, job)
+        assert set(turns) == {AttemptOutcome.PREEMPTED}
+        assert last == AttemptOutcome.SUCCEEDED
+        assert weights(workplace, job) == weights(workplace, alone)
+    began: list[list[Any]] = [[one.started_at for one in workplace.attempts(job)] for job in long]
+    assert began[0][0] < began[1][0] < began[0][1]
+    assert all(later - earlier > timedelta(seconds=1) for times in began for earlier, later in pairwise(times))
 
 
 def test_a_pause_frees_the_worker_and_a_resume_goes_on_exactly(

@@ -9,7 +9,7 @@ from sqlalchemy import event
 from shared.ids import public, uuid7
 from shared.jobs.keys import source_key
 from shared.jobs.rows import Garbage
-from shared.jobs.state import JobState
+from shared.jobs.state import JobState, JobType
 from tests.worker.contents import HOUR, NOW, begin_upload, dataset, key_of, put, put_in_order, version
 from tests.worker.house import House
 from worker import chores
@@ -40,6 +40,8 @@ def test_an_object_that_something_names_or_may_name_stays(house: House) -> None:
         held = house.job(state=state, fence=7, lease_until=NOW)
         put(house, key_of(held, 7, f"now-{state}"))
         put(house, key_of(held, 8, f"restored-{state}"))
+    for state in (JobState.QUEUED, JobState.PAUSED):
+        put(house, key_of(house.job(JobType.GENERATE, state=state, fence=2), 1, f"to-go-on-with-{state}"))
     before = house.everything()
 
     put_in_order(house)

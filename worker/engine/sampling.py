@@ -6,7 +6,7 @@ or on the order of requests. Knows no family and no job.
 """
 
 from collections import Counter, deque
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, Final, Generic, TypeVar
@@ -233,6 +233,13 @@ class Line(Generic[RequestT]):
         self.tile = tile
         self._waiting: dict[Any, deque[Draw[RequestT]]] = {}
         """By owner, whose turn it is first; none is empty."""
+        self.resting: Collection[Any] = ()
+        """Owners whose draws wait on, whatever is free."""
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether there is nothing to step."""
+        return self.tile.is_empty and all(owner in self.resting for owner in self._waiting)
 
     @property
     def is_empty(self) -> bool:
@@ -278,8 +285,8 @@ class Line(Generic[RequestT]):
 
     def _fill(self) -> None:
         slots = Counter(draw.owner for draw, _ in self.tile.underway)
-        while self._waiting and self.tile.num_free:
-            owner = min(self._waiting, key=slots.__getitem__)
+        while self.tile.num_free and (owners := [owner for owner in self._waiting if owner not in self.resting]):
+            owner = min(owners, key=slots.__getitem__)
             self.tile.admit([self._waiting[owner][0]])
             slots[owner] += 1
             waiting = self._waiting.pop(owner)

@@ -113,15 +113,21 @@ class _Service:
         self._open_fetched()
         if not self._orders:
             return bool(self._coming)
-        # Nobody else is asked in while it is not known what those will take.
-        self._desk.room(next(reversed(self._lines.values())).room if self._lines and not self._coming else 0)
+        self._desk.room(self._room)
         stepped = [self._step(line) for line in list(self._lines.values())]
         underway = self._underway()
         for order in list(self._orders):
-            self._look_after(order, underway.get(order, 0))
+            self._look_after(order, underway.get(order, []))
         if not any(stepped):
             wait([one for order in self._orders for one in order.waits_for], _LOOK_EVERY, FIRST_COMPLETED)
         return True
+
+    @property
+    def _room(self) -> int:
+        # Nobody else is asked in while it is not known what those on their way will take, or while others wait.
+        if self._coming or not self._lines or any(order.gives_way for order in self._orders):
+            return 0
+        return next(reversed(self._lines.values())).room
 
     def _fetched(self, run: Run) -> "Future[None]":
         """Done once its inputs are here; not begun if its model does not fit into memory."""
@@ -194,7 +200,8 @@ class _Service:
 
     def _step(self, line: Line[Any]) -> bool:
         """Whether there was anything to do."""
-        if line.is_empty or sum(order.num_unstored for order in self._orders) > MOST_UNSTORED:
+        line.resting = {order for order in self._orders if order.gives_way}
+        if line.is_idle or sum(order.num_unstored for order in self._orders) > MOST_UNSTORED:
             return False
         try:
             with quickened(line.tile):
@@ -230,16 +237,21 @@ class _Service:
             self._end(order, partial(_raise, error if is_known else Parted()))
         self._lines = {key: one for key, one in self._lines.items() if one is not line}
 
-    def _underway(self) -> dict[Any, int]:
-        steps: dict[Any, int] = {}
+    def _underway(self) -> dict[Any, list[int]]:
+        steps: dict[Any, list[int]] = {}
         for line in self._lines.values():
             for draw, behind in line.tile.underway:
-                steps[draw.owner] = steps.get(draw.owner, 0) + behind
+                steps.setdefault(draw.owner, []).append(behind)
         return steps
 
-    def _look_after(self, order: Order, underway: int) -> None:
+    def _look_after(self, order: Order, underway: list[int]) -> None:
         order.tell(order.called.trouble if order.called is not None else trouble_with(order.model.net))
-        if self._guarded(order, partial(order.report, underway)) and order.is_done:
+        if not self._guarded(order, partial(order.report, underway)):
+            return
+        if order.lost:
+            self._guarded(order, lambda: self._line_of(order).add(order.lost))
+            order.lost = []
+        elif order.is_done:
             self._end(order, order.result)
 
     def _end(self, order: Order, result: Callable[[], dict[str, Any]]) -> None:

@@ -1,8 +1,8 @@
 """What a generate job has finished, for the attempt that comes after one that broke off. Knows no network.
 
 Every few seconds, and where the attempt has to leave, the list of the samples that are stored becomes a checkpoint of
-the job. A later attempt that computes in the same way reads them, and publishes them as its own, instead of drawing
-them once more; one that computes otherwise draws all, since a result has one fingerprint.
+the job. A later attempt that computes in the same way carries them on, and publishes them as its own once the rest is
+drawn; one that computes otherwise draws all, since a result has one fingerprint. Lists only get longer.
 """
 
 import json
@@ -12,13 +12,9 @@ from concurrent.futures import Executor, Future
 from contextlib import suppress
 from typing import Any, Final
 
-import numpy as np
-from numpy.typing import NDArray
-
-from shared.errors import DatasetInvalid, InputGone, InputUnreadable
+from shared.errors import InputGone, InputUnreadable
 from worker.jobs.inputs import stored
-from worker.jobs.pictures import decode_png
-from worker.run import Parted, Run, StoredObject
+from worker.run import Run, StoredObject
 
 EVERY: Final = 10.0
 """Seconds between two lists."""
@@ -33,34 +29,22 @@ List = Callable[[], tuple[Mapping[str, Any], Mapping[int, StoredObject]]]
 
 
 def fetch_kept(run: Run) -> None:
-    """Download what earlier attempts have left, as far as it is there."""
-    for one in _samples(_record(run)).values():
-        with suppress(*LOST):
-            run.fetch(one)
+    """Download the list that earlier attempts have left, if it is there."""
+    _record(run)
+
+
+def num_kept(run: Run) -> int:
+    """How many samples earlier attempts have left, however they were computed."""
+    return len(_samples(_record(run)))
 
 
 def kept(run: Run, fingerprint: Mapping[str, Any]) -> dict[int, StoredObject]:
-    """Samples that an earlier attempt with this ``fingerprint`` has left, by index; those that are intact."""
-    record, found = _record(run), dict[int, StoredObject]()
-    if record.get("fingerprint") == json.loads(json.dumps(fingerprint)):
-        for index, one in _samples(record).items():
-            with suppress(*LOST):
-                run.fetch(one)
-                found[index] = one
-    return found
+    """Samples that an earlier attempt with this ``fingerprint`` has left, by index.
 
-
-def read(run: Run, sample: StoredObject) -> NDArray[Any]:
-    """A sample as it was drawn.
-
-    Raises:
-        Parted: it was there, and is not any more; the next attempt will do without it.
+    Whether they are intact is seen when they are fetched (``LOST``).
     """
-    try:
-        file = run.fetch(sample)
-        return decode_png(file) if sample.key.endswith(".png") else np.load(file, allow_pickle=False)
-    except (*LOST, DatasetInvalid, ValueError) as error:
-        raise Parted from error
+    record = _record(run)
+    return _samples(record) if record.get("fingerprint") == json.loads(json.dumps(fingerprint)) else {}
 
 
 class Keeper:
@@ -68,13 +52,13 @@ class Keeper:
 
     def __init__(self, run: Run, storing: Executor) -> None:
         self._run, self._storing = run, storing
-        self._listed_at, self._num_listed = time.monotonic(), 0
+        self._listed_at, self._num_listed = time.monotonic(), num_kept(run)
         self._listing: Future[None] | None = None
 
-    def keep(self, num_stored: int, list_all: List) -> None:
+    def keep(self, num_done: int, list_all: List) -> None:
         """Begin to store a list, where one is due."""
         is_busy = self._listing is not None and not self._listing.done()
-        if num_stored > self._num_listed and not is_busy and time.monotonic() >= self._listed_at + EVERY:
+        if num_done > self._num_listed and not is_busy and time.monotonic() >= self._listed_at + EVERY:
             self._listing = self._storing.submit(self._publish, list_all)
 
     def leave(self, list_all: List) -> None:

@@ -5,14 +5,13 @@ waits for storage.
 """
 
 import hashlib
-import io
 from collections import deque
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from math import ceil, prod, sqrt
+from math import prod
 from typing import Any, Final
 
-import numpy as np
 import torch
 from pydantic import TypeAdapter
 from torch import Tensor
@@ -26,16 +25,15 @@ from worker.engine.numerics import fingerprint
 from worker.engine.sampling import BY_CHANCE, REPRODUCIBILITY, Tile, no_number
 from worker.families.family import DataInfo, Draw
 from worker.jobs.inputs import fetch_task_inputs
-from worker.jobs.kept import Keeper, kept, read
+from worker.jobs.kept import LOST, Keeper, kept, num_kept
 from worker.jobs.loaded import LoadedModel
-from worker.jobs.pictures import Pixels, encode_png, fitted, sheet
+from worker.jobs.pictures import encode_png, sheet
+from worker.jobs.samples import publish_encoded, publish_sample, publish_sheet, read_sample
 from worker.run import Run, Stopped, StoredObject
 
 REQUEST: Final[TypeAdapter[Request]] = TypeAdapter(GenerateSpec)
 
 MAIN_MEMORY: Final = torch.device("cpu")
-NPY: Final = "application/x-numpy-data"
-"""Media type of an array."""
 MOST_IN_SHEET: Final = 256
 """Samples beyond these are published alone."""
 MOST_SHOWN: Final = 4
@@ -78,9 +76,19 @@ class Order:
         self._shown: list[Future[StoredObject]] = []
         self._seen: set[tuple[int, int]] = set()
         self._storing = ThreadPoolExecutor(1, "store")
+        self._num_drawn = self._num_stored = 0
+        """By this attempt."""
         self._keeper = Keeper(run, self._storing)
-        self._kept: deque[tuple[Draw[Request], StoredObject]] = deque()
-        """Draws that an earlier attempt has done, and this one has not published yet."""
+        self._num_found = num_kept(run)
+        self._kept: dict[int, StoredObject] = {}
+        """Samples that an earlier attempt has drawn in the same way."""
+        self._untaken: deque[Draw[Request]] = deque()
+        """Draws of these that are still to be published as its own."""
+        self._moving: deque[tuple[Draw[Request], Future[StoredObject | None]]] = deque()
+        self.lost: list[Draw[Request]] = []
+        """Draws of these that turned out to be gone: to be drawn after all."""
+        self.gives_way = False
+        """It was asked for the device: nothing more of it is begun, and it leaves when what is in the tile is done."""
         run.phase("sampling")
 
     @property
@@ -106,27 +114,18 @@ class Order:
     @property
     def waits_for(self) -> "list[Future[Any]]":
         """What goes on in its thread."""
-        futures: list[Future[Any]] = [*self._unstored, *self._shown]
+        futures: list[Future[Any]] = [*self._unstored, *self._shown, *(moved for _, moved in self._moving)]
         return [one for one in (*futures, self._result) if one is not None and not one.done()]
 
     def left_to_draw(self, width: int) -> list[Draw[Request]]:
         """Its draws but for those that an earlier attempt has done in the same way, in a tile of this width."""
-        done = kept(self.run, self._fingerprint(width))
-        self._kept.extend((draw, done[draw.index]) for draw in self.draws if draw.index in done)
+        self._kept = kept(self.run, self._fingerprint(width))
+        self._untaken.extend(draw for draw in self.draws if draw.index in self._kept)
+        self._steps_behind = sum(self._steps[index] for index in self._kept)
         if self._kept:
             self._width = width
             self.run.log(f"Going on after {len(self._kept)} of {len(self.draws)} samples.")
-        return [draw for draw in self.draws if draw.index not in done]
-
-    def _take_over(self) -> None:
-        """Publish what an earlier attempt has done, as much at once as storage keeps up with.
-
-        Raises:
-            Parted: some of it is gone.
-        """
-        while self._kept and len(self._unstored) < MOST_UNSTORED:
-            draw, sample = self._kept.popleft()
-            self._accept(draw, torch.from_numpy(np.ascontiguousarray(read(self.run, sample))))
+        return [draw for draw in self.draws if draw.index not in self._kept]
 
     def take(self, draw: Draw[Request], sample: Tensor | None, width: int) -> None:
         """Store what became of one of its draws in a tile of ``width``.
@@ -140,16 +139,12 @@ class Order:
             self.run.log(f"Memory ran out: drawing {width} at a time from here on, not {self._width}.")
             self._reproducibility = BY_CHANCE
         self._width = width
-        self._accept(draw, sample)
-
-    def _accept(self, draw: Draw[Request], sample: Tensor) -> None:
         self._steps_behind += self._steps[draw.index] - 1
+        self._num_drawn += 1
         if draw.index < MOST_IN_SHEET:
             self._images[draw.index] = sample
-        self._stored[draw.index] = self._storing.submit(_publish_sample, self.run, self.model, draw, sample)
+        self._stored[draw.index] = self._storing.submit(publish_sample, self.run, self.model, draw, sample)
         self._unstored.append(self._stored[draw.index])
-        if len(self._stored) == len(self.draws):
-            self._result = self._storing.submit(self._finish)
 
     def show(self, tile: Tile[Any]) -> None:
         """Publish what some samples are going to be, where that was asked for and is due."""
@@ -179,26 +174,76 @@ class Order:
         else:
             self.run.log(f"Calls are not captured, and launched one kernel after the other: {trouble}.")
 
-    def report(self, underway: int) -> None:
-        """Say how far it is; ``underway`` are the steps that its draws in the tile have behind them.
+    def report(self, underway: Sequence[int]) -> None:
+        """Say how far it is; ``underway`` are the steps that each of its draws in the tile has behind it.
 
         Raises:
             Stopped: on request.
             UploadFailed, StorageUnavailable: a sample could not be stored.
-            Parted: what an earlier attempt has drawn is gone.
         """
         while self._unstored and self._unstored[0].done():  # one thread stores them, in this order
             self._unstored.popleft().result()
-        self._take_over()
-        num_stored = len(self._stored) - len(self._unstored)
+            self._num_stored += 1
+        if self._is_drawn:
+            self._take_over()
         try:
-            self.run.step(self._steps_behind + underway + num_stored, self._num_steps)
+            self.run.step(self._steps_behind + sum(underway) + self._num_stored, self._num_steps)
+            self._leave_if_asked(len(underway))
         except Stopped as stopped:
             if stopped.reason != "cancel" and self._can_be_kept:
                 self._keeper.leave(self._list_stored)
             raise
         if self._can_be_kept and self._result is None:
-            self._keeper.keep(num_stored, self._list_stored)
+            self._keeper.keep(len(self._kept) + self._num_stored, self._list_stored)
+
+    @property
+    def _is_drawn(self) -> bool:
+        return len(self._kept) + self._num_drawn == len(self.draws)
+
+    def _take_over(self) -> None:
+        """Publish what an earlier attempt has drawn, as much at once as storage keeps up with; then all is there."""
+        while self._moving and self._moving[0][1].done():
+            draw, moved = self._moving.popleft()
+            if (sample := moved.result()) is None:
+                del self._kept[draw.index]
+                self._steps_behind -= self._steps[draw.index]
+                self.lost.append(draw)
+            else:
+                self._stored[draw.index] = _known(sample)
+        while self._untaken and len(self._moving) < MOST_UNSTORED:
+            draw = self._untaken.popleft()
+            self._moving.append((draw, self._storing.submit(self._move, draw, self._kept[draw.index])))
+        if len(self._stored) == len(self.draws) and self._result is None:
+            self._result = self._storing.submit(self._finish)
+
+    def _move(self, draw: Draw[Request], sample: StoredObject) -> StoredObject | None:
+        """Publish as its own what an earlier attempt has stored; None if that is not there any more."""
+        try:
+            file = self.run.fetch(sample)
+        except LOST:
+            return None
+        if draw.index < MOST_IN_SHEET:
+            self._images[draw.index] = torch.from_numpy(read_sample(file, sample.key))
+        return publish_encoded(self.run, self.model, draw, file, is_picture=sample.key.endswith(".png"))
+
+    def _leave_if_asked(self, num_underway: int) -> None:
+        """Give the device away where others wait for it: what is in the tile gets done, and nothing more is begun.
+
+        Not before it leaves more behind than it found, so that a job that gives way again and again ends all the same.
+
+        Raises:
+            Stopped: on request, once nothing of it is in the tile.
+        """
+        leaves_more = len(self._kept) + self._num_drawn + num_underway > self._num_found
+        if self._is_drawn or not leaves_more or self._reproducibility == BY_CHANCE:
+            self.gives_way = False  # what it has could not be kept, or it ends by itself
+            return
+        try:
+            self.run.boundary()
+        except Stopped:
+            self.gives_way = True
+            if not num_underway and not self._unstored:
+                raise
 
     @property
     def _can_be_kept(self) -> bool:
@@ -208,7 +253,8 @@ class Order:
     def _list_stored(self) -> tuple[dict[str, Any], dict[int, StoredObject]]:
         """For ``Keeper``; called by the thread that stores them, between two."""
         ended = {index: one for index, one in list(self._stored.items()) if one.done() and not one.exception()}
-        return self._fingerprint(self._width), {index: one.result() for index, one in ended.items()}
+        samples = dict(self._kept) | {index: one.result() for index, one in ended.items()}
+        return self._fingerprint(self._width), samples
 
     def result(self) -> dict[str, Any]:
         """The job's result, once it is done."""
@@ -226,7 +272,7 @@ class Order:
         self.run.phase("uploading")
         images = [self._images[index] for index in sorted(self._images)]
         if images[0].dtype == torch.uint8:
-            _publish_sheet(self.run, self.model, self.request, images, self.draws)
+            publish_sheet(self.run, self.model, self.request, images, self.draws)
         return {
             "num_samples": len(self.draws),
             "sha256": hashlib.sha256("".join(digests).encode()).hexdigest(),
@@ -262,29 +308,7 @@ def _draws(run: Run, request: Request, data: DataInfo, owner: object) -> list[Dr
             return [Draw(request=request, index=index, inputs=one, owner=owner) for index, one in enumerate(tensors)]
 
 
-def _publish_sample(run: Run, model: LoadedModel, draw: Draw[Request], sample: Tensor) -> StoredObject:
-    """Bytes are pixels and go into a PNG with their recipe; other numbers are an array."""
-    name, recipe = f"sample-{draw.index:04d}", model.recipe(draw.request) | {"index": draw.index}
-    if sample.dtype == torch.uint8:
-        picture = encode_png(sample.numpy(), recipe)
-        return run.publish("sample", f"{name}.png", picture, media_type="image/png", metadata={"index": draw.index})
-    array = io.BytesIO()
-    np.save(array, sample.numpy(), allow_pickle=False)
-    return run.publish("sample", f"{name}.npy", array.getvalue(), media_type=NPY, metadata=recipe)
-
-
-def _publish_sheet(
-    run: Run, model: LoadedModel, request: Request, images: list[Tensor], draws: list[Draw[Request]]
-) -> None:
-    samples: Pixels = torch.stack(images).numpy()
-    columns = None
-    if isinstance(request, Interpolate | Traverse):
-        columns = request.num_points
-    elif draws[0].inputs is not None:
-        # Each input stands left of what became of it.
-        shape = samples.shape[1:]
-        inputs = np.stack([fitted(draw.inputs["image"].numpy(), shape) for draw in draws[: len(images)] if draw.inputs])
-        samples = np.stack([inputs, samples], axis=1).reshape(-1, *samples.shape[1:])
-        columns = 2 * ceil(sqrt(len(inputs) / 2))
-    picture = encode_png(sheet(samples, columns=columns), model.recipe(request) | {"num_samples": len(draws)})
-    run.publish("sheet", "sheet.png", picture, media_type="image/png")
+def _known(result: StoredObject) -> Future[StoredObject]:
+    future: Future[StoredObject] = Future()
+    future.set_result(result)
+    return future
