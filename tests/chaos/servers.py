@@ -55,6 +55,8 @@ class Setup:
     """Module that is run as a worker; the control run names one without fences."""
     disk_bytes: int = 512 * 1024 * 1024
     mount_disk: bool = False
+    environ: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Further settings of all parts."""
     database_proxied: bool = True
     """Whether statements go through a proxy that can lie. It is Python, in the process of the tests: it costs time."""
 
