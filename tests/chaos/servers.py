@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
 from threading import Event, RLock, Thread
@@ -250,6 +250,7 @@ class Installation:
             "NOISEMILL_JOBS_MAX_ATTEMPTS": "10",
             # Short, so that jobs give way to others now and then.
             "NOISEMILL_WORKER_TIME_SLICE": "1",
+            **self.setup.environ,
         }
 
     def _launch(self, part: Part) -> None:

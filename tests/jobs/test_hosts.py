@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import psutil
@@ -25,7 +26,8 @@ from tests.jobs.conftest import DATASET_ID
 from tests.jobs.folder_run import FolderRun
 from tests.jobs.test_crew import FP32, weights
 from worker import gathering
-from worker.gathering import Gathering, Hello, Refused, dial, split
+from worker.channel import Channel
+from worker.gathering import Gathering, Hello, Refused, dial, proof, split
 from worker.jobs.crew import versions
 from worker.jobs.train import train
 from worker.run import Stopped
@@ -211,9 +213,11 @@ def test_a_member_that_hangs_is_left_out(
     member = start_member()
     waits(leader)
     member.send_signal(signal.SIGSTOP)
+    began = time.monotonic()
 
     result = train(run := led(train_run, leader))
 
+    assert time.monotonic() - began < 30
     assert result["fingerprint"]["num_processes"] == 1
     assert run.logs == []
 
@@ -252,12 +256,35 @@ def test_who_does_not_know_the_secret_is_not_asked(
     assert train(led(train_run, leader))["fingerprint"]["num_processes"] == 1
 
 
-def test_a_leader_that_does_not_know_the_secret_is_told_nothing(address: str) -> None:
-    Gathering(address, "something else entirely")
-    hello = Hello("h", 1, "cpu", versions())
+def test_who_only_claims_to_know_the_secret_is_not_welcome(leader: Gathering, address: str) -> None:
+    _dialled(address, Hello("first", 1, "cpu", versions())).release()
+    stranger = Channel(socket.create_connection(split(address)))
+    nonce = (stranger.receive(5) or {})["nonce"]
+    hello = Hello("h", 1, "cpu", versions())._asdict()
 
-    with pytest.raises(Refused):
-        _dialled(address, hello)
+    stranger.send({"type": "answer", "digest": proof(b"a guess", "member", nonce), "nonce": "0", "hello": hello})
+
+    assert stranger.receive(5) is None
+    stranger.release()
+
+
+def test_a_leader_that_only_claims_to_know_the_secret_is_told_nothing() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        pretender = Thread(target=_pretend, args=(server,))
+        pretender.start()
+
+        with pytest.raises(Refused, match="does not know"):
+            dial(f"127.0.0.1:{server.getsockname()[1]}", SECRET, Hello("h", 1, "cpu", versions()))
+        pretender.join()
+
+
+def _pretend(server: socket.socket) -> None:
+    channel = Channel(server.accept()[0])
+    channel.send({"type": "challenge", "nonce": "0"})
+    nonce = (channel.receive(5) or {})["nonce"]
+    channel.send({"type": "welcome", "digest": proof(b"a guess", "leader", nonce)})
+    channel.receive(5)
+    channel.release()
 
 
 @pytest.mark.parametrize("rubbish", [b"", b"GET / HTTP/1.1\r\n\r\n", b"{}\n", b"[1]\n", b"x" * 100_000, b"\xff\n"])
