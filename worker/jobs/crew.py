@@ -12,7 +12,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -91,7 +91,11 @@ def crew(
 
 def versions() -> dict[str, str]:
     """What must be the same on all hosts of a training."""
-    return {"noisemill": version("noisemill"), "torch": torch.__version__}
+    try:
+        ours = version("noisemill")
+    except PackageNotFoundError:  # run where it lies
+        ours = "unknown"
+    return {"noisemill": ours, "torch": torch.__version__}
 
 
 def _free_port(host: str) -> int:
