@@ -163,7 +163,7 @@ class Tile(Generic[RequestT]):
     @torch.no_grad()
     def _finish(self, slot: int) -> Tensor | None:
         row = self._row(slot)
-        if any(bool(tensor.isnan().any()) for tensor in row.values() if tensor.is_floating_point()):
+        if any(not bool(tensor.isfinite().all()) for tensor in row.values() if tensor.is_floating_point()):
             return None
         return self.sampler.finish(self.net, row)[0].cpu()
 
