@@ -25,7 +25,8 @@ USUAL: Final = {"style": "stylise", "translation": "translate"}
 def asked_of(family: str, dataset: DatasetView) -> dict[str, Any]:
     """A small training of it on this data."""
     kind = FAMILIES[family]
-    spec = small(family, kind, {}) | {"dataset": dataset.id, "model": family, "preview_every": None}
+    given = {name: value for name, value in small(family, kind, {}).items() if value is not None}
+    spec = given | {"dataset": dataset.id, "model": family}
     spec |= dict.fromkeys(kind.further_datasets, dataset.id)
     return spec | ({"init_from": "diffusion@1"} if kind.model_fields["init_from"].is_required() else {})
 
