@@ -37,7 +37,7 @@ def asked_of(family: str, dataset: DatasetView, others: DatasetView) -> dict[str
     kind = FAMILIES[family]
     spec = {"family": family, "dataset": dataset.id, "model": family, "steps": 12, "batch_size": 6, "warmup_steps": 2}
     spec |= {"betas": [0.9, 0.99]}
-    spec |= dict.fromkeys(kind.further_datasets, dataset.id)
+    spec |= dict.fromkeys(kind.further_datasets, others.id)
     return spec | ({"init_from": "diffusion@1"} if kind.model_fields["init_from"].is_required() else {})
 
 
