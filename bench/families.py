@@ -135,15 +135,17 @@ def unet_drawing(clock: Clock) -> dict[str, Timing]:
 
 def sizes() -> str:
     """Parameters of both UNets, and what one forward pass of an image takes."""
-    ours = unet.trainer_of().net
-    nets = {OURS: ours, DDPM: ddpm_peer.network(unet.SHAPE, num_parameters(ours))}
-    about = {name: (num_parameters(net) / 1e6, _operations(net) / 1e9) for name, net in nets.items()}
+    x, time = torch.zeros(1, *unet.SHAPE), torch.ones(1)
+    ours = unet.trainer_of().net.eval()
+    theirs = ddpm_peer.network(unet.SHAPE, num_parameters(ours)).eval()
+    calls = {OURS: (ours, lambda: ours(x, time, None)), DDPM: (theirs, lambda: theirs(x, time))}
+    about = {name: (num_parameters(net) / 1e6, _operations(call) / 1e9) for name, (net, call) in calls.items()}
     return "; ".join(f"{name} {million:.2f} M parameters, {giga:.2f} GFLOP" for name, (million, giga) in about.items())
 
 
-def _operations(net: torch.nn.Module) -> float:
+def _operations(call: Step) -> float:
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        net.eval()(torch.zeros(1, *unet.SHAPE), torch.ones(1))
+        call()
     return counter.get_total_flops()
 
 

@@ -111,7 +111,7 @@ class Tile(Generic[RequestT]):
         for _, occupant in taken:
             occupant.steps_left -= 1
         leaving = [(slot, occupant) for slot, occupant in taken if occupant.steps_left == 0]
-        done = [(occupant.draw, self._finish(slot, occupant.unbounded)) for slot, occupant in leaving]
+        done = [(occupant.draw, self._finish(slot)) for slot, occupant in leaving]
         self._free([slot for slot, _ in leaving])
         return done
 
@@ -165,8 +165,9 @@ class Tile(Generic[RequestT]):
         return {name: tensor[slot : slot + 1].clone() for name, tensor in self._state.items()}
 
     @torch.no_grad()
-    def _finish(self, slot: int, unbounded: frozenset[str]) -> Tensor | None:
-        row = self._row(slot)
+    def _finish(self, slot: int) -> Tensor | None:
+        row, occupant = self._row(slot), self._slots[slot]
+        unbounded = occupant.unbounded if occupant is not None else frozenset[str]()
         if _unbounded(row) - unbounded or any(bool(row[name].isnan().any()) for name in unbounded):
             return None
         return self.sampler.finish(self.net, row)[0].cpu()
