@@ -241,7 +241,7 @@ def editing_figures(trained: Trained, judge: Judge) -> Measures:
 
 EDITING: Final = Case(
     # Nobody tells the class of what is to be mended, so all of the training goes into images without one.
-    spec=UNET.spec.model_copy(update={"class_conditional": False, "steps": 2000}),
+    spec=UNET.spec.model_copy(update={"class_conditional": False, "steps": 3000}),
     measure=editing_figures,
     asked=[
         at_least("inpainting_lower_gain_over_mean", 2),

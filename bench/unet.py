@@ -61,8 +61,8 @@ def images() -> torch.Tensor:
     return (numbers * 2654435761 % 4093 % 256).to(torch.uint8).unflatten(0, (BATCH, *SHAPE))
 
 
-def our_training() -> Callable[[], float]:
-    trainer, batch = trainer_of(), {"image": images()}
+def our_training(**fields: Any) -> Callable[[], float]:
+    trainer, batch = trainer_of(**fields), {"image": images()}
 
     def step() -> float:
         with exact():

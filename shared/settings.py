@@ -8,7 +8,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, ConfigDict, Field, SecretStr
+from pydantic import BeforeValidator, ConfigDict, Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from shared.described import Described
@@ -159,6 +159,13 @@ class WorkerSettings(Section):
     train_devices: int = Field(default=1, ge=1, le=64)
     """Devices that share each training, ``device`` and those after it, which no other worker may use; on a CPU,
     processes."""
+    train_address: Annotated[str, Field(pattern=r"^\S+:\d{1,5}$")] | None = None
+    """``host:port`` at which other hosts (``python -m worker.member``) dial in to help with trainings. The worker that
+    leads them listens there; members are given the same address."""
+    train_secret: Annotated[SecretStr, Field(min_length=16)] | None = None
+    """What leader and members know, and nobody else; needed with ``train_address``."""
+    train_members: int = Field(default=1, ge=0, le=64)
+    """Members that a training waits for, 10 seconds at most."""
     cache_dir: Path = Path("~/.cache/noisemill")
     """Downloaded inputs, by digest."""
     cache_bytes: int = 20 * 1024 * _MEGABYTE
@@ -190,6 +197,12 @@ class WorkerSettings(Section):
     """From SIGTERM to killing the runner; the job is handed back in between."""
     stall: Duration = timedelta(minutes=10)
     """A runner that does no step for so long, and moves no byte to or from storage, is killed (``timeout``)."""
+
+    @model_validator(mode="after")
+    def _secret_goes_with_address(self) -> Self:
+        if (self.train_address is None) != (self.train_secret is None):
+            raise ValueError("train_address and train_secret go together")
+        return self
 
 
 class Settings(BaseSettings):

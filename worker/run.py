@@ -13,6 +13,7 @@ from typing import Any, Final, Literal, Protocol
 
 from shared.errors import InputUnreadable
 from worker.code_cache import CodeCache
+from worker.gathering import Gathering
 
 StopReason = Literal["cancel", "interrupt", "pause", "preempt"]
 
@@ -98,6 +99,11 @@ class Run(Protocol):
     @property
     def devices(self) -> Sequence[str]:
         """The devices that a training may use, ``device`` first; on CPUs, one name for each process."""
+        ...
+
+    @property
+    def gathering(self) -> Gathering:
+        """Where other hosts wait to help with a training."""
         ...
 
     @property

@@ -35,13 +35,14 @@ from shared.errors import (
 )
 from shared.jobs.keys import artifact_key
 from shared.jobs.state import JobType
-from shared.settings import Settings
+from shared.settings import Settings, WorkerSettings
 from shared.storage import DigestMismatch, ObjectMissing, Storage
 from worker.births import Births
 from worker.cache import ObjectCache
 from worker.channel import Channel, Message
 from worker.code_cache import CodeCache
 from worker.failures import disk_failed, told
+from worker.gathering import Gathering
 from worker.jobs import executor, server
 from worker.lifeline import ending_with
 from worker.pace import Pace
@@ -90,6 +91,10 @@ class RunnerRun:
     @property
     def devices(self) -> Sequence[str]:
         return self._runner.devices
+
+    @property
+    def gathering(self) -> Gathering:
+        return self._runner.gathering
 
     @property
     def feature_networks(self) -> Path | None:
@@ -214,6 +219,7 @@ class Runner:
         self.code_cache = CodeCache(settings.worker.cache_dir / "code", limit_bytes=settings.worker.code_bytes)
         self.device = choose_device(settings.worker)
         self.devices = devices_from(self.device, settings.worker.train_devices)
+        self.gathering = gathering_of(settings.worker)
         self.feature_networks = settings.worker.feature_networks
         self._runs: dict[tuple[str, int], RunnerRun] = {}
         self.num_begun = 0
@@ -331,6 +337,14 @@ def choose_device(settings: Any) -> str:
     if settings.device != "auto":
         return str(settings.device)
     return "cuda:0" if torch.cuda.is_available() else "cpu"
+
+
+def gathering_of(settings: WorkerSettings) -> Gathering:
+    """Where other hosts dial in, if it is to be led from here."""
+    if settings.train_address is None or settings.train_secret is None:
+        return Gathering()
+    secret = settings.train_secret.get_secret_value()
+    return Gathering(settings.train_address, secret, expected=settings.train_members)
 
 
 def devices_from(first: str, num: int) -> list[str]:

@@ -9,7 +9,7 @@ from pydantic import Field
 from shared.specs.noising import DDPM
 from shared.specs.spec import Direction, Modality, ModelRef, wrong
 from shared.specs.tasks import Request
-from shared.specs.training import Beta, Trained, TrainSpec
+from shared.specs.training import Betas, Trained, TrainSpec
 
 MOST_STEPS = 4
 
@@ -38,7 +38,7 @@ class ConsistencySpec(TrainSpec):
     second_level: float = Field(default=0.82, gt=0, le=80)
     """Noise level to which the first estimate is brought back for the second step; further ones halve it."""
     learning_rate: float = Field(default=1e-4, gt=0, le=1)
-    betas: tuple[Beta, Beta] = (0.9, 0.99)
+    betas: Betas = (0.9, 0.99)
 
     @property
     def nhwc_on_cpu(self) -> bool:

@@ -22,7 +22,7 @@ from shared.specs.tasks import (
     Solver,
     SuperResolve,
 )
-from shared.specs.training import Beta, Trained, TrainSpec, Uses
+from shared.specs.training import Betas, Trained, TrainSpec, Uses
 from shared.specs.unet import UNETS
 
 SAMPLING: Final = frozenset({"labels", "steps", "solver", "schedule", "guidance_scale", "guidance_interval"})
@@ -115,7 +115,7 @@ class DiffusionSpec(TrainSpec):
     augment: float = Field(default=0.0, ge=0, le=1)
     """Probability of each of six ways to turn, flip, scale, stretch or move a training image (EDM, appendix F.2). The
     network is told how, and draws images as they are; 0.12 in the paper, for some tens of thousands of images."""
-    betas: tuple[Beta, Beta] = (0.9, 0.99)
+    betas: Betas = (0.9, 0.99)
     ema_decay: float = Field(default=0.999, ge=0, lt=1)
 
     @property

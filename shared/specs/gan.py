@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Final, Literal
 from pydantic import Field, model_validator
 
 from shared.specs.spec import Modality, wrong
-from shared.specs.training import Beta, TrainSpec, Uses
+from shared.specs.training import Beta, Betas, TrainSpec, Uses
 
 Objective = Literal["non_saturating", "hinge", "wgan_gp", "r3gan"]
 
@@ -93,7 +93,7 @@ class GanSpec(TrainSpec):
     """Steps of the discriminator for one of the generator, which is updated in each step divisible by this."""
     learning_rate: float = Field(default=2e-4, gt=0, le=1)
     """Peak learning rate of AdamW, of both networks."""
-    betas: tuple[Beta, Beta] = (0.0, 0.99)
+    betas: Betas = (0.0, 0.99)
     """Decay of AdamW's averages of the gradient and of its square, from ``burn_in_steps`` on."""
     beta2_start: Beta = 0.9
     """What the second of ``betas`` begins with (``r3gan`` objective only)."""

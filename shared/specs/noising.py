@@ -5,7 +5,7 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field, model_validator
 
-from shared.specs.spec import Spec, wrong
+from shared.specs.spec import FROM_LIST, Spec, wrong
 
 Objective = Literal["edm", "eps", "v", "x0", "flow"]
 """What a network predicts: EDM's preconditioned mixture; the noise, velocity or image of DDPM's process; or the
@@ -48,7 +48,7 @@ class Process(Spec):
     """Beta of the first step."""
     beta_end: float = Field(default=LAST_BETA, ge=1e-6, le=0.5)
     """Beta of the last step."""
-    trained_betas: tuple[Annotated[float, Field(ge=1e-6, le=0.9999)], ...] | None = None
+    trained_betas: Annotated[tuple[Annotated[float, Field(ge=1e-6, le=0.9999)], ...], FROM_LIST] | None = None
     """Beta of each step, instead of a schedule."""
 
     def told(self) -> dict[str, Any]:

@@ -1,9 +1,9 @@
 """What every spec has in common: strict, immutable, finite. Knows no family."""
 
 import re
-from typing import Annotated, Final, Literal
+from typing import Annotated, Any, Final, Literal, cast
 
-from pydantic import AfterValidator, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, StringConstraints
 from pydantic_core import PydanticCustomError
 
 from shared.described import Described
@@ -13,6 +13,14 @@ class Spec(Described):
     """What somebody asked for. Unknown fields and non-finite numbers are refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+def _as_tuple(value: Any) -> Any:
+    return tuple(cast("list[Any]", value)) if isinstance(value, list) else value
+
+
+FROM_LIST: Final = BeforeValidator(_as_tuple)
+"""For fields that are tuples, in specs whose validators see JSON as Python's objects: strictly, a list is no tuple."""
 
 
 def wrong(field: str, message: str) -> PydanticCustomError:

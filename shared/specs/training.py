@@ -9,12 +9,13 @@ from pydantic import Field, ModelWrapValidatorHandler, model_validator
 from shared.specs.augmentation import Augmentation
 from shared.specs.export import ExportSpec
 from shared.specs.imports import ImportSpec
-from shared.specs.spec import DatasetId, Direction, Modality, ModelName, ModelRef, Seed, Spec, wrong
+from shared.specs.spec import FROM_LIST, DatasetId, Direction, Modality, ModelName, ModelRef, Seed, Spec, wrong
 from shared.specs.tasks import Request
 
 Precision = Literal["auto", "fp32", "tf32", "bf16", "fp16", "pure_bf16"]
 Schedule = Literal["cosine", "constant"]
 Beta = Annotated[float, Field(ge=0, lt=1)]
+Betas = Annotated[tuple[Beta, Beta], FROM_LIST]
 NEARNESS: Final[Mapping[str, Direction]] = {"frechet_distance": "lower", "kernel_distance": "lower"}
 """What can be measured of samples while a training goes on: as by an evaluate job, with fewer of them."""
 FEWEST_HELD_OUT: Final = 2
@@ -70,7 +71,7 @@ class TrainSpec(Spec):
     """Steps of linear warm-up from zero to ``learning_rate``; when left out a tenth of ``steps``, at most 100."""
     schedule: Schedule = "cosine"
     """Learning rate after the warm-up: half a cosine down to zero, or constant."""
-    betas: tuple[Beta, Beta] = (0.9, 0.999)
+    betas: Betas = (0.9, 0.999)
     """Decay of AdamW's averages of the gradient and of its square."""
     weight_decay: float = Field(default=0.0, ge=0, le=1)
     """Decoupled weight decay."""

@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 
 from shared.specs.spec import DatasetId, Modality, wrong
 from shared.specs.tasks import Request, Translate
-from shared.specs.training import Beta, TrainSpec, Uses
+from shared.specs.training import Betas, TrainSpec, Uses
 
 Objective = Literal["cycle", "contrastive"]
 
@@ -84,7 +84,7 @@ class TranslationSpec(TrainSpec):
     """Images of each dataset per optimizer step."""
     learning_rate: float = Field(default=1e-3, gt=0, le=1)
     """Peak learning rate of AdamW, of both parts."""
-    betas: tuple[Beta, Beta] = (0.5, 0.999)
+    betas: Betas = (0.5, 0.999)
     """Decay of AdamW's averages of the gradient and of its square."""
     grad_clip: float = Field(default=1e6, gt=0, le=1e6)
     """Largest global gradient norm; the default is none, as in the papers."""

@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Final, Literal
 
 from pydantic import AfterValidator, Field
 
-from shared.specs.spec import Direction, Modality
+from shared.specs.spec import FROM_LIST, Direction, Modality
 from shared.specs.training import TrainSpec, Uses
 
 MOST_CODES: Final = 2**18
@@ -22,6 +22,7 @@ def _few_codes(levels: tuple[int, ...]) -> tuple[int, ...]:
 
 Levels = Annotated[
     tuple[Annotated[int, Field(ge=2, le=64)], ...],
+    FROM_LIST,
     Field(min_length=1, max_length=8),
     AfterValidator(_few_codes),
 ]

@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
 from threading import Event, RLock, Thread
@@ -55,6 +55,8 @@ class Setup:
     """Module that is run as a worker; the control run names one without fences."""
     disk_bytes: int = 512 * 1024 * 1024
     mount_disk: bool = False
+    environ: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Further settings of all parts."""
     database_proxied: bool = True
     """Whether statements go through a proxy that can lie. It is Python, in the process of the tests: it costs time."""
 
@@ -248,6 +250,7 @@ class Installation:
             "NOISEMILL_JOBS_MAX_ATTEMPTS": "10",
             # Short, so that jobs give way to others now and then.
             "NOISEMILL_WORKER_TIME_SLICE": "1",
+            **self.setup.environ,
         }
 
     def _launch(self, part: Part) -> None:

@@ -1,7 +1,8 @@
 """The GAN's second derivatives in float64, and its training in the engine: turns, halves, precision, evaluation."""
 
 from dataclasses import replace
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from worker.engine.numerics import Numerics
 from worker.engine.share import Share
 from worker.engine.training import Trainer
 from worker.families.family import DataInfo
-from worker.families.gan import FAMILY, squared_slope
+from worker.families.gan import FAMILY, Duel, Gan, squared_slope
 from worker.families.nets.diffaugment import NUM_DRAWS, augment
 from worker.families.nets.spectral import Spectral, power_iterate, spectrally_normalised
 from worker.kernels.noise import Domain, Noise
@@ -65,6 +66,37 @@ def test_penalties_have_the_right_gradient_by_the_weights(network: str) -> None:
         return steep.mean(), (steep.sqrt() - 1).square().mean()
 
     assert gradcheck(penalties, weights, fast_mode=True, atol=1e-4)
+
+
+@pytest.mark.parametrize("network", ["mlp", "r3gan"])
+@pytest.mark.parametrize("objective", ["r3gan", "wgan_gp"])
+def test_the_loss_that_is_descended_on_has_the_right_gradient_penalty_and_all(network: str, objective: str) -> None:
+    """By the discriminator's weights, as central differences along a way through all of them show."""
+    fields = {"network": network, "objective": objective, "base_channels": 4, "hidden_dim": 8}
+    net = net_of(TINY, **fields).double()
+    # Noise comes in float32.
+    generator, critic = net.generator, net.discriminator
+    pair = SimpleNamespace(
+        generator=lambda z, label: generator(z.double(), label).double(),
+        discriminator=lambda x, label: critic(x.double(), label),
+    )
+    weights = [*critic.parameters()]
+    way = [torch.randn(weight.shape, generator=torch.Generator().manual_seed(1)).double() for weight in weights]
+
+    def loss(far: float) -> Tensor:
+        with torch.no_grad():
+            for weight, part in zip(weights, way, strict=True):
+                weight.add_(part, alpha=far)
+        real = PAIR.normal(*TINY.shape, stream=9).double()
+        duel = Duel(spec_of(**fields), cast("Gan", pair), real, LABELS, PAIR)
+        return duel.discriminator_loss().loss
+
+    gradient = torch.autograd.grad(loss(0.0), weights)
+    slope = sum((one * part).sum() for one, part in zip(gradient, way, strict=True))
+
+    step = 1e-6
+    ahead, behind = loss(step).detach(), loss(-2 * step).detach()
+    assert float(slope) == pytest.approx(float((ahead - behind) / (2 * step)), rel=1e-5)
 
 
 def gradients(trainer: Trainer[Any, Any]) -> dict[str, Tensor]:

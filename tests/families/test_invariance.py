@@ -4,7 +4,7 @@ whatever order they come."""
 import random
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from tests.families.company import first_of
 from tests.jobs.conftest import SHAPE
 from tests.jobs.variants import variants
 from worker.engine.numerics import Numerics, exact, for_sampling
-from worker.engine.sampling import Line, Tile
+from worker.engine.sampling import SEED, Line, Tile
 from worker.engine.training import build
 from worker.families import FAMILIES
 from worker.families.family import DataInfo, Draw, Origin, Sampler
@@ -31,6 +31,11 @@ from worker.kernels.noise import Domain, Noise
 CPU = torch.device("cpu")
 DATA = DataInfo(shape=tuple(SHAPE), num_classes=4)
 ASKED: dict[str, Any] = {"task": "generate", "model": "m@1", "seed": 11}
+GUIDED: dict[str, Any] = {"labels": [1], "guidance_scale": 2.5}
+WIDTH = 8
+"""Slots of a tile on a CPU."""
+NARROW = {"ladder"}
+"""Networks that draw one after another there."""
 
 
 def drawing() -> Iterator[Any]:
@@ -72,16 +77,19 @@ def network(spec: TrainSpec) -> nn.Module:
     return net
 
 
-def requests(spec: TrainSpec, *, num_strangers: int) -> list[Generate]:
-    """One to look at, and strangers who ask for other things as far as the model understands them."""
-    understood = spec.tasks["generate"]
+def requests(spec: TrainSpec, *, num_strangers: int, wishes: Mapping[str, Any] = {}) -> list[Generate]:
+    """One to look at, which asks for ``wishes``, and strangers who ask for other things, as far as it is understood."""
     chance = random.Random(5)
-    asked = [Generate.model_validate(ASKED | {"steps": 4} if "steps" in understood else ASKED)]
+    asked = [_as_understood(spec, {"seed": ASKED["seed"], "steps": 4, **wishes})]
     for seed in range(num_strangers):
-        wishes = {"seed": seed, "temperature": chance.choice([0.5, 1.0]), "labels": [chance.randrange(4)]}
-        wishes |= {"steps": chance.randint(1, 6), "guidance_scale": chance.choice([1.0, 2.5])}
-        wishes |= {"solver": chance.choice(["euler", "heun", "ddim", "ddpm", "dpmpp_2m"]), "eta": 0.0}
-        asked.append(_as_understood(spec, wishes))
+        others: dict[str, Any] = {
+            "seed": seed,
+            "temperature": chance.choice([0.5, 1.0]),
+            "labels": [chance.randrange(4)],
+        }
+        others |= {"steps": chance.randint(1, 6), "guidance_scale": chance.choice([1.0, 2.5])}
+        others |= {"solver": chance.choice(["euler", "heun", "ddim", "ddpm", "dpmpp_2m"]), "eta": 0.0}
+        asked.append(_as_understood(spec, others))
     return asked
 
 
@@ -95,11 +103,15 @@ def _as_understood(spec: TrainSpec, wishes: dict[str, Any]) -> Generate:
     return request
 
 
-def drawn(spec: TrainSpec, net: nn.Module, asked: list[Generate], *, late: int = 0) -> torch.Tensor:
-    """The sample of the first request; the last ``late`` of the others come when it is under way."""
+def drawn(
+    spec: TrainSpec, net: nn.Module, asked: list[Generate], *, late: int = 0, is_last: bool = False
+) -> torch.Tensor:
+    """The sample of the first request; who comes when is told by ``first_of``."""
     sampler = Exposed(FAMILIES[spec.model_dump()["family"]].tasks["generate"](spec, known(spec)))
     draws = [Draw[Any](request=request, index=3, owner=place) for place, request in enumerate(asked)]
-    return first_of(Tile(net, sampler, draws[-1], CPU), draws, late=late)
+    tile = Tile(net, sampler, draws[-1], CPU)
+    assert tile.width == (1 if spec.model_dump().get("network") in NARROW else WIDTH)
+    return first_of(tile, draws, late=late, is_last=is_last)
 
 
 @pytest.mark.parametrize("spec", [*drawing()])
@@ -109,18 +121,21 @@ def test_a_sample_has_the_bits_it_has_alone(spec: TrainSpec) -> None:
     alone = drawn(spec, net, asked[:1])
 
     assert torch.equal(drawn(spec, net, asked[:2]), alone)
+    assert torch.equal(drawn(spec, net, asked[:2], is_last=True), alone)
     assert torch.equal(drawn(spec, net, asked, late=3), alone)
+    assert torch.equal(drawn(spec, net, asked, late=3, is_last=True), alone)
 
 
-def test_in_bf16_a_transformer_draws_the_bits_that_it_draws_alone() -> None:
-    spec = next(one.values[0] for one in drawing() if one.id == "diffusion-network=dit")
+@pytest.mark.parametrize("spec", [one for one in drawing() if one.values[0].computes_in_type_of_weights])
+def test_in_bf16_a_sample_has_the_bits_it_has_alone(spec: TrainSpec) -> None:
     net = for_sampling(network(spec), Numerics.of_sampling(spec, "bf16", CPU))
-    asked = requests(spec, num_strangers=4)
+    asked = requests(spec, num_strangers=6, wishes=GUIDED)
 
     alone = drawn(spec, net, asked[:1])
 
-    assert {weight.dtype for weight in net.parameters()} == {torch.bfloat16}
-    assert torch.equal(drawn(spec, net, asked, late=2), alone)
+    assert torch.bfloat16 in {weight.dtype for weight in net.parameters()}
+    assert torch.equal(drawn(spec, net, asked[:2], is_last=True), alone)
+    assert torch.equal(drawn(spec, net, asked, late=2, is_last=True), alone)
 
 
 def plain_specs() -> dict[str, TrainSpec]:
@@ -134,9 +149,12 @@ def plain_specs() -> dict[str, TrainSpec]:
 @pytest.mark.parametrize("family", [family for family in SPECS if "generate" in FAMILIES[family].tasks])
 def test_sixty_four_strangers_change_no_bit(family: str) -> None:
     spec = plain_specs()[family]
-    net, asked = network(spec), requests(spec, num_strangers=63)
+    net, asked = network(spec), requests(spec, num_strangers=63, wishes=GUIDED)
 
-    assert torch.equal(drawn(spec, net, asked, late=20), drawn(spec, net, asked[:1]))
+    alone = drawn(spec, net, asked[:1])
+
+    assert torch.equal(drawn(spec, net, asked, late=20), alone)
+    assert torch.equal(drawn(spec, net, asked, late=20, is_last=True), alone)
 
 
 def test_another_process_draws_the_same_bits(tmp_path: Path) -> None:
@@ -155,12 +173,13 @@ def test_another_process_draws_the_same_bits(tmp_path: Path) -> None:
     assert [family for family in here if not torch.equal(here[family], there[family])] == []
 
 
-def test_what_a_stranger_makes_of_no_number_stays_in_its_slot() -> None:
+@pytest.mark.parametrize("value", [torch.inf, -torch.inf, torch.nan])
+def test_what_a_stranger_makes_of_no_number_stays_in_its_slot(value: float) -> None:
     spec = next(one.values[0] for one in drawing() if one.id == "diffusion")
     net, asked = network(spec), requests(spec, num_strangers=6)
     broken = Generate.model_validate(ASKED | {"seed": 99, "steps": 3, "labels": [2]})
     sampler = FAMILIES["diffusion"].tasks["generate"](spec, DATA)
-    line: Line[Any] = Line(Tile(net, Spoiled(Exposed(sampler)), Draw(request=asked[0], index=3), CPU))
+    line: Line[Any] = Line(Tile(net, Spoiled(Exposed(sampler), value), Draw(request=asked[0], index=3), CPU))
 
     line.add([Draw(request=one, index=3, owner=place) for place, one in enumerate([*asked, broken])])
     done: dict[Any, torch.Tensor | None] = {}
@@ -174,11 +193,15 @@ def test_what_a_stranger_makes_of_no_number_stays_in_its_slot() -> None:
 
 
 class Spoiled:
-    """A sampler that begins at infinity for one seed."""
+    """A sampler of whose state one number is ``value`` after each step of one seed."""
 
-    def __init__(self, inner: Any) -> None:
-        self.num_steps, self.step, self.finish, self._start = inner.num_steps, inner.step, inner.finish, inner.start
+    def __init__(self, inner: Any, value: float) -> None:
+        self.num_steps, self.start, self.finish, self._step = inner.num_steps, inner.start, inner.finish, inner.step
+        self._value = value
 
-    def start(self, draws: Any, noise: Noise) -> dict[str, torch.Tensor]:
-        state = self._start(draws, noise)
-        return state | {"x": state["x"] * torch.inf} if draws[0].request.seed == 99 else state
+    def step(self, net: Any, state: dict[str, torch.Tensor], noise: Noise) -> dict[str, torch.Tensor]:
+        after = self._step(net, state, noise)
+        is_spoiled = (state[SEED] == 99).view(-1, *[1] * (after["x"].dim() - 1))
+        corner = torch.zeros_like(after["x"], dtype=torch.bool)
+        corner.view(len(corner), -1)[:, 0] = True
+        return after | {"x": torch.where(is_spoiled & corner, self._value, after["x"])}

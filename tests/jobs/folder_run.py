@@ -11,6 +11,7 @@ import numpy as np
 
 from shared.errors import InputGone
 from worker.code_cache import CodeCache
+from worker.gathering import Gathering
 from worker.run import Assignment, InputDamaged, Stopped, StopReason, StoredObject
 
 
@@ -42,6 +43,7 @@ class FolderRun:
     device: str = "cpu"
     num_devices: int = 1
     """Processes that share a training."""
+    gathering: Gathering = field(default_factory=Gathering)
     feature_networks: Path | None = None
     stop_at: tuple[int, StopReason] | None = None
     """Raise Stopped once this step is reported, or at the first boundary after it if the reason is ``preempt``."""
@@ -75,7 +77,7 @@ class FolderRun:
             raise Stopped(self.stop_at[1])
 
     def boundary(self) -> None:
-        if self.stop_at is not None and self.steps[-1][0] >= self.stop_at[0]:
+        if self.stop_at is not None and self.steps and self.steps[-1][0] >= self.stop_at[0]:
             raise Stopped(self.stop_at[1])
 
     def metrics(self, step: int, split: str, values: Mapping[str, float]) -> None:

@@ -1,9 +1,13 @@
 """Specs are stored with their defaults written out, and read again by the worker."""
 
+import json
+
 import pytest
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from shared.specs import FAMILIES
+from shared.wire import TrainRequest
+from tests.jobs.variants import small
 
 REQUIRED = {"dataset": "ds_" + "0" * 32, "model": "digits"}
 
@@ -41,3 +45,15 @@ def test_a_preset_decides_the_sizes_that_are_left_out() -> None:
     assert sizes() == sizes(preset="xs") != sizes(preset="s") != sizes(preset="b")
     assert sizes(preset="b", latent_dim=7)[0] == 7
     assert sizes(preset="b", network="ladder")[0] == sizes(preset="xs", network="ladder")[0]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_field_of_a_training_can_be_given_in_strict_json(family: str) -> None:
+    """As the API reads it. Lists among them are no tuples to a validator that has seen the whole spec."""
+    kind = FAMILIES[family]
+    spec = kind.model_validate({name: value for name, value in small(family, kind, {}).items() if value is not None})
+    body = {"type": "train", "spec": spec.model_dump(mode="json", exclude_none=True)}
+
+    read = TypeAdapter(TrainRequest).validate_json(json.dumps(body), strict=True)
+
+    assert read.spec == spec

@@ -37,6 +37,8 @@ STEP, SEED, INDEX = "noise.step", "noise.seed", "noise.index"
 class _Occupant(Generic[RequestT]):
     draw: Draw[RequestT]
     steps_left: int
+    unbounded: frozenset[str]
+    """Names of what was infinite before its first step, and is meant to be."""
 
 
 class Tile(Generic[RequestT]):
@@ -93,9 +95,11 @@ class Tile(Generic[RequestT]):
         if len(draws) > len(free):
             raise ValueError(f"{len(draws)} draws do not fit into {len(free)} free slots")
         for slot, draw in zip(free, draws, strict=False):
-            for name, row in self._start(draw).items():
+            start = self._start(draw)
+            for name, row in start.items():
                 self._state[name][slot] = row[0]
-            self._slots[slot] = _Occupant(draw=draw, steps_left=self.sampler.num_steps(draw.request))
+            steps, unbounded = self.sampler.num_steps(draw.request), _unbounded(start)
+            self._slots[slot] = _Occupant(draw=draw, steps_left=steps, unbounded=unbounded)
 
     def step(self) -> list[tuple[Draw[RequestT], Tensor | None]]:
         """Advance every slot by one step; samples that are done leave, each with its draw.
@@ -106,8 +110,8 @@ class Tile(Generic[RequestT]):
         taken = [(slot, occupant) for slot, occupant in enumerate(self._slots) if occupant is not None]
         for _, occupant in taken:
             occupant.steps_left -= 1
-        leaving = [(slot, occupant.draw) for slot, occupant in taken if occupant.steps_left == 0]
-        done = [(draw, self._finish(slot)) for slot, draw in leaving]
+        leaving = [(slot, occupant) for slot, occupant in taken if occupant.steps_left == 0]
+        done = [(occupant.draw, self._finish(slot)) for slot, occupant in leaving]
         self._free([slot for slot, _ in leaving])
         return done
 
@@ -162,10 +166,17 @@ class Tile(Generic[RequestT]):
 
     @torch.no_grad()
     def _finish(self, slot: int) -> Tensor | None:
-        row = self._row(slot)
-        if any(bool(tensor.isnan().any()) for tensor in row.values() if tensor.is_floating_point()):
+        row, occupant = self._row(slot), self._slots[slot]
+        unbounded = occupant.unbounded if occupant is not None else frozenset[str]()
+        if _unbounded(row) - unbounded or any(bool(row[name].isnan().any()) for name in unbounded):
             return None
         return self.sampler.finish(self.net, row)[0].cpu()
+
+
+def _unbounded(row: SlotState) -> frozenset[str]:
+    """Names of what is infinite, or no number."""
+    floats = {name: tensor for name, tensor in row.items() if tensor.is_floating_point()}
+    return frozenset(name for name, tensor in floats.items() if not bool(tensor.isfinite().all()))
 
 
 @torch.no_grad()

@@ -14,12 +14,15 @@ from typing import Any, Final, Self
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.distributed_c10d import _set_pg_timeout  # pyright: ignore[reportPrivateUsage]
 
 BUCKET_BYTES: Final = 64 * 2**20
 """Tensors travel together up to this size: few large messages, and no second copy of all gradients."""
 PATIENCE: Final = timedelta(days=1)
 """How long a process waits for another. One that died is noticed at once, as its connection is closed; the first may
 measure and show the network for as long as it likes."""
+JOINING: Final = timedelta(minutes=2)
+"""How long a process waits for the others to come at all."""
 _DTYPES: Final[Mapping[str, torch.dtype]] = {
     str(dtype): dtype
     for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.uint8, torch.bool)
@@ -49,7 +52,8 @@ class Team:
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         if device.type == "cuda":
             torch.cuda.set_device(device)
-        dist.init_process_group(backend, init_method=meeting, timeout=PATIENCE, rank=rank, world_size=size)
+        dist.init_process_group(backend, init_method=meeting, timeout=JOINING, rank=rank, world_size=size)
+        _set_pg_timeout(PATIENCE)  # the public way changes what is waited for to come, too
         try:
             yield cls(dist.get_rank(), dist.get_world_size())
         finally:

@@ -1,15 +1,18 @@
-"""The processes that train one network beside this one, each on a device of its own. They live as long as the block.
+"""The processes that train one network beside this one, each on a device of its own, here or on other hosts. They live
+as long as the block.
 
 A process of the crew is told what to do through the team (``worker.engine.team``): to ``join`` the training as it is
 now, or to do its next ``step``. It stores and reports nothing, so that it can be killed at any time.
 """
 
 import json
+import socket
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -24,7 +27,9 @@ from worker.engine.team import ALONE, Team
 from worker.engine.training import Trainer
 from worker.families import FAMILIES
 from worker.families.family import DataInfo
+from worker.gathering import Member
 from worker.jobs.batches import Ahead, Batches
+from worker.lifeline import ending_with
 
 Order = Literal["join", "step"]
 
@@ -35,44 +40,75 @@ PARTING: Final = 5.0
 
 
 @contextmanager
-def crew(devices: Sequence[str], spec: Mapping[str, Any], files: Mapping[str, Mapping[str, Path]]) -> Iterator[Team]:
-    """The team that trains on ``devices``, of which this process is the first.
+def crew(
+    devices: Sequence[str],
+    spec: Mapping[str, Any],
+    files: Mapping[str, Mapping[str, Path]],
+    *,
+    members: Sequence[Member] = (),
+    host: str = "",
+) -> Iterator[Team]:
+    """The team that trains on ``devices``, of which this process is the first, and on those of ``members``.
 
     Args:
-        devices: one for each process; this one's first.
+        devices: one for each process of this host; this one's first.
         spec: of the training, as JSON.
         files: of each dataset, by the name that its samples have in a batch.
+        members: other hosts, which have the data.
+        host: by which these reach this one.
 
     Raises:
-        WorkerLost: a process of the crew died.
+        WorkerLost: a process of the crew died, or did not come.
     """
-    if len(devices) == 1:
+    size = len(devices) + sum(member.num_processes for member in members)
+    if size == 1:
         yield ALONE
         return
     with tempfile.TemporaryDirectory(prefix="noisemill-") as folder, ExitStack() as stack:
-        common = {"meeting": f"file://{folder}/meeting", "size": len(devices), "spec": spec, "files": files}
-        common |= {"num_threads": torch.get_num_threads()}
+        meeting = f"tcp://{host}:{_free_port(host)}" if members else f"file://{folder}/meeting"
+        common = {"meeting": meeting, "size": size, "spec": spec, "num_threads": torch.get_num_threads()}
         others = [
-            stack.enter_context(_started({**common, "rank": rank, "device": device}))
+            stack.enter_context(start_process({**common, "files": files, "rank": rank, "device": device}))
             for rank, device in enumerate(devices[1:], 1)
         ]
+        rank = len(devices)
+        for member in members:
+            member.join(**common, ranks=list(range(rank, rank + member.num_processes)))
+            rank += member.num_processes
         for process in others:
             _await_ready(process)
         try:
-            where = {"meeting": common["meeting"], "rank": 0, "size": len(devices)}
-            with Team.joined(torch.device(devices[0]), **where) as team:
-                yield team
+            team = stack.enter_context(Team.joined(torch.device(devices[0]), meeting=meeting, rank=0, size=size))
         except RuntimeError as error:
-            if any(_has_ended(process) for process in others):
+            raise WorkerLost("not all processes came that were to train together") from error
+        try:
+            yield team
+        except RuntimeError as error:
+            if any(member.has_left(PARTING) for member in members) or any(_has_ended(process) for process in others):
                 raise WorkerLost("a process that trained beside this one died") from error
             raise
 
 
+def versions() -> dict[str, str]:
+    """What must be the same on all hosts of a training."""
+    try:
+        ours = version("noisemill")
+    except PackageNotFoundError:  # run where it lies
+        ours = "unknown"
+    return {"noisemill": ours, "torch": torch.__version__}
+
+
+def _free_port(host: str) -> int:
+    with socket.create_server((host, 0)) as server:
+        return server.getsockname()[1]
+
+
 @contextmanager
-def _started(orders: Mapping[str, Any]) -> Iterator[subprocess.Popen[str]]:
+def start_process(orders: Mapping[str, Any], **options: Any) -> Iterator[subprocess.Popen[str]]:
+    """A process of the crew, until the end of the block; ``options`` are those of ``subprocess.Popen``."""
     command = [sys.executable, "-m", "worker.jobs.crew"]
-    # In the process group of this one, whose supervisor ends all of it.
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    # In the process group of this one, whose supervisor ends all of it, unless options say otherwise.
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, **options) as process:
         try:
             with suppress(BrokenPipeError):  # it died: who waits for it will say so
                 print(json.dumps(orders, default=str), file=process.stdin, flush=True)
@@ -119,7 +155,8 @@ def main() -> None:
     sys.stdout.flush()
     device = torch.device(orders["device"])
     where = {name: orders[name] for name in ("meeting", "rank", "size")}
-    with exact(orders["num_threads"]), Team.joined(device, **where) as team:
+    ends = ending_with(orders["lifeline"]) if "lifeline" in orders else nullcontext()
+    with ends, exact(orders["num_threads"]), Team.joined(device, **where) as team:
         spec = SPECS[orders["spec"]["family"]].model_validate(orders["spec"])
         files = {name: {file: Path(path) for file, path in paths.items()} for name, paths in orders["files"].items()}
         batches = Batches({name: open_images(paths) for name, paths in files.items()}, spec)

@@ -27,7 +27,7 @@ from worker.families.family import Batch, DataInfo, Origin
 from worker.jobs.batches import Ahead, Batches, Split
 from worker.jobs.best import Best, Measures
 from worker.jobs.checkpoints import Checkpoints
-from worker.jobs.crew import crew, order
+from worker.jobs.crew import crew, order, versions
 from worker.jobs.inputs import fetch_files, stored
 from worker.jobs.nearness import BATCH_SIZE, MOST_COMPARED, NUM_DRAWN, Nearness
 from worker.jobs.previews import Previewer
@@ -61,12 +61,18 @@ def train(run: Run) -> dict[str, Any]:
     # A training has the device for itself: what fits must not depend on what was sampled before.
     MODELS.drop_unused()
     devices = devices_for(run, spec)
+    num_others = spec.most_processes - len(devices)
+    wanted = {"datasets": {name: {"files": one["files"]} for name, one in datasets.items()}}
+    kind = torch.device(run.device).type
     with (
         exact(),
-        crew(devices, spec.model_dump(mode="json"), files) as team,
+        run.gathering.asked(num_others, kind, wanted, versions(), still=run.boundary) as members,
+        crew(devices, spec.model_dump(mode="json"), files, members=members, host=run.gathering.host) as team,
         closing(Ahead(batches, team, torch.device(run.device))) as ahead,
-        closing(Switch(run, spec, len(devices))) as switch,
+        closing(Switch(run, spec, team.size)) as switch,
     ):
+        if members:
+            run.log(f"Training with {team.size} processes, on {len(members) + 1} hosts.")
         return _Training(run, spec, ahead, team, switch).execute()
 
 
