@@ -41,16 +41,17 @@ TRIED: Final = """## Tried for what is not reached
   pass. With a penalty at each fourth step, and a batch of 64 instead of 32, it sees 205,000 images in the time instead
   of 115,000, and the way is 21 % instead of 24 %; undisturbed, a step takes 0.108 s of one core. In `r3gan` its
   objective is on DCGAN's network, whose steps are as long and better used.
-* **The time of trainings.** On a processor without bf16 (AVX2), where all is computed in float32, `vae-conv` took 814 CPU
-  seconds and came to the same figures, and `consistency` 861. A step of the UNet takes 0.10 s of one core with AVX512's bf16,
-  0.15 s on another one, and 0.26 s without.
-* **Consistency tuning again.** The recorded figure is of one run, in float32. The same recipe came to 1.44 in bf16 (268 CPU
-  seconds) and to 1.42 in float32 (447) on another processor, beside a teacher of nearly the same distance: 1.3 is reached
-  by some runs of it, and not by all.
-* **The lower half inpainted, against principal components.** Their number and how exactly they have to fit are
-  chosen on training digits, and so chosen they are as good as this model's own best guess: from the errors of one draw
-  and of the mean of sixteen follows that of the mean of all, which is 16.3 dB, and the components' is 16.0. No more
-  draws can change that, and 1,000 steps more gained 0.3 dB. A single draw, which is what shows a digit, is 3 dB further off.
+* **The time of trainings.** On a processor without bf16 (AVX2), where all is computed in float32, `vae-conv` took 814
+  CPU seconds and came to the same figures, and `consistency` 861. A step of the UNet takes 0.10 s of one core with
+  AVX512's bf16, 0.15 s on another one, and 0.26 s without.
+* **Consistency tuning again.** The recorded figure is of one run, in float32. The same recipe came to 1.44 in bf16
+  (268 CPU seconds) and to 1.42 in float32 (447) on another processor, beside a teacher of nearly the same distance:
+  1.3 is reached by some runs of it, and not by all.
+* **The lower half inpainted, against principal components.** Their number and how exactly they have to fit are chosen
+  on training digits, and so chosen they are as good as this model's own best guess: from the errors of one draw and
+  of the mean of sixteen follows that of the mean of all, which is 16.3 dB, and the components' is 16.0. No more draws
+  can change that, and 1,000 steps more gained 0.3 dB. A single draw, which is what shows a digit, is 3 dB further
+  off.
 * **That a person reads every digit** of the first 64. Of the UNet's, guided, 62 (in the fourth row one has two strokes,
   in the sixth one is no digit), without guidance about 52; of other models fewer. What the recorded sheets show, stands
   below.

@@ -114,7 +114,7 @@ def _alone(orders: Mapping[str, Any]) -> Iterator[subprocess.Popen[str]]:
     theirs, ours = os.pipe()
     try:
         # It inherits what it must read from; our end is the only other one.
-        with start_process(orders | {"lifeline": theirs}, start_new_session=True, pass_fds=[theirs]) as process:
+        with start_process({**orders, "lifeline": theirs}, start_new_session=True, pass_fds=[theirs]) as process:
             os.close(theirs)
             try:
                 yield process

@@ -14,7 +14,7 @@ from typing import Any, Final, Self
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.distributed_c10d import _set_pg_timeout  # pyright: ignore[reportPrivateUsage]
+from torch.distributed.distributed_c10d import _set_pg_timeout
 
 BUCKET_BYTES: Final = 64 * 2**20
 """Tensors travel together up to this size: few large messages, and no second copy of all gradients."""
