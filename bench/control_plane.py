@@ -306,6 +306,7 @@ def main() -> None:
             train(here)
         figures = {}
         for name in sections:
+            here.clear()
             figures[name] = SECTIONS[name](here, effort)
             print(name, json.dumps(figures[name]), flush=True)
     report |= {"asked": judged(figures), "figures": figures}

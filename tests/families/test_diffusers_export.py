@@ -161,13 +161,16 @@ def test_the_librarys_pipeline_draws_what_generate_draws(
 ) -> None:
     net, _ = exported(tmp_path, objective, 0, process)
     pipeline = kind.from_pretrained(tmp_path)
+    # What a network rounds is multiplied by the deviation of the noise, 157 at first: both compute in double precision.
+    net.double()
+    pipeline.unet.double()
     spec, data = spec_of(objective=objective, preset="s", process=process), DataInfo(shape=(1, 8, 8))
     request = Generate(task="generate", model="m", solver="ddim", schedule="uniform", steps=10)
     sampler = FAMILIES["diffusion"].tasks["generate"](spec, data)
     state = sampler.start([Draw(request=request, index=index) for index in range(2)], keyed(0))
     # Theirs begin at noise of deviation 1, ours at what the process makes of an image in the mean.
     noise = state["x"] / (1 + net.objective.sigma_max**2) ** 0.5
-    monkeypatch.setattr(sys.modules[type(pipeline).__module__], "randn_tensor", lambda *_, **__: noise.float())
+    monkeypatch.setattr(sys.modules[type(pipeline).__module__], "randn_tensor", lambda *_, **__: noise)
 
     pipeline.set_progress_bar_config(disable=True)
     theirs = pipeline(batch_size=2, num_inference_steps=10, output_type="np").images
@@ -176,7 +179,7 @@ def test_the_librarys_pipeline_draws_what_generate_draws(
             state = state | sampler.step(net, state, keyed(step))
 
     ours = (state["x"] / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
-    assert (torch.from_numpy(theirs) - ours).abs().max() < 1e-5 < 1e-3 * ours.std()
+    assert (torch.from_numpy(theirs) - ours).abs().max() < 2e-5 < 1e-3 * ours.std()
 
 
 def test_the_librarys_pipeline_draws_from_a_flow_what_the_card_draws(

@@ -1,8 +1,11 @@
 """Group normalisation and softmax by kernels for the CPU, against torch's own in float64."""
 
+import os
 import subprocess
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import product
+from threading import Event
 from types import SimpleNamespace
 from typing import Any
 
@@ -102,6 +105,28 @@ def test_a_sample_is_the_same_alone_and_among_others_and_with_any_number_of_thre
     alone = one(slice(3, 4), 1)
     for rows, threads in product((slice(3, 4), slice(0, 4), slice(2, 4)), (1, 2, 3)):
         assert all(torch.equal(a, b) for a, b in zip(alone, one(rows, threads), strict=True))
+
+
+@pytest.mark.usefixtures("_threads")
+def test_a_lone_image_is_shared_out_among_threads_that_are_there() -> None:
+    torch.set_num_threads(2)
+    x = images(1, torch.float32)
+    with torch.no_grad():
+        normalised(layer(), x, None, silu=True)
+        done, threads = Event(), set[str]()
+
+        def watch() -> None:
+            while not done.is_set():
+                threads.update(os.listdir("/proc/self/task"))
+
+        with ThreadPoolExecutor(1) as watching:
+            watching.submit(watch)
+            for _ in range(300):
+                normalised(layer(), x, None, silu=True)
+            done.set()
+        remaining = {*os.listdir("/proc/self/task")}
+
+    assert len(threads - remaining) <= 1  # the watcher
 
 
 def test_a_sample_that_is_no_number_stays_alone() -> None:

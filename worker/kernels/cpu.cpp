@@ -184,16 +184,24 @@ struct GroupNorm {
     long last(long block) const { return block + 1 == blocks() ? P : (block + 1) * PIXELS; }
     float shifted(long b, long c) const { return shift ? shift[b * C + c] : 0.0f; }
 
-    // Each sample on one thread; where there are fewer samples than threads, blocks are shared out instead.
+    // Each sample on one thread; where there are fewer samples than threads, blocks are shared out instead. The two ways
+    // stand apart, as libgomp starts new threads for a region inside another one, even if the outer one has one thread.
     template <typename First, typename Between, typename Second>
     void two_passes(int threads, First first_pass, Between between, Second second_pass) const {
-        int inside = B >= threads ? 1 : threads;
-#pragma omp parallel for schedule(static) num_threads(threads) if (inside == 1 && threads > 1)
+        if (B < threads && blocks() > 1) {
+            for (long b = 0; b < B; b++) {
+#pragma omp parallel for schedule(static) num_threads(threads)
+                for (long block = 0; block < blocks(); block++) first_pass(b, block);
+                between(b);
+#pragma omp parallel for schedule(static) num_threads(threads)
+                for (long block = 0; block < blocks(); block++) second_pass(b, block);
+            }
+            return;
+        }
+#pragma omp parallel for schedule(static) num_threads(threads) if (B > 1 && threads > 1)
         for (long b = 0; b < B; b++) {
-#pragma omp parallel for schedule(static) num_threads(inside) if (inside > 1)
             for (long block = 0; block < blocks(); block++) first_pass(b, block);
             between(b);
-#pragma omp parallel for schedule(static) num_threads(inside) if (inside > 1)
             for (long block = 0; block < blocks(); block++) second_pass(b, block);
         }
     }
