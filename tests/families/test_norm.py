@@ -1,10 +1,10 @@
 """Group normalisation and softmax by kernels for the CPU, against torch's own in float64."""
 
-import os
 import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product
+from pathlib import Path
 from threading import Event
 from types import SimpleNamespace
 from typing import Any
@@ -21,6 +21,7 @@ from worker.kernels.noise import Domain, Noise
 
 CPU = torch.device("cpu")
 CHANNELS, GROUPS = 48, 8
+THREADS = Path("/proc/self/task")
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 8e-3}
 """Of the greatest number; for bfloat16 two roundings."""
 
@@ -113,18 +114,18 @@ def test_a_lone_image_is_shared_out_among_threads_that_are_there() -> None:
     x = images(1, torch.float32)
     with torch.no_grad():
         normalised(layer(), x, None, silu=True)
-        done, threads = Event(), set[str]()
+        done, threads = Event(), set[Path]()
 
         def watch() -> None:
             while not done.is_set():
-                threads.update(os.listdir("/proc/self/task"))
+                threads.update(THREADS.iterdir())
 
         with ThreadPoolExecutor(1) as watching:
             watching.submit(watch)
             for _ in range(300):
                 normalised(layer(), x, None, silu=True)
             done.set()
-        remaining = {*os.listdir("/proc/self/task")}
+        remaining = {*THREADS.iterdir()}
 
     assert len(threads - remaining) <= 1  # the watcher
 
