@@ -44,10 +44,13 @@ taken away, ours would be 1.4 times as fast as the best tuned. bf16 products are
 is why the default, in float32, is nearer, too.
 """,
     "serving/cpu.json": """
-Measured without bf16, where a step of eight images takes 4.7 times as long as a step of one: sharing saves at most
-0.4 of the time of each image, in a full tile (0.60 of it are left; of two 0.77, of four 0.70), so that half of the
-makespan is out of reach. The tile is of eight because it serves most; one of four would let a request alone pay 2.8
-times as much as at a batch of one, and all others a sixth more.
+With AVX512's bf16 products a step of eight images takes 3.6 times as long as a step of one: in a full tile an image
+costs 0.45 of what it costs alone, and the tile is not full while the first arrive and the last end. 0.42 is out of
+reach of any tile here, as the step is convolutions to three quarters and those of eight images are not cheaper than
+that. The tile is of eight because it serves most; a narrower one would let a request alone pay less, and all others
+more. In float32, on a processor without such products, it was 0.74, 0.71, 0.64, 1.16 and 4.7. Before all this was
+recorded a fault had made the batch of one eight times slower (0.17 s a step instead of 0.02: its group normalisations
+started new threads each), beside which the ratios looked like 0.20 and 0.03; they were not kept.
 """,
     "families/cpu.json": """
 Measured with AVX512's bf16 products. On a processor without them, where both sides compute the same convolutions of
