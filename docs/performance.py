@@ -62,8 +62,8 @@ In a run an hour before it were 1.35 times as many submissions (995 and 736 a se
 tried, what a submission, a job that does nothing and a first sample are made of by now, and what each step gained:
 [decision 24](decisions/0024-what-a-submission-costs.md) and [decision 25](decisions/0025-runners-are-forked.md). In
 short: of the 1.5 ms of CPU that a submission takes of the API half are the event loop's, a third the thread's that
-records, the rest the relay's and the look-ups', in Python and under one interpreter lock; load, API, PostgreSQL and Valkey share
-the two cores.
+records, the rest the relay's and the look-ups', in Python and under one interpreter lock; load, API, PostgreSQL and
+Valkey share the two cores.
 """,
 }
 
